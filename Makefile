@@ -1,0 +1,54 @@
+# The commands of the project. `make nightly` and `make test` install what they need and say what they cannot install.
+#
+#   make nightly [INPUT=simulator|scientific:PATH|beauty:PATH|minionerec:PATH|logs:PATH] [DAY=2026-01-05] [JUDGE=embedding|vllm]
+#   make test
+
+INPUT ?=
+DAY ?=
+JUDGE ?=
+SETUP := bash requirements/setup.sh
+
+.PHONY: nightly test lint env judge-env browser lock table-docs clean help
+
+help:
+	@sed -n '2,5s/^# \{0,1\}//p' Makefile
+
+nightly: java env $(if $(filter vllm,$(JUDGE)),judge-env)
+	@.venv/bin/sgrec nightly $(if $(INPUT),--input $(INPUT)) $(if $(DAY),--day $(DAY)) $(if $(JUDGE),--judge $(JUDGE))
+
+test: java env judge-env browser lint
+	@.venv/bin/python -m pytest
+
+lint: env
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+.PHONY: java
+java:
+	@$(SETUP) java
+
+env:
+	@$(SETUP) main
+
+judge-env:
+	@$(SETUP) judge
+
+browser:
+	@$(SETUP) browser
+
+# docs/tables.md from the contracts
+table-docs: env
+	@.venv/bin/python -m sgrec_core.quality.table_docs
+
+# New lock files after a change of the dependencies. `+cpu` is cut: a machine with a CPU build of torch at hand
+# (pip's find-links) takes it, any other takes the build of its package index with what that needs.
+COMPILE = UV_FIND_LINKS=$${UV_FIND_LINKS:-$$PIP_FIND_LINKS} .venv/bin/uv pip compile --quiet --no-emit-find-links \
+	--python-version 3.11 --custom-compile-command "make lock"
+lock: env
+	@$(COMPILE) pyproject.toml --group dev -o requirements/main.lock
+	@$(COMPILE) requirements/judge.in --overrides requirements/judge-overrides.txt -o requirements/judge.lock
+	@sed -i 's/+cpu//' requirements/main.lock requirements/judge.lock
+
+clean:
+	rm -rf .venv .venv-judge .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,29 @@
+"""The errors that users see.
+
+A message names what was wrong (file, row, column, value), and what would be valid. Jobs print the message as one
+line and exit with ``exit_code``; anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class SgrecError(Exception):
+    """Base of all errors whose message is written for the user."""
+
+    exit_code = 1
+
+
+class SettingsError(SgrecError):
+    """A setting, or the environment, is not what the stage needs."""
+
+
+class InputError(SgrecError):
+    """A file or folder that the user named cannot be used."""
+
+
+class ContractError(SgrecError):
+    """Rows break the contract of the table that they were about to be published to."""
+
+
+class GateError(SgrecError):
+    """A quality gate stopped the night; tables and champion stay as they were."""
+
+    exit_code = 3

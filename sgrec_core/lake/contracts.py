@@ -1,0 +1,278 @@
+"""Table contracts: one YAML file per table in ``schemas/`` is the single source of truth.
+
+From a contract come the Arrow schema, the Delta CHECK constraints, the checks that every publication runs, the Great
+Expectations suite (`sgrec_core.quality`) and the table documentation.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from sgrec_core.errors import ContractError
+from sgrec_core.settings import PROJECT_ROOT
+
+SCHEMAS = PROJECT_ROOT / "schemas"
+
+ARROW_TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "date32": pa.date32(),
+    "timestamp[us, UTC]": pa.timestamp("us", "UTC"),
+    "list<string>": pa.list_(pa.string()),
+    "list<int32>": pa.list_(pa.int32()),
+    "list<float32>": pa.list_(pa.float32()),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column. For list types ``minimum`` and ``maximum`` bound each element."""
+
+    name: str
+    type: str
+    description: str
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    allowed: tuple[str, ...] | None = None
+    max_length: int | None = None
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        return ARROW_TYPES[self.type]
+
+    @property
+    def is_list(self) -> bool:
+        return self.type.startswith("list<")
+
+    def valid(self) -> str:
+        """What the column accepts, in words."""
+        words = [self.type, "or null" if self.nullable else "not null"]
+        if self.allowed:
+            words.append("one of " + ", ".join(self.allowed))
+        if self.minimum is not None:
+            words.append(f"at least {self.minimum:g}")
+        if self.maximum is not None:
+            words.append(f"at most {self.maximum:g}")
+        if self.max_length is not None:
+            words.append(f"at most {self.max_length:,} characters")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a table promises, who answers for it and what to do when it is broken."""
+
+    table: str
+    description: str
+    owner: str
+    severity: str
+    runbook: str
+    partition_by: tuple[str, ...]
+    key: tuple[str, ...]
+    """Unique within a partition."""
+    columns: tuple[Column, ...]
+    unique: tuple[tuple[str, ...], ...] = ()
+    """Further column sets that are unique within a partition."""
+    may_be_empty: bool = False
+    _by_name: dict[str, Column] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._by_name.update({column.name: column for column in self.columns})
+
+    def column(self, name: str) -> Column:
+        return self._by_name[name]
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        return pa.schema([pa.field(c.name, c.arrow_type, nullable=c.nullable) for c in self.columns])
+
+    @property
+    def delta_constraints(self) -> dict[str, str]:
+        """CHECK constraints by name. Lists are checked by `check` alone: SQL CHECK has no word for their elements."""
+        constraints = {}
+        for column in self.columns:
+            if column.is_list:
+                continue
+            conditions = []
+            if column.allowed:
+                values = ", ".join(f"'{value}'" for value in column.allowed)
+                conditions.append(f"{column.name} IN ({values})")
+            if column.minimum is not None:
+                conditions.append(f"{column.name} >= {column.minimum:g}")
+            if column.maximum is not None:
+                conditions.append(f"{column.name} <= {column.maximum:g}")
+            if conditions:
+                condition = " AND ".join(conditions)
+                if column.nullable:
+                    condition = f"{column.name} IS NULL OR ({condition})"
+                constraints[f"{column.name}_is_valid"] = condition
+        return constraints
+
+    def conform(self, data: pa.Table) -> pa.Table:
+        """``data`` with exactly the contract's columns, in its order and types.
+
+        Raises:
+            ContractError: a column is missing, unknown, or of a type that does not convert without loss.
+        """
+        names = {column.name for column in self.columns}
+        missing = sorted(names - set(data.column_names))
+        unknown = sorted(set(data.column_names) - names)
+        if missing or unknown:
+            raise ContractError(
+                f"table {self.table}: "
+                + "; ".join(
+                    part
+                    for part in (
+                        f"missing columns {', '.join(missing)}" if missing else "",
+                        f"unknown columns {', '.join(unknown)}" if unknown else "",
+                    )
+                    if part
+                )
+                + f"; valid are {', '.join(c.name for c in self.columns)}"
+            )
+        arrays = []
+        for column in self.columns:
+            values = data.column(column.name)
+            try:
+                arrays.append(values.cast(column.arrow_type))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+                raise ContractError(
+                    f"table {self.table}, column {column.name}: cannot store {values.type} as {column.type}: {error}"
+                ) from error
+        return pa.table(arrays, schema=self.arrow_schema)
+
+    def check(self, data: pa.Table | pa.RecordBatch) -> None:
+        """Check the values of conformed rows.
+
+        Raises:
+            ContractError: names table, column, number of bad rows, the first bad row's key and value, and what is valid.
+        """
+        for column in self.columns:
+            values = data.column(column.name)
+            bad = _bad_rows(column, values)
+            count = pc.sum(bad).as_py() or 0
+            if count:
+                row = pc.index(bad, True).as_py()
+                key = ", ".join(f"{name}={data.column(name)[row].as_py()}" for name in self.key)
+                raise ContractError(
+                    f"table {self.table}, column {column.name}: {count} of {data.num_rows} rows are not valid, first "
+                    f"{values[row].as_py()!r} at {key}; valid is {column.valid()}"
+                )
+
+    def check_unique(self, data: pa.Table) -> None:
+        """Check that the key and the further unique column sets are unique within ``data``, one partition.
+
+        Raises:
+            ContractError: names table, columns and the first repeated value.
+        """
+        for columns in (self.key, *self.unique):
+            keys = pa.table({name: _hashable(data.column(name)) for name in columns})
+            counts = keys.group_by(list(columns)).aggregate([([], "count_all")])
+            repeated = counts.filter(pc.greater(counts["count_all"], 1))
+            if repeated.num_rows:
+                first = {name: repeated[name][0].as_py() for name in columns}
+                raise ContractError(
+                    f"table {self.table}: {repeated.num_rows} values of {', '.join(columns)} occur more than once in "
+                    f"{data.num_rows} rows, first {first}; the contract wants them unique"
+                )
+
+
+def _hashable(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists as text, because Arrow groups by scalars only."""
+    if pa.types.is_list(values.type):
+        return pa.chunked_array([pa.array([str(value) for value in values.to_pylist()], pa.string())])
+    return values
+
+
+def _bad_rows(column: Column, values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """True for each row that breaks the column's rules."""
+    bad = pc.is_null(values) if not column.nullable else pc.and_(pc.is_null(values), False)
+    if column.is_list:
+        if column.minimum is not None or column.maximum is not None or column.type == "list<float32>":
+            for low_high in (pa.chunked_array([values]) if isinstance(values, pa.Array) else values).chunks:
+                low_high.validate()
+            bad = pc.or_(bad, _bad_lists(column, values))
+        return bad
+    if pa.types.is_floating(values.type):
+        bad = pc.or_(bad, pc.fill_null(pc.invert(pc.is_finite(values)), False))
+    if column.minimum is not None:
+        bad = pc.or_(bad, pc.fill_null(pc.less(values, column.minimum), False))
+    if column.maximum is not None:
+        bad = pc.or_(bad, pc.fill_null(pc.greater(values, column.maximum), False))
+    if column.allowed is not None:
+        known = pc.is_in(values, value_set=pa.array(column.allowed, values.type))
+        bad = pc.or_(bad, pc.and_(pc.is_valid(values), pc.invert(known)))
+    if column.max_length is not None:
+        bad = pc.or_(bad, pc.fill_null(pc.greater(pc.utf8_length(values), column.max_length), False))
+    return bad
+
+
+def _bad_lists(column: Column, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """True for each list with an element that is null, not finite, or out of bounds."""
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    elements = pc.list_flatten(whole)
+    bad = pc.is_null(elements)
+    if pa.types.is_floating(elements.type):
+        bad = pc.or_(bad, pc.fill_null(pc.invert(pc.is_finite(elements)), False))
+    if column.minimum is not None:
+        bad = pc.or_(bad, pc.fill_null(pc.less(elements, column.minimum), False))
+    if column.maximum is not None:
+        bad = pc.or_(bad, pc.fill_null(pc.greater(elements, column.maximum), False))
+    parents = pc.unique(pc.filter(pc.list_parent_indices(whole), bad))
+    return pc.is_in(pa.array(range(len(whole)), pa.int64()), value_set=parents.cast(pa.int64()))
+
+
+@cache
+def load_contract(table: str) -> Contract:
+    """The contract of ``table``.
+
+    Raises:
+        ContractError: there is none, or its file is not a valid contract.
+    """
+    path = SCHEMAS / f"{table}.yaml"
+    if not path.exists():
+        raise ContractError(f"no contract for table {table!r}; valid are {', '.join(table_names())}")
+    raw = yaml.safe_load(path.read_text())
+    try:
+        columns = tuple(
+            Column(**{**column, "allowed": tuple(column["allowed"]) if "allowed" in column else None})
+            for column in raw.pop("columns")
+        )
+        contract = Contract(
+            table=table,
+            columns=columns,
+            key=tuple(raw.pop("key")),
+            partition_by=tuple(raw.pop("partition_by")),
+            unique=tuple(tuple(names) for names in raw.pop("unique", ())),
+            **raw,
+        )
+    except (TypeError, KeyError) as error:
+        raise ContractError(f"{path.name}: not a valid contract: {error}") from error
+    unknown = {c.type for c in columns} - set(ARROW_TYPES)
+    if unknown:
+        raise ContractError(f"{path.name}: unknown types {sorted(unknown)}; valid are {', '.join(ARROW_TYPES)}")
+    named = {*contract.key, *contract.partition_by, *(name for names in contract.unique for name in names)}
+    absent = named - {c.name for c in columns}
+    if absent:
+        raise ContractError(f"{path.name}: key, unique or partition_by name columns that do not exist: {sorted(absent)}")
+    if contract.severity not in ("critical", "warning"):
+        raise ContractError(f"{path.name}: severity {contract.severity!r}; valid are critical, warning")
+    return contract
+
+
+def table_names() -> tuple[str, ...]:
+    """All tables that have a contract, sorted."""
+    return tuple(sorted(path.stem for path in SCHEMAS.glob("*.yaml")))
+
+
+def all_contracts() -> tuple[Contract, ...]:
+    """All contracts, sorted by table name."""
+    return tuple(load_contract(table) for table in table_names())

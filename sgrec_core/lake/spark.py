@@ -1,0 +1,260 @@
+"""Spark over the lake, without JVM jars: executors read and write Parquet, delta-rs keeps the transaction log.
+
+Executors check every batch against the contract and write files that no reader sees; the driver checks the keys over
+what was written and then commits all files at once. Files of a write that failed are removed.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction
+
+from sgrec_core.errors import ContractError, SettingsError
+from sgrec_core.lake.contracts import Contract, load_contract
+from sgrec_core.lake.tables import Lake, Where, commit_properties
+from sgrec_core.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+JAVA_VERSIONS = "17 or 21"
+
+
+def check_java() -> None:
+    """Fail before Spark does, in words.
+
+    Raises:
+        SettingsError: no Java, one that is too old, or one without the module that Spark needs.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = f"{home}/bin/java" if home else "java"
+    if shutil.which(java) is None:
+        where = f"JAVA_HOME={home} holds no bin/java" if home else "no `java` on the PATH"
+        raise SettingsError(f"Spark needs Java {JAVA_VERSIONS}: {where}. Debian, Ubuntu: apt-get install openjdk-17-jdk-headless")
+    words = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+    found = re.search(r'version "(\d+)', words)
+    if found is None or int(found.group(1)) < 17:
+        raise SettingsError(f"Spark needs Java {JAVA_VERSIONS}, {java} is: {words.splitlines()[0] if words else 'unknown'}")
+
+
+def spark_session(settings: Settings, name: str = "sgrec") -> "SparkSession":
+    """A Spark session: ``SGREC_SPARK_MASTER`` or local threads.
+
+    Raises:
+        SettingsError: there is no suitable Java.
+    """
+    check_java()
+    # Workers must run the interpreter of the driver, whatever `python3` is on their PATH.
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    from pyspark.sql import SparkSession
+
+    session = (
+        SparkSession.builder.master(settings.spark_master or f"local[{settings.threads}]")
+        .appName(name)
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.driver.memory", settings.spark_memory)
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.shuffle.partitions", 2 * settings.threads)
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", 50_000)
+        .config("spark.log.level", "ERROR")
+        .getOrCreate()
+    )
+    return session
+
+
+def read_spark(spark: "SparkSession", lake: Lake, table: str, where: Where | None = None) -> "DataFrame":
+    """Rows of the partitions that match ``where`` (partition columns only), as a DataFrame of the contract's columns."""
+    from pyspark.sql import functions as F
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    contract = load_contract(table)
+    schema = from_arrow_schema(contract.arrow_schema)
+    wanted = {name: {str(v) for v in (value if isinstance(value, (list, tuple, set)) else [value])} for name, value in (where or {}).items()}
+    unknown = set(wanted) - set(contract.partition_by)
+    if unknown:
+        raise ContractError(f"table {table}: {sorted(unknown)} are not partition columns; valid are {', '.join(contract.partition_by)}")
+    file_schema = from_arrow_schema(_file_schema(contract))
+    frame: DataFrame | None = None
+    delta = lake.open(table)
+    for partition in lake.partitions(table):
+        if any(partition[name] not in values for name, values in wanted.items()):
+            continue
+        assert delta is not None
+        files = delta.file_uris([(name, "=", value) for name, value in partition.items()])
+        part = spark.read.schema(file_schema).parquet(*files)
+        for name, value in partition.items():
+            part = part.withColumn(name, F.lit(value).cast(schema[name].dataType))
+        part = part.select(*schema.names)
+        frame = part if frame is None else frame.unionByName(part)
+    return spark.createDataFrame([], schema) if frame is None else frame
+
+
+def publish_spark(
+    lake: Lake,
+    table: str,
+    frame: "DataFrame",
+    *,
+    partition: Mapping[str, object],
+    fingerprint: str,
+    metadata: Mapping[str, object] | None = None,
+) -> int:
+    """Replace the rows of ``partition`` with those of ``frame`` in one commit; see `Lake.publish`.
+
+    Args:
+        frame: all columns of the contract; those named in ``partition`` may be absent and are filled in.
+
+    Returns:
+        Number of rows written.
+
+    Raises:
+        ContractError: rows break the contract, keys repeat, or another writer published the partition meanwhile.
+    """
+    from pyspark.sql import functions as F
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    contract = load_contract(table)
+    schema = from_arrow_schema(contract.arrow_schema)
+    for name, value in partition.items():
+        frame = frame.withColumn(name, F.lit(str(value)).cast(schema[name].dataType))
+    missing = [name for name in schema.names if name not in frame.columns]
+    if missing:
+        raise ContractError(f"table {table}: missing columns {', '.join(missing)}")
+    frame = frame.select(*(F.col(name).cast(schema[name].dataType).alias(name) for name in schema.names))
+    delta = lake.create(table)
+    write_id = uuid.uuid4().hex
+    root = lake.uri(table)
+    try:
+        written = frame.sortWithinPartitions(*contract.key).mapInArrow(
+            _writer(table, root, write_id), "path string, size long, rows long, partition string"
+        )
+        actions = [
+            AddAction(
+                path=row.path,
+                size=row.size,
+                partition_values=json.loads(row.partition),
+                modification_time=int(time.time() * 1000),
+                data_change=True,
+                stats=json.dumps({"numRecords": row.rows}),
+            )
+            for row in written.collect()
+        ]
+        # A retried task has left two sets of files; those that were not reported are not in `actions`.
+        _check_keys(frame.sparkSession, contract, root, [action.path for action in actions])
+        delta.create_write_transaction(
+            actions,
+            mode="overwrite",
+            schema=delta.schema(),
+            partition_by=list(contract.partition_by),
+            partition_filters=[(name, "=", str(value)) for name, value in partition.items()],
+            commit_properties=commit_properties(table, partition, fingerprint, metadata),
+        )
+    except DeltaError as error:
+        _remove(root, write_id, keep=())
+        raise ContractError(f"table {table}, partition {dict(partition)}: not published: {error}") from error
+    except BaseException as error:
+        _remove(root, write_id, keep=())
+        found = re.search(r"ContractError: (.*)", str(error))
+        if found and not isinstance(error, ContractError):
+            # The executor's error arrives inside a Java stack trace; the user needs its one line.
+            raise ContractError(found.group(1)) from None
+        raise
+    _remove(root, write_id, keep={action.path for action in actions})
+    return sum(json.loads(action.stats)["numRecords"] for action in actions)
+
+
+def _file_schema(contract: Contract) -> pa.Schema:
+    """What stands in the Parquet files: Delta keeps partition columns in its log alone."""
+    return pa.schema([f for f in contract.arrow_schema if f.name not in contract.partition_by])
+
+
+def _writer(table: str, root: str, write_id: str):  # type: ignore[no-untyped-def]
+    """The function that runs in the executors: check, split by partition, write."""
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        contract = load_contract(table)
+        schema = _file_schema(contract)
+        filesystem, folder = _filesystem(root)
+        writers: dict[str, tuple[str, pq.ParquetWriter, int]] = {}
+        attempt = uuid.uuid4().hex[:8]
+        try:
+            for batch in batches:
+                rows = contract.conform(pa.Table.from_batches([batch]))
+                contract.check(rows)
+                for values in rows.select(contract.partition_by).group_by(list(contract.partition_by)).aggregate([]).to_pylist():
+                    mask = None
+                    for name, value in values.items():
+                        same = pc.equal(rows[name], pa.scalar(value, contract.column(name).arrow_type))
+                        mask = same if mask is None else pc.and_(mask, same)
+                    part = rows.filter(mask).select(schema.names)
+                    texts = {name: str(value) for name, value in values.items()}
+                    key = json.dumps(texts, sort_keys=True)
+                    if key not in writers:
+                        parts = [f"{name}={quote(texts[name], safe='')}" for name in contract.partition_by]
+                        path = "/".join([*parts, f"part-{write_id}-{attempt}-{len(writers):05d}.parquet"])
+                        filesystem.create_dir("/".join([folder, *parts]), recursive=True)
+                        writers[key] = path, pq.ParquetWriter(f"{folder}/{path}", schema, filesystem=filesystem, compression="zstd"), 0
+                    path, writer, count = writers[key]
+                    writer.write_table(part)
+                    writers[key] = path, writer, count + part.num_rows
+        finally:
+            for _, writer, _ in writers.values():
+                writer.close()
+        report = [
+            {"path": path, "size": filesystem.get_file_info(f"{folder}/{path}").size, "rows": count, "partition": key}
+            for key, (path, _, count) in writers.items()
+        ]
+        yield pa.RecordBatch.from_pylist(
+            report,
+            pa.schema([("path", pa.string()), ("size", pa.int64()), ("rows", pa.int64()), ("partition", pa.string())]),
+        )
+
+    return write
+
+
+def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: list[str]) -> None:
+    """Uniqueness over the files that are about to be committed, each partition for itself."""
+    from pyspark.sql import functions as F
+
+    if not paths:
+        return
+    # `input_file_name` tells the partition: partition columns are not in the files.
+    rows = spark.read.parquet(*(f"{root}/{quote(path, safe='/=')}" if "://" in root else f"{root}/{path}" for path in paths))
+    for columns in (contract.key, *contract.unique):
+        inside = [name for name in columns if name not in contract.partition_by]
+        folder = F.regexp_extract(F.input_file_name(), r"^(.*)/[^/]*$", 1)
+        repeated = rows.groupBy(folder.alias("_folder"), *inside).count().filter("count > 1").limit(1).collect()
+        if repeated:
+            first = {name: repeated[0][name] for name in inside}
+            raise ContractError(f"table {contract.table}: {', '.join(columns)} must be unique, but {first} occurs {repeated[0]['count']} times")
+
+
+def _filesystem(root: str) -> tuple[pafs.FileSystem, str]:
+    if "://" in root:
+        return pafs.FileSystem.from_uri(root)
+    return pafs.LocalFileSystem(), str(Path(root).resolve())
+
+
+def _remove(root: str, write_id: str, keep: set[str] | tuple[()]) -> None:
+    """Delete files of this write that were not committed."""
+    filesystem, folder = _filesystem(root)
+    for info in filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
+        if f"part-{write_id}-" in info.base_name and info.path.removeprefix(f"{folder}/") not in keep:
+            filesystem.delete_file(info.path)

@@ -1,0 +1,255 @@
+"""Reading and transactional publishing of Delta tables through delta-rs.
+
+A publication replaces exactly one partition in one commit, or does nothing: what was published there last is known by
+its fingerprint, which stands in the Delta log as the version of the application transaction ``<table>/<partition>``. A
+killed job therefore leaves the table at its last commit, and a re-run with the same inputs commits nothing.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from sgrec_core.errors import ContractError
+from sgrec_core.lake.contracts import Contract, load_contract
+
+Where = Mapping[str, object]
+
+
+class Lake:
+    """The Delta tables under ``root``: a local folder or an object-store URI."""
+
+    def __init__(self, root: str | Path):
+        self.root = str(root).rstrip("/")
+
+    def uri(self, table: str) -> str:
+        """Where ``table`` lies. Raises ContractError for a table without contract."""
+        return f"{self.root}/{load_contract(table).table}"
+
+    def open(self, table: str, version: int | None = None) -> DeltaTable | None:
+        """The Delta table, or None while nothing was published."""
+        try:
+            return DeltaTable(self.uri(table), version=version)
+        except TableNotFoundError:
+            return None
+
+    def version(self, table: str) -> int | None:
+        """The current Delta version of ``table``, or None while nothing was published."""
+        delta = self.open(table)
+        return None if delta is None else delta.version()
+
+    def partitions(self, table: str) -> list[dict[str, str]]:
+        """The partitions that hold rows, as dicts of text, sorted."""
+        delta = self.open(table)
+        return [] if delta is None else sorted(delta.partitions(), key=lambda partition: sorted(partition.items()))
+
+    def fingerprint(self, table: str, partition: Mapping[str, object]) -> int | None:
+        """What was published last under ``partition`` (the same columns that were passed to `publish`), or None."""
+        delta = self.open(table)
+        return None if delta is None else delta.transaction_version(application_id(table, partition))
+
+    def read(
+        self,
+        table: str,
+        *,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """Rows in the order of the contract's key, so that the same rows always come in the same order.
+
+        Args:
+            where: column to value, or to a list of values of which one must match.
+            columns: names of the columns wanted; all by default.
+            version: a Delta version; the current one by default.
+
+        Returns:
+            The rows; an empty table of the contract's schema while nothing was published.
+        """
+        contract = load_contract(table)
+        schema = contract.arrow_schema
+        wanted = list(columns) if columns is not None else schema.names
+        delta = self.open(table, version)
+        if delta is None:
+            return schema.empty_table().select(wanted)
+        needed = wanted + [name for name in contract.key if name not in wanted]
+        rows = delta.to_pyarrow_table(columns=needed, filters=_expression(contract, where or {}))
+        rows = rows.cast(pa.schema([schema.field(name) for name in needed]))
+        return rows.sort_by([(name, "ascending") for name in contract.key]).select(wanted)
+
+    def count(self, table: str, *, where: Where | None = None) -> int:
+        """Number of rows; see `read`."""
+        delta = self.open(table)
+        if delta is None:
+            return 0
+        return delta.to_pyarrow_dataset().count_rows(filter=_expression(load_contract(table), where or {}))
+
+    def publish(
+        self,
+        table: str,
+        data: pa.Table,
+        *,
+        partition: Mapping[str, object],
+        fingerprint: str,
+        metadata: Mapping[str, object] | None = None,
+    ) -> int:
+        """Replace the rows of ``partition`` with ``data`` in one commit and return the Delta version.
+
+        Args:
+            data: all columns of the contract; those named in ``partition`` may be absent and are filled in.
+            partition: values of one or more partition columns, ``{"day": "2026-01-05"}``.
+            fingerprint: hex digest of all that determined the rows.
+            metadata: facts for the commit (run id, wall time); never part of the rows.
+
+        Raises:
+            ContractError: the rows break the contract, or another writer published the partition meanwhile.
+        """
+        contract = load_contract(table)
+        rows = contract.conform(_with_partition(contract, data, partition))
+        contract.check(rows)
+        contract.check_unique(rows)
+        self.create(table)
+        try:
+            write_deltalake(
+                self.uri(table),
+                rows.sort_by([(name, "ascending") for name in contract.key]),
+                mode="overwrite",
+                predicate=_predicate(contract, partition),
+                commit_properties=commit_properties(table, partition, fingerprint, metadata),
+            )
+        except DeltaError as error:
+            raise ContractError(f"table {table}, partition {dict(partition)}: not published: {error}") from error
+        version = self.version(table)
+        assert version is not None
+        return version
+
+    def upsert(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
+        """Add rows to a content-keyed table in one commit; a row whose key is there already replaces the old one.
+
+        Returns:
+            The Delta version. Nothing is committed for an empty ``data``.
+
+        Raises:
+            ContractError: the rows break the contract, or another writer touched the same rows meanwhile.
+        """
+        contract = load_contract(table)
+        rows = contract.conform(data)
+        contract.check(rows)
+        contract.check_unique(rows)
+        self.create(table)
+        delta = DeltaTable(self.uri(table))
+        if rows.num_rows == 0:
+            return delta.version()
+        # Naming the partitions as constants lets the merge read only these.
+        conditions = [f"target.{name} = source.{name}" for name in contract.key]
+        for name in contract.partition_by:
+            values = sorted({str(value) for value in rows[name].to_pylist()})
+            conditions.append(f"target.{name} IN ({', '.join(_literal(value) for value in values)})")
+        try:
+            (
+                delta.merge(
+                    rows.sort_by([(name, "ascending") for name in contract.key]),
+                    predicate=" AND ".join(conditions),
+                    source_alias="source",
+                    target_alias="target",
+                    commit_properties=CommitProperties(custom_metadata=_metadata(metadata)),
+                )
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .execute()
+            )
+        except DeltaError as error:
+            raise ContractError(f"table {table}: rows not added: {error}") from error
+        version = self.version(table)
+        assert version is not None
+        return version
+
+    def create(self, table: str) -> DeltaTable:
+        """The Delta table, made from its contract (schema, partitions, CHECK constraints) if it does not exist."""
+        contract = load_contract(table)
+        delta = self.open(table)
+        if delta is None:
+            if "://" not in self.root:
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+            delta = DeltaTable.create(
+                self.uri(table),
+                contract.arrow_schema,
+                mode="ignore",
+                partition_by=list(contract.partition_by),
+                name=table,
+                description=contract.description,
+            )
+        present = {key for key in delta.metadata().configuration if key.startswith("delta.constraints.")}
+        for name, condition in contract.delta_constraints.items():
+            if f"delta.constraints.{name}" not in present:
+                delta.alter.add_constraint({name: condition})
+        return DeltaTable(self.uri(table))
+
+
+def application_id(table: str, partition: Mapping[str, object]) -> str:
+    """The application of the Delta transaction under which ``partition`` is published."""
+    return "/".join([table, *(f"{name}={value}" for name, value in sorted(partition.items()))])
+
+
+def transaction_version(fingerprint: str) -> int:
+    """The leading 63 bits of a hex digest: Delta's transaction versions are signed 64-bit integers."""
+    return int(fingerprint[:16].ljust(16, "0"), 16) >> 1
+
+
+def commit_properties(
+    table: str, partition: Mapping[str, object], fingerprint: str, metadata: Mapping[str, object] | None
+) -> CommitProperties:
+    """What every publication writes into the Delta log beside its files."""
+    return CommitProperties(
+        custom_metadata=_metadata({**(metadata or {}), "fingerprint": fingerprint}),
+        app_transactions=[Transaction(application_id(table, partition), transaction_version(fingerprint))],
+    )
+
+
+def _metadata(metadata: Mapping[str, object] | None) -> dict[str, str]:
+    return {f"sgrec.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+
+
+def _with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, object]) -> pa.Table:
+    """``data`` with the partition's values as columns; rows of another partition are an error."""
+    for name, value in partition.items():
+        if name not in contract.partition_by:
+            raise ContractError(
+                f"table {contract.table}: {name} is not a partition column; valid are {', '.join(contract.partition_by)}"
+            )
+        column = contract.column(name)
+        constant = pa.array([str(value)], pa.string()).cast(column.arrow_type)[0]
+        if name not in data.column_names:
+            data = data.append_column(name, pa.repeat(constant, data.num_rows))
+        elif not pc.all(pc.equal(data[name].cast(column.arrow_type), constant), min_count=0).as_py():
+            raise ContractError(f"table {contract.table}: rows outside the partition {name}={value} that is published")
+    return data
+
+
+def _expression(contract: Contract, where: Where) -> pc.Expression | None:
+    expression = None
+    for name, value in where.items():
+        values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        arrow_type = contract.column(name).arrow_type
+        if pa.types.is_date(arrow_type):
+            values = [date.fromisoformat(v) if isinstance(v, str) else v for v in values]
+        condition = pc.field(name).isin(pa.array(values, arrow_type))
+        expression = condition if expression is None else expression & condition
+    return expression
+
+
+def _predicate(contract: Contract, partition: Mapping[str, object]) -> str:
+    parts = []
+    for name, value in sorted(partition.items()):
+        literal = _literal(str(value))
+        parts.append(f"{name} = CAST({literal} AS DATE)" if contract.column(name).type == "date32" else f"{name} = {literal}")
+    return " AND ".join(parts)
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,173 @@
+"""Every setting of sgrec, with its default; the environment overrides (``SGREC_JUDGE__ENGINE=vllm``).
+
+A section belongs to a stage or a part of the core. Settings that change what a stage computes are part of its
+fingerprint: change one, and the stage and all behind it are computed anew at the next run.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are errors, so that a typo in the environment is not ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InterpreterSettings(Section):
+    """The Python that runs each kind of job, so that heavy environments stay apart."""
+
+    spark: str = ".venv/bin/python"
+    torch: str = ".venv/bin/python"
+    judge: str = ".venv/bin/python"
+    quality: str = ".venv/bin/python"
+
+
+class SimulatorSettings(Section):
+    """The marketplace behind ``INPUT=simulator``."""
+
+    seed: int = 7
+    users: int = Field(1500, ge=10)
+    items: int = Field(800, ge=20)
+    new_items_per_day: int = Field(10, ge=0)
+    requests_per_user: float = Field(5.0, gt=0)
+    slate: int = Field(8, ge=2)
+    bad_share: float = Field(0.005, ge=0, lt=1)
+
+
+class AdaptorSettings(Section):
+    """How public sets without time become days."""
+
+    days: int = Field(1, ge=1, description="declared days over which each user's sequence is spread by position")
+
+
+class IngestSettings(Section):
+    max_rejected_share: float = Field(0.05, ge=0, le=1, description="above this share of bad rows the night stops")
+    max_line_bytes: int = Field(1_000_000, ge=1000)
+    max_raw_text: int = Field(2000, ge=10, description="characters of a bad row kept in events_rejected")
+
+
+class StateSettings(Section):
+    history_days: int = Field(30, ge=1)
+    max_history: int = Field(20, ge=1)
+    min_history: int = Field(1, ge=0)
+    validation_share: float = Field(0.1, gt=0, lt=1, description="share of users of a log source that no fit reads")
+    max_pairs_per_decision: int = Field(3, ge=1)
+
+
+class ItemSettings(Section):
+    levels: int = Field(3, ge=1)
+    codebook_size: int = Field(256, ge=2)
+    seed: int = 0
+
+
+class BusinessSettings(Section):
+    seed: int = 0
+
+
+class SupervisedSettings(Section):
+    seed: int = 0
+
+
+class RolloutSettings(Section):
+    group_size: int = Field(16, ge=2)
+    max_groups: int = Field(2048, ge=1)
+    seed: int = 0
+
+
+class JudgeSettings(Section):
+    engine: Literal["embedding", "vllm"] = "embedding"
+    model: str = Field("tiny", description="a Hugging Face name or folder; 'tiny' is an untrained model made on the spot")
+    revision: str | None = Field(None, description="commit of a model given by its Hugging Face name; needed for those")
+    max_model_len: int = Field(8192, ge=512, description="tokens of prompt and answer; longer prompts become failures")
+    kv_cache_gib: float = Field(1.0, gt=0, description="memory for vLLM's key-value cache on a CPU")
+    sampling_ratio: float = Field(1.0, gt=0, le=1, description="p: share of the groups with business variance")
+    max_calls: int | None = Field(None, ge=0, description="no more than this many paid calls a night")
+    max_pairs: int = Field(2000, ge=0, description="preference pairs whose items are judged for the aggregator")
+    shard_size: int = Field(4096, ge=1, description="calls that are published together; a killed job repeats at most these")
+    seed: int = 0
+
+
+class AggregatorSettings(Section):
+    seed: int = 0
+
+
+class FusionSettings(Section):
+    objective: Literal["business", "reward_sum", "adv_sum", "a2po"] = "a2po"
+    epsilon: float = Field(1e-8, gt=0)
+
+
+class PolicySettings(Section):
+    clip: float = 0.2
+    kl_weight: float = 1e-3
+    seed: int = 0
+
+
+class EvaluationSettings(Section):
+    beam: int = Field(50, ge=20)
+    bootstrap_samples: int = Field(1000, ge=100)
+    tolerance: float = Field(0.05, ge=0, description="how far below the baseline the interval of the difference may reach")
+    seed: int = 0
+
+
+class QualitySettings(Section):
+    sample_rows: int = Field(5, ge=1)
+
+
+class AirflowSettings(Section):
+    retries: int = Field(1, ge=0)
+    retry_delay_seconds: float = Field(30.0, ge=0)
+
+
+class Settings(BaseSettings):
+    """All settings; ``Settings()`` reads the environment.
+
+    Raises:
+        pydantic.ValidationError: a value is of the wrong type or out of range (the command line words it).
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SGREC_", env_nested_delimiter="__", frozen=True, extra="ignore")
+
+    home: Path = Path(".sgrec")
+    input: str = Field("simulator", description="simulator, scientific:PATH, beauty:PATH, minionerec:PATH or logs:PATH")
+    first_day: str = Field("2026-01-05", description="first day of the simulator and of the public sets")
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    spark_master: str | None = Field(None, description="Spark master; by default local threads")
+    spark_memory: str = "3g"
+    mlflow_uri: str | None = Field(None, description="MLflow server; by default SQLite under SGREC_HOME/mlflow")
+
+    interpreters: InterpreterSettings = InterpreterSettings()
+    simulator: SimulatorSettings = SimulatorSettings()
+    adaptor: AdaptorSettings = AdaptorSettings()
+    ingest: IngestSettings = IngestSettings()
+    states: StateSettings = StateSettings()
+    items: ItemSettings = ItemSettings()
+    business: BusinessSettings = BusinessSettings()
+    supervised: SupervisedSettings = SupervisedSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    judge: JudgeSettings = JudgeSettings()
+    aggregator: AggregatorSettings = AggregatorSettings()
+    fusion: FusionSettings = FusionSettings()
+    policy: PolicySettings = PolicySettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    quality: QualitySettings = QualitySettings()
+    airflow: AirflowSettings = AirflowSettings()
+
+    @property
+    def lake_root(self) -> str:
+        return str(self.home.resolve() / "lake")
+
+    @property
+    def source(self) -> str:
+        """The kind of input: the part of ``input`` before the colon."""
+        return self.input.partition(":")[0]
+
+    def reports(self, day: str) -> Path:
+        """The folder of a day's report, summary, stage facts and progress."""
+        return self.home.resolve() / "reports" / day

@@ -1,0 +1,129 @@
+"""The stages of a night, in order: the one place that says who reads and who publishes what.
+
+The DAG, the command line, the quality gates and the documentation all read this list, so it imports nothing
+but the standard library: Airflow parses it on every DAG refresh.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One job of the night: ``python -m jobs.<name> --day D``."""
+
+    name: str
+    engine: str
+    """What it runs on, and whose interpreter setting applies: ``spark``, ``torch``, ``judge`` or ``quality``."""
+    reads: tuple[str, ...]
+    publishes: tuple[str, ...]
+    """Delta tables. A stage that publishes at least one table is followed by a quality gate."""
+    registers: str | None = None
+    """The MLflow registered model that it adds a version to, if any."""
+    summary: str
+    timeout_minutes: int = 60
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the stage takes a slot of the GPU pool (it runs on the CPU where there is none)."""
+        return self.engine in ("torch", "judge")
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="ingest_events",
+        engine="spark",
+        reads=(),
+        publishes=("events", "events_rejected", "items", "users"),
+        summary="parse and validate the raw logs, the catalogue and the profiles of the day",
+        timeout_minutes=240,
+    ),
+    Stage(
+        name="build_states",
+        engine="spark",
+        reads=("events", "items", "users"),
+        publishes=("user_states", "preference_pairs"),
+        summary="one row per decision point, and pairs of preferred and passed-over items",
+        timeout_minutes=240,
+    ),
+    Stage(
+        name="tokenize_items",
+        engine="torch",
+        reads=("items",),
+        publishes=("item_codes",),
+        registers="sgrec-tokenizer",
+        summary="give each item a collision-free semantic id",
+    ),
+    Stage(
+        name="fit_business_reward",
+        engine="torch",
+        reads=("events", "items", "users"),
+        publishes=(),
+        registers="sgrec-business-reward",
+        summary="fit the calibrated click model behind eCPM, or declare the ranking reward",
+    ),
+    Stage(
+        name="train_supervised",
+        engine="torch",
+        reads=("user_states", "item_codes"),
+        publishes=(),
+        registers="sgrec-supervised",
+        summary="train the night's starting policy on next items, warm-started from the champion",
+        timeout_minutes=480,
+    ),
+    Stage(
+        name="generate_candidates",
+        engine="torch",
+        reads=("user_states", "item_codes", "items", "events", "users"),
+        publishes=("candidates",),
+        summary="roll out groups of candidates with log-probabilities and business reward",
+        timeout_minutes=240,
+    ),
+    Stage(
+        name="score_aspects",
+        engine="judge",
+        reads=("candidates", "preference_pairs", "user_states", "items"),
+        publishes=("aspect_scores",),
+        summary="judge whole groups of candidates aspect by aspect",
+        timeout_minutes=480,
+    ),
+    Stage(
+        name="train_aggregator",
+        engine="torch",
+        reads=("preference_pairs", "aspect_scores", "user_states", "items", "candidates"),
+        publishes=("user_weights",),
+        registers="sgrec-aggregator",
+        summary="learn per-user weights of the aspects from preference pairs",
+    ),
+    Stage(
+        name="materialize_rewards",
+        engine="torch",
+        reads=("candidates", "aspect_scores", "user_weights", "items"),
+        publishes=("rewards",),
+        summary="standardise, gate and fuse business and semantic reward",
+    ),
+    Stage(
+        name="train_generator",
+        engine="torch",
+        reads=("user_states", "candidates", "rewards", "item_codes"),
+        publishes=(),
+        registers="sgrec-generator",
+        summary="improve the starting policy with A2PO and register it as challenger",
+        timeout_minutes=480,
+    ),
+    Stage(
+        name="evaluate_generator",
+        engine="torch",
+        reads=("user_states", "item_codes", "events"),
+        publishes=("evaluations",),
+        summary="compare challenger and champion on held-out decisions and promote if it is better",
+    ),
+    Stage(
+        name="report_quality",
+        engine="quality",
+        reads=(),
+        publishes=(),
+        summary="write the Data Docs, the on-call page and the summary of the night",
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in STAGES}
