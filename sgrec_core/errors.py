@@ -1,14 +1,15 @@
 """The errors that users see.
 
 A message names what was wrong (file, row, column, value), and what would be valid. Jobs print the message as one
-line and exit with ``exit_code``; anything else that escapes is a bug and keeps its traceback.
+line and exit with ``exit_code``, which tells Airflow that trying again changes nothing; anything else that escapes is a
+crash, keeps its traceback, exits with 1 and is tried again.
 """
 
 
 class SgrecError(Exception):
     """Base of all errors whose message is written for the user."""
 
-    exit_code = 1
+    exit_code = 2
 
 
 class SettingsError(SgrecError):

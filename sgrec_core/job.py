@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -70,7 +70,11 @@ class Job:
             if "day" in load_contract(table).partition_by:
                 inputs[table] = self.lake.fingerprint(table, {"day": self.day})
         return digest(
-            __version__, self.stage.name, self.day, json.dumps([inputs, extra or {}], sort_keys=True, default=str), length=32
+            __version__,
+            self.stage.name,
+            self.day,
+            json.dumps([inputs, extra or {}], sort_keys=True, default=str),
+            length=32,
         )
 
     def skip_if_published(self, partitions: Mapping[str, Mapping[str, object]], fingerprint: str) -> bool:
@@ -95,7 +99,7 @@ class Job:
 
     def progress(self, iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
         """Iterate with a progress bar on the terminal and progress lines in the day's file."""
-        if total is None and hasattr(iterable, "__len__"):
+        if total is None and isinstance(iterable, Sized):
             total = len(iterable)
         with self.progress_bar(total, description) as advance:
             for element in iterable:
@@ -237,7 +241,7 @@ def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:
         text.append(f"Registers: {definition.registers}.")
     text.append(
         "Tables and models lie under SGREC_HOME (default .sgrec). Settings come from SGREC_* variables. "
-        "Nothing is computed again when nothing changed. Exit codes: 0 done, 1 cannot run, 3 stopped by a quality gate."
+        "Nothing is computed again when nothing changed. Exit codes: 0 done, 1 crashed, 2 an input or a setting is wrong, 3 stopped by a quality gate."
     )
 
     def command(

@@ -22,12 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgrec_core import __version__
-from sgrec_core.errors import SettingsError, SgrecError
+from sgrec_core.errors import SgrecError
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# MLflow narrates every database migration and every look-up of the git revision.
-logging.getLogger("mlflow").setLevel(logging.ERROR)
+# MLflow and Alembic narrate every database migration, MLflow every input example.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 GENERATOR = "sgrec-generator"
@@ -90,7 +90,9 @@ class Registry:
             if version.version == wanted:
                 return version
         valid = [*(version.version for version in versions), *self.aliases(name)]
-        raise SgrecError(f"{name} has no version {version_or_alias!r}; valid are {', '.join(valid) or 'none yet: run a night first'}")
+        raise SgrecError(
+            f"{name} has no version {version_or_alias!r}; valid are {', '.join(valid) or 'none yet: run a night first'}"
+        )
 
     def aliases(self, name: str) -> dict[str, str]:
         """Alias to version number."""
@@ -148,7 +150,9 @@ class Registry:
             data = Path(scratch) / "model"
             data.mkdir()
             # Sorted and contiguous, so that the same weights make the same file.
-            save_file({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, data / "model.safetensors")
+            save_file(
+                {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, data / "model.safetensors"
+            )
             (data / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             model = self._mlflow.pyfunc.log_model(
                 name="model",
@@ -163,7 +167,9 @@ class Registry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            created = self.client.create_model_version(name, source=model.model_uri, run_id=run.info.run_id, tags=provenance)
+            created = self.client.create_model_version(
+                name, source=model.model_uri, run_id=run.info.run_id, tags=provenance
+            )
         return _version(created)
 
     def load(self, version: ModelVersion) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -194,7 +200,9 @@ class Registry:
     def promote(self, version: ModelVersion, *, day: str) -> None:
         """Make ``version`` the champion as of night ``day``: it serves now and is the pin of later nights."""
         numbers = [int(v.tags["sgrec.promotion"]) for v in self.versions(GENERATOR) if "sgrec.promotion" in v.tags]
-        self.client.set_model_version_tag(version.name, version.version, "sgrec.promotion", str(max(numbers, default=0) + 1))
+        self.client.set_model_version_tag(
+            version.name, version.version, "sgrec.promotion", str(max(numbers, default=0) + 1)
+        )
         self.client.set_model_version_tag(version.name, version.version, "sgrec.promoted_day", day)
         self.set_alias(version, CHAMPION)
 
@@ -206,7 +214,9 @@ class Registry:
         """
         demoted = self.newest_promotion()
         if demoted is None:
-            raise SgrecError(f"{GENERATOR} has no champion to roll back; run a night or `sgrec promote --version N` first")
+            raise SgrecError(
+                f"{GENERATOR} has no champion to roll back; run a night or `sgrec promote --version N` first"
+            )
         for tag in ("sgrec.promotion", "sgrec.promoted_day"):
             self.client.delete_model_version_tag(demoted.name, demoted.version, tag)
         self.client.set_model_version_tag(demoted.name, demoted.version, "sgrec.rolled_back", "true")

@@ -62,39 +62,68 @@ class StateSettings(Section):
 
 
 class ItemSettings(Section):
-    levels: int = Field(3, ge=1)
-    codebook_size: int = Field(256, ge=2)
+    codes: Literal["auto", "text", "supplied"] = Field(
+        "auto", description="semantic ids from item text or as supplied; auto: text where half of the items have some"
+    )
+    levels: int = Field(3, ge=1, description="codes per item, where they are made from text")
+    codebook_size: int = Field(256, ge=2, description="codes per level at most; fewer for a small catalogue")
     seed: int = 0
 
 
 class BusinessSettings(Section):
+    window_days: int = Field(7, ge=1, description="days of events, up to the night's, that the click model learns from")
+    trees: int = Field(200, ge=1, description="at most this many boosting rounds; it stops early")
+    learning_rate: float = Field(0.05, gt=0)
     seed: int = 0
 
 
 class SupervisedSettings(Section):
+    """The generator's shape and its training on next items; defaults were chosen on the validation items of Scientific."""
+
+    width: int = Field(128, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    epochs: int = Field(30, ge=1, description="passes over the training windows of a night that starts from scratch")
+    warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")
+    batch_size: int = Field(128, ge=1, description="windows per step")
+    learning_rate: float = Field(1e-3, gt=0)
+    warm_learning_rate: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    bfloat16: bool = Field(True, description="multiply matrices in bfloat16 while training")
     seed: int = 0
 
 
 class RolloutSettings(Section):
     group_size: int = Field(16, ge=2)
     max_groups: int = Field(2048, ge=1)
+    batch_size: int = Field(128, ge=1, description="groups rolled out at once")
     seed: int = 0
 
 
 class JudgeSettings(Section):
     engine: Literal["embedding", "vllm"] = "embedding"
-    model: str = Field("tiny", description="a Hugging Face name or folder; 'tiny' is an untrained model made on the spot")
+    model: str = Field(
+        "tiny", description="a Hugging Face name or folder; 'tiny' is an untrained model made on the spot"
+    )
     revision: str | None = Field(None, description="commit of a model given by its Hugging Face name; needed for those")
     max_model_len: int = Field(8192, ge=512, description="tokens of prompt and answer; longer prompts become failures")
     kv_cache_gib: float = Field(1.0, gt=0, description="memory for vLLM's key-value cache on a CPU")
     sampling_ratio: float = Field(1.0, gt=0, le=1, description="p: share of the groups with business variance")
     max_calls: int | None = Field(None, ge=0, description="no more than this many paid calls a night")
     max_pairs: int = Field(2000, ge=0, description="preference pairs whose items are judged for the aggregator")
-    shard_size: int = Field(4096, ge=1, description="calls that are published together; a killed job repeats at most these")
+    shard_size: int = Field(
+        4096, ge=1, description="calls that are published together; a killed job repeats at most these"
+    )
     seed: int = 0
 
 
 class AggregatorSettings(Section):
+    held_out_share: float = Field(0.2, ge=0, lt=1, description="share of the pairs' users that PairAUC is measured on")
+    epochs: int = Field(20, ge=0)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(3.0, ge=0)
     seed: int = 0
 
 
@@ -104,25 +133,37 @@ class FusionSettings(Section):
 
 
 class PolicySettings(Section):
-    clip: float = 0.2
-    kl_weight: float = 1e-3
+    epochs: int = Field(1, ge=1, description="passes over the rollout groups")
+    batch_size: int = Field(64, ge=1, description="groups per step")
+    learning_rate: float = Field(1e-4, gt=0)
+    clip: float = Field(0.2, gt=0, lt=1)
+    kl_weight: float = Field(1e-3, ge=0)
     seed: int = 0
 
 
 class EvaluationSettings(Section):
     beam: int = Field(50, ge=20)
+    batch_size: int = Field(128, ge=1, description="users ranked at once")
     bootstrap_samples: int = Field(1000, ge=100)
-    tolerance: float = Field(0.05, ge=0, description="how far below the baseline the interval of the difference may reach")
+    tolerance: float = Field(
+        0.05, ge=0, description="how far below the baseline the interval of the difference may reach"
+    )
     seed: int = 0
 
 
 class QualitySettings(Section):
-    sample_rows: int = Field(5, ge=1)
+    sample_rows: int = Field(5, ge=1, description="rows shown per failed check")
+    data_docs_nights: int = Field(
+        7, ge=1, description="newest nights that the Data Docs cover; they slow down as these grow"
+    )
 
 
 class AirflowSettings(Section):
-    retries: int = Field(1, ge=0)
-    retry_delay_seconds: float = Field(30.0, ge=0)
+    retries: int = Field(
+        1, ge=0, description="further tries of a job that crashed; one that stopped deliberately has none"
+    )
+    retry_delay_seconds: float = Field(30.0, ge=0, description="wait before the first retry; doubles with each")
+    gpu_slots: int = Field(1, ge=1, description="slots of the pool gpu: stages that may hold a GPU at the same time")
 
 
 class Settings(BaseSettings):

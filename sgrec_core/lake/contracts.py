@@ -6,7 +6,6 @@ Expectations suite (`sgrec_core.quality`) and the table documentation.
 
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -262,7 +261,9 @@ def load_contract(table: str) -> Contract:
     named = {*contract.key, *contract.partition_by, *(name for names in contract.unique for name in names)}
     absent = named - {c.name for c in columns}
     if absent:
-        raise ContractError(f"{path.name}: key, unique or partition_by name columns that do not exist: {sorted(absent)}")
+        raise ContractError(
+            f"{path.name}: key, unique or partition_by name columns that do not exist: {sorted(absent)}"
+        )
     if contract.severity not in ("critical", "warning"):
         raise ContractError(f"{path.name}: severity {contract.severity!r}; valid are critical, warning")
     return contract

@@ -77,17 +77,24 @@ class Lake:
         delta = self.open(table, version)
         if delta is None:
             return schema.empty_table().select(wanted)
-        needed = wanted + [name for name in contract.key if name not in wanted]
-        rows = delta.to_pyarrow_table(columns=needed, filters=_expression(contract, where or {}))
-        rows = rows.cast(pa.schema([schema.field(name) for name in needed]))
+        partition, other = _split(contract, where or {})
+        needed = list(dict.fromkeys([*wanted, *contract.key, *other]))
+        rows = delta.to_pyarrow_table(columns=needed, filters=_expression(contract, partition))
+        rows = _typed(contract, rows)
+        if other:
+            rows = rows.filter(_expression(contract, other))
         return rows.sort_by([(name, "ascending") for name in contract.key]).select(wanted)
 
     def count(self, table: str, *, where: Where | None = None) -> int:
         """Number of rows; see `read`."""
+        contract = load_contract(table)
         delta = self.open(table)
         if delta is None:
             return 0
-        return delta.to_pyarrow_dataset().count_rows(filter=_expression(load_contract(table), where or {}))
+        partition, other = _split(contract, where or {})
+        if not other:
+            return delta.to_pyarrow_dataset().count_rows(filter=_expression(contract, partition))
+        return self.read(table, where=where, columns=list(other)).num_rows
 
     def publish(
         self,
@@ -212,7 +219,10 @@ def commit_properties(
 
 
 def _metadata(metadata: Mapping[str, object] | None) -> dict[str, str]:
-    return {f"sgrec.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+    return {
+        f"sgrec.{key}": value if isinstance(value, str) else json.dumps(value)
+        for key, value in (metadata or {}).items()
+    }
 
 
 def _with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, object]) -> pa.Table:
@@ -231,6 +241,29 @@ def _with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, 
     return data
 
 
+def _split(contract: Contract, where: Where) -> tuple[Where, Where]:
+    """Conditions on partition columns, which choose files, and the others.
+
+    The others wait until the rows have the contract's types: what a merge wrote comes as string views, which Arrow
+    does not compare with strings.
+    """
+    partition = {name: value for name, value in where.items() if name in contract.partition_by}
+    return partition, {name: value for name, value in where.items() if name not in partition}
+
+
+def _typed(contract: Contract, rows: pa.Table) -> pa.Table:
+    """Rows in the contract's types.
+
+    Raises:
+        ContractError: another writer left nulls where the contract has none.
+    """
+    fields = [contract.arrow_schema.field(name) for name in rows.column_names]
+    try:
+        return rows.cast(pa.schema(fields))
+    except ValueError as error:
+        raise ContractError(f"table {contract.table}: holds rows that break its contract: {error}") from error
+
+
 def _expression(contract: Contract, where: Where) -> pc.Expression | None:
     expression = None
     for name, value in where.items():
@@ -247,7 +280,9 @@ def _predicate(contract: Contract, partition: Mapping[str, object]) -> str:
     parts = []
     for name, value in sorted(partition.items()):
         literal = _literal(str(value))
-        parts.append(f"{name} = CAST({literal} AS DATE)" if contract.column(name).type == "date32" else f"{name} = {literal}")
+        parts.append(
+            f"{name} = CAST({literal} AS DATE)" if contract.column(name).type == "date32" else f"{name} = {literal}"
+        )
     return " AND ".join(parts)
 
 

@@ -1,0 +1,145 @@
+"""Compare the night's challenger with the pinned champion on held-out decisions, and promote it if it is better.
+
+Challenger, champion and popularity rank the whole catalogue for the day's validation decisions. The baseline is the
+champion, or popularity where there is none. The alias champion moves when the gate passes; a challenger that is not
+promoted is a successful night.
+"""
+
+from datetime import date
+
+import pyarrow as pa
+
+from sgrec_core.errors import InputError
+from sgrec_core.evaluation.significance import Interval, paired_bootstrap
+from sgrec_core.job import Job, stage_command
+from sgrec_core.lake import load_contract
+from sgrec_core.night import day_catalogue, days_until, of_night, use_threads
+from sgrec_core.offline import (
+    CUTOFF,
+    Ranking,
+    Verdict,
+    compare,
+    evaluation_rows,
+    figures,
+    held_out_decisions,
+    rank_by_popularity,
+    rank_with_generator,
+)
+from sgrec_core.registry import GENERATOR, ModelVersion, Registry
+
+
+def run(job: Job) -> None:
+    settings = job.settings.evaluation
+    registry = Registry(job.settings)
+    challenger = of_night(registry, GENERATOR, job.day, stage="train_generator")
+    champion = registry.pinned_champion(job.day)
+    days = days_until(job.day, job.settings.states.history_days)
+    fingerprint = job.inputs_fingerprint(
+        {
+            "challenger": [challenger.version, challenger.fingerprint],
+            "champion": champion and [champion.version, champion.fingerprint],
+            "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
+            "evaluation": settings.model_dump(),
+        }
+    )
+    if job.skip_if_published({"evaluations": {"day": job.day}}, fingerprint):
+        return
+
+    use_threads(job.settings)
+    try:
+        states = held_out_decisions(job.lake, job.day, "validation")
+    except InputError as error:
+        states = None
+        job.note(f"nothing to compare on: {error}")
+    rankings = {} if states is None else _rankings(job, registry, challenger, champion, states)
+    rows = [row for role, ranking in rankings.items() for row in evaluation_rows(ranking, role, "validation", settings)]
+    verdict = None
+    if rankings:
+        baseline = rankings.get("champion", rankings["popularity"])
+        verdict = compare(rankings["challenger"], baseline, settings)
+        rows += _difference_rows(job, rankings["challenger"], baseline, verdict)
+    promoted, reason = _promote(job, registry, challenger, verdict)
+    # Only now: a job that is killed before it publishes does all of this again, with the same result.
+    schema = load_contract("evaluations").arrow_schema
+    table = pa.Table.from_pylist([{**row, "day": date.fromisoformat(job.day)} for row in rows], schema=schema)
+    job.lake.publish("evaluations", table, partition={"day": job.day}, fingerprint=fingerprint)
+
+    for role in rankings:
+        for name, value in figures([row for row in rows if row["role"] == role]).items():
+            if name in ("hr@10", "ndcg@10"):
+                job.count(f"{name}_{role}", value)
+    job.count("challenger_version", challenger.version)
+    job.count("champion_version", champion.version if champion else None)
+    job.count("decisions", 0 if states is None else states.num_rows)
+    job.count("promoted", promoted)
+    job.count("reason", reason)
+    job.note(f"challenger {challenger} {'promoted' if promoted else 'not promoted'}: {reason}")
+
+
+def _rankings(
+    job: Job, registry: Registry, challenger: ModelVersion, champion: ModelVersion | None, states: pa.Table
+) -> dict[str, Ranking]:
+    """What challenger, champion (if there is one) and popularity recommend for the held-out decisions."""
+    rankings = {}
+    for role, version in (("challenger", challenger), ("champion", champion)):
+        if version is not None:
+            with job.progress_bar(states.num_rows, f"ranking with the {role}") as advance:
+                rankings[role] = rank_with_generator(
+                    job.lake, registry, version, job.day, states, job.settings.evaluation, advance
+                )
+    of_challenger = rankings["challenger"].catalogue
+    catalogue = day_catalogue(job.lake, job.day, of_challenger.tokenizer_version, of_challenger.codebook_size)
+    rankings["popularity"] = rank_by_popularity(job.lake, job.day, catalogue, states, job.settings.states)
+    return rankings
+
+
+def _difference_rows(job: Job, challenger: Ranking, baseline: Ranking, verdict: Verdict) -> list[dict[str, object]]:
+    """The paired differences at cutoff 10, as rows of the challenger."""
+    settings = job.settings.evaluation
+    ours, theirs = challenger.per_user("hit_rate"), baseline.per_user("hit_rate")
+    hits = paired_bootstrap(ours, theirs, seed=settings.seed, resamples=settings.bootstrap_samples)
+
+    def row(metric: str, interval: Interval) -> dict[str, object]:
+        return {
+            "model": challenger.model,
+            "model_version": challenger.version,
+            "role": "challenger",
+            "split": "validation",
+            "metric": metric,
+            "cutoff": CUTOFF,
+            "bucket": "all",
+            "value": interval.value,
+            "lower": interval.lower,
+            "upper": interval.upper,
+            "users": len(ours),
+        }
+
+    return [row("difference_ndcg", verdict.difference), row("difference_hit_rate", hits)]
+
+
+def _promote(job: Job, registry: Registry, challenger: ModelVersion, verdict: Verdict | None) -> tuple[bool, str]:
+    """Move alias champion when the gate passed and nothing stands against it; whether it did, and why, in words."""
+    if verdict is None:
+        return False, "no held-out decisions to compare on"
+    if not verdict.passed:
+        return False, verdict.reason
+    if challenger.tags.get("sgrec.promoted_day") == job.day:
+        return True, verdict.reason
+    if challenger.tags.get("sgrec.rolled_back") == "true":
+        return (
+            False,
+            f"{challenger} was rolled back by hand; promote it with `sgrec promote --version {challenger.version}`",
+        )
+    newest = registry.newest_promotion()
+    if newest is not None and newest.tags["sgrec.promoted_day"] > job.day:
+        return False, (
+            f"{newest} was promoted by the later night {newest.tags['sgrec.promoted_day']}; an older night moves no alias"
+        )
+    registry.promote(challenger, day=job.day)
+    return True, verdict.reason
+
+
+main = stage_command("evaluate_generator", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Fit the calibrated click model behind eCPM, or declare the ranking reward where there are no bids.
+
+With impressions and bids the business reward of a candidate is 1000 x calibrated click probability x last bid; the
+model learns from a window of days up to the night's and reads nothing of validation users. Without them it is the
+next-item ranking reward (MiniOneRec; papers.md section 2), which needs no fit.
+"""
+
+from sgrec_core.job import Job, stage_command
+from sgrec_core.night import BUSINESS_REWARD, mark_of_night
+from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.rewards.business import BusinessContext, EcpmModel, window_days
+
+RANKING_RULE = (
+    "the logs have no impressions with bids: the business reward is the next-item ranking reward (1 for the item chosen; "
+    "in a group that has it, each other candidate loses by its rank; 0 for all in a group without it)"
+)
+
+
+def run(job: Job) -> None:
+    settings = job.settings.business
+    window = window_days(job.day, settings.window_days)
+    fingerprint = job.inputs_fingerprint(
+        {
+            "settings": settings.model_dump(),
+            "validation_share": job.settings.states.validation_share,
+            "events": {day: job.lake.fingerprint("events", {"day": day}) for day in window},
+        }
+    )
+    registry = Registry(job.settings)
+    version = registry.find(BUSINESS_REWARD, fingerprint)
+    if version is not None and not job.force:
+        job.keep_facts()
+    else:
+        version = _fit(job, registry, fingerprint)
+    mark_of_night(registry, version)
+
+
+def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
+    settings = job.settings.business
+    context = BusinessContext.from_lake(job.lake, job.day, job.settings)
+    tables = {table: job.lake.version(table) for table in job.stage.reads}
+    if not context.has_impressions_with_bids:
+        job.count("business_reward", "next-item ranking")
+        job.note(RANKING_RULE)
+        return registry.register(
+            BUSINESS_REWARD,
+            day=job.day,
+            fingerprint=fingerprint,
+            tensors={},
+            config={"kind": "ranking", "rule": RANKING_RULE},
+            tables=tables,
+        )
+    model = EcpmModel.fit(
+        context,
+        seed=settings.seed,
+        trees=settings.trees,
+        learning_rate=settings.learning_rate,
+        threads=job.settings.threads,
+    )
+    job.count("business_reward", "eCPM")
+    for name, value in model.metrics.items():
+        job.count(name, value)
+    job.note(
+        "eCPM = 1000 x calibrated click probability x the item's last bid before the decision; calibration error and AUC "
+        "are of users that neither the trees nor the calibration saw"
+    )
+    return registry.register(
+        BUSINESS_REWARD,
+        day=job.day,
+        fingerprint=fingerprint,
+        tensors={},
+        config=model.to_config(),
+        metrics=model.metrics,
+        parameters=settings.model_dump(),
+        tables=tables,
+    )
+
+
+main = stage_command("fit_business_reward", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Join candidates, aspect scores and user weights; standardise, gate and fuse them into advantages.
+
+The version of the rewards is a hash of judge, aggregator, business model, tokenizer and fusion settings: another judge
+makes other rows beside these.
+"""
+
+import pyarrow.compute as pc
+
+from sgrec_core.job import Job, stage_command
+from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.rewards.table import fuse_rewards, version_of_day
+from sgrec_core.sampling import digest
+
+
+def run(job: Job) -> None:
+    candidates = job.lake.read("candidates", where={"day": job.day})
+    items = job.lake.read("items", where={"day": job.day}, columns=["item_id", "item_hash"])
+    judge = judge_version(job.settings, day_has_context(job.lake, job.day))
+    scores = job.lake.read(
+        "aspect_scores",
+        where={"judge_version": judge},
+        columns=["state_id", "item_id", "item_hash", "aspects", "scores"],
+    )
+    scores = scores.filter(pc.is_in(scores["state_id"], value_set=candidates["state_id"].unique()))
+    weights = job.lake.read("user_weights", where={"day": job.day})
+    version = version_of_day(job.lake, job.day, job.settings)
+    # Rows of aspect_scores are shared by nights, so their content stands for them.
+    fingerprint = job.inputs_fingerprint(
+        {"version": version, "scores": digest(scores.to_pylist()), "fusion": job.settings.fusion.model_dump()}
+    )
+    partition = {"day": job.day, "reward_version": version}
+    if job.skip_if_published({"rewards": partition}, fingerprint):
+        return
+    fusion = job.settings.fusion
+    rewards = fuse_rewards(candidates, items, scores, weights, objective=fusion.objective, epsilon=fusion.epsilon)
+    job.lake.publish("rewards", rewards.rows, partition=partition, fingerprint=fingerprint)
+
+    for name, value in rewards.facts.items():
+        job.count(name, value)
+    job.count("reward_version", version)
+    job.count("objective", fusion.objective)
+    groups, covered = rewards.facts["groups_with_business_variance"], rewards.facts["covered_groups"]
+    if covered < groups:
+        fate = "keep their business advantage" if fusion.objective in ("a2po", "business") else "get no advantage"
+        why = "" if weights.num_rows else "; there are no user weights for the day"
+        job.note(f"{groups - covered} of {groups} groups with business variance were not judged and {fate}{why}")
+
+
+main = stage_command("materialize_rewards", run)
+
+if __name__ == "__main__":
+    main()

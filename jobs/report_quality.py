@@ -1,0 +1,29 @@
+"""Write the Data Docs, the on-call page and the summary of the night, whether it succeeded or stopped."""
+
+from sgrec_core.job import Job, stage_command
+from sgrec_core.quality.report import write_report
+
+
+def run(job: Job) -> None:
+    # First without Data Docs: a night that stopped must have its page, whatever becomes of them.
+    summary, page = write_report(job.settings, job.day)
+    try:
+        from sgrec_core.quality.data_docs import build_data_docs
+
+        data_docs = build_data_docs(job.settings)
+    except Exception as error:  # not worth failing the report for, whatever it is; the page says so
+        problem = f"Data Docs were not built: {type(error).__name__}: {error}"
+        job.note(problem)
+        summary, page = write_report(job.settings, job.day, problem=problem)
+    else:
+        summary, page = write_report(job.settings, job.day, data_docs=data_docs)
+        job.count("data_docs", str(data_docs))
+    job.count("night", summary["status"] if summary["status"] == "succeeded" else f"stopped at {summary['stopped_at']}")
+    job.count("checks", summary["checks"])
+    job.count("report", str(page))
+
+
+main = stage_command("report_quality", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Judge the day's candidate groups and preference pairs, aspect by aspect, and pay for no call twice.
+
+A call is a distinct (state, item, item content); scores are keyed by these and ``judge_version``, not by day. Of the
+calls that the night's groups and pairs ask for (`judge_asked`):
+
+- `judge_cached` are in ``aspect_scores`` already. Failed ones are tried again, except where the item has no text;
+- `judge_skipped` belong only to groups without business variance, which get no semantic gradient (papers.md, section
+  1: A2PO);
+- `judge_unaffordable` lie beyond ``judge.max_calls``: their groups, always whole ones, fall back to the business
+  reward;
+- `judge_without_text` are about items that have no text, which no judge is asked about;
+- `judge_paid` are made now, of which `judge_failed` became rows without scores.
+
+Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are published in shards, one commit each: a
+killed job continues where it was, and ends with the table of an undisturbed one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from sgrec_core.errors import ContractError
+from sgrec_core.items.encoder import item_text
+from sgrec_core.job import Job, stage_command
+from sgrec_core.judge import (
+    Engine,
+    JudgeRequest,
+    JudgeResult,
+    day_has_context,
+    is_meaningless,
+    judge_version,
+    make_engine,
+)
+from sgrec_core.judge.engines import NO_TEXT
+from sgrec_core.rewards.fusion import SMALLEST_DEVIATION
+from sgrec_core.sampling import hash_share
+
+Call = tuple[str, str, str]
+"""state_id, item_id, item_hash."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What is judged whole or not at all: a candidate group or a preference pair."""
+
+    order: float
+    """Place in the queue for ``judge.max_calls``, in [0, 1), alike for groups and pairs, so that neither starves."""
+    name: str
+    calls: tuple[Call, ...]
+
+
+def run(job: Job) -> None:
+    items = _items(job)
+    job.count("judge_engine", job.settings.judge.engine)
+    job.count("judge_meaningless", is_meaningless(job.settings))
+    if not any(text for _, text in items.values()):
+        job.note("no item text: business reward only; nothing was judged")
+        for name in ("asked", "cached", "skipped", "unaffordable", "without_text", "paid", "failed"):
+            job.count(f"judge_{name}", 0)
+        return
+    has_context = day_has_context(job.lake, job.day)
+    version = judge_version(job.settings, has_context)
+    job.count("judge_version", version)
+    if is_meaningless(job.settings):
+        job.note("the judge is the tiny untrained model: its scores are meaningless")
+
+    groups, without_variance = _groups(job, items)
+    pairs = _pairs(job, items)
+    units = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
+    known = _known(job, version)
+    chosen = _affordable(job, units, known, items, version)
+    wanted = {call for unit in units for call in unit.calls}
+    skipped = {call for unit in without_variance for call in unit.calls} - wanted
+
+    # Shards are cut before cached calls are taken out: after a kill, what remains has the same shards.
+    calls = sorted({call for unit in chosen for call in unit.calls})
+    size = job.settings.judge.shard_size
+    shards = [
+        [call for call in calls[start : start + size] if call not in known] for start in range(0, len(calls), size)
+    ]
+    engine = make_engine(job.settings, has_context)
+    paid, without_text, failed = _score_shards(job, [shard for shard in shards if shard], items, engine, version)
+
+    job.count("judge_groups", len(groups))
+    job.count("judge_groups_without_variance", len(without_variance))
+    job.count("judge_pairs", len(pairs))
+    job.count("judge_asked", len(wanted | skipped))
+    job.count("judge_cached", len(wanted & known))
+    job.count("judge_skipped", len(skipped))
+    job.count("judge_unaffordable", len(wanted - known - set(calls)))
+    job.count("judge_without_text", without_text)
+    job.count("judge_paid", paid)
+    job.count("judge_failed", failed)
+    if len(chosen) < len(units):
+        job.note(
+            f"judge.max_calls={job.settings.judge.max_calls}: {len(units) - len(chosen)} of {len(units)} groups and "
+            "pairs were not judged; such groups fall back to the business reward"
+        )
+
+
+def _items(job: Job) -> dict[str, tuple[str, str]]:
+    """item_id -> (item_hash, text)."""
+    columns = ["item_id", "item_hash", "title", "brand", "category", "description"]
+    rows = job.lake.read("items", where={"day": job.day}, columns=columns).to_pylist()
+    return {
+        row["item_id"]: (row["item_hash"], item_text(row["title"], row["brand"], row["category"], row["description"]))
+        for row in rows
+    }
+
+
+def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:
+    """The groups to judge, a share ``sampling_ratio`` of those with business variance, and those without variance."""
+    columns = ["decision_id", "state_id", "item_id", "business_reward"]
+    rows = job.lake.read("candidates", where={"day": job.day}, columns=columns)
+    decisions, starts = np.unique(rows["decision_id"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    states, candidates = rows["state_id"].to_pylist(), rows["item_id"].to_pylist()
+    rewards = rows["business_reward"].to_numpy()
+    if unknown := sorted(set(candidates) - items.keys()):
+        raise ContractError(
+            f"table candidates of {job.day}: {len(unknown)} items are not in the day's items, first {unknown[0]!r}; "
+            "re-run tokenize_items and generate_candidates"
+        )
+    judge = job.settings.judge
+    orders = hash_share(decisions.tolist(), f"judge-groups-{judge.seed}")
+    # reward_sum and adv_sum take the semantic reward of groups without business variance as well.
+    needs_every_group = job.settings.fusion.objective in ("reward_sum", "adv_sum")
+    chosen, without_variance = [], []
+    ends = [*starts[1:], len(candidates)]
+    for decision, start, end, order in zip(decisions.tolist(), starts, ends, orders.tolist(), strict=True):
+        calls = tuple((states[row], candidates[row], items[candidates[row]][0]) for row in range(start, end))
+        if not needs_every_group and rewards[start:end].std() <= SMALLEST_DEVIATION:
+            without_variance.append(Unit(order=order, name=decision, calls=calls))
+        elif needs_every_group or order < judge.sampling_ratio:
+            # Stretched over [0, 1) again, so that sampled groups and pairs queue side by side.
+            order = order if needs_every_group else order / judge.sampling_ratio
+            chosen.append(Unit(order=order, name=decision, calls=calls))
+    return chosen, without_variance
+
+
+def _pairs(job: Job, items: dict[str, tuple[str, str]]) -> list[Unit]:
+    """At most ``judge.max_pairs`` preference pairs of training users, chosen by seeded hash."""
+    states = job.lake.read("user_states", where={"day": job.day, "split": "train"}, columns=["decision_id"])
+    train = set(states["decision_id"].to_pylist())
+    columns = ["decision_id", "state_id", "preferred_item", "other_item"]
+    rows = [
+        row
+        for row in job.lake.read("preference_pairs", where={"day": job.day}, columns=columns).to_pylist()
+        if row["decision_id"] in train and row["preferred_item"] in items and row["other_item"] in items
+    ]
+    names = [f"{row['decision_id']}/{row['other_item']}" for row in rows]
+    orders = hash_share(names, f"judge-pairs-{job.settings.judge.seed}")
+    chosen = np.argsort(orders, kind="stable")[: job.settings.judge.max_pairs].tolist()
+    return [
+        Unit(
+            # The rank, not the hash: a small sample of many pairs has only small hashes.
+            order=place / len(chosen),
+            name=names[number],
+            calls=tuple(
+                (rows[number]["state_id"], item, items[item][0])
+                for item in (rows[number]["preferred_item"], rows[number]["other_item"])
+            ),
+        )
+        for place, number in enumerate(chosen)
+    ]
+
+
+def _known(job: Job, version: str) -> set[Call]:
+    """Calls of this judge version that need no second one."""
+    columns = ["state_id", "item_id", "item_hash", "failure"]
+    rows = job.lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
+    keys = zip(*(rows[name].to_pylist() for name in columns), strict=True)
+    return {(state, item, content) for state, item, content, failure in keys if failure is None or failure == NO_TEXT}
+
+
+def _affordable(
+    job: Job, units: list[Unit], known: set[Call], items: dict[str, tuple[str, str]], version: str
+) -> list[Unit]:
+    """The units that ``judge.max_calls`` pays for: whole ones, in their order, up to the first that is too dear.
+
+    What earlier runs of this night paid counts, so that a re-run pays nothing more.
+    """
+    limit = job.settings.judge.max_calls
+    if limit is None:
+        return units
+    left = limit - _paid_before(job, version)
+    seen = set(known)
+    for number, unit in enumerate(units):
+        new = {call for call in unit.calls if call not in seen and items[call[1]][1]}
+        if len(new) > left:
+            return units[:number]
+        left -= len(new)
+        seen |= new
+    return units
+
+
+def _paid_before(job: Job, version: str) -> int:
+    """Calls that earlier runs for this day paid, from the commits of the table."""
+    table = job.lake.open("aspect_scores")
+    return sum(
+        int(commit["sgrec.judge_paid"])
+        for commit in (table.history() if table else [])
+        if commit.get("sgrec.day") == job.day and commit.get("sgrec.judge_version") == version
+    )
+
+
+def _score_shards(
+    job: Job, shards: list[list[Call]], items: dict[str, tuple[str, str]], engine: Engine, version: str
+) -> tuple[int, int, int]:
+    """Score and publish shard after shard.
+
+    Returns:
+        How many calls were paid, how many had no item text to pay for, and how many of the paid ones failed.
+    """
+    states = _states(job, {state for shard in shards for state, _, _ in shard})
+    paid = without_text = failed = 0
+    with job.progress_bar(sum(map(len, shards)), "judging") as advance:
+        for shard in shards:
+            results = engine.score([_request(call, states[call[0]], items) for call in shard])
+            textless = sum(result.failure == NO_TEXT for result in results)
+            failures = sum(result.failure is not None for result in results) - textless
+            job.lake.upsert(
+                "aspect_scores",
+                _rows(shard, results, version, engine.rubric.aspect_ids),
+                metadata={
+                    "day": job.day,
+                    "judge_version": version,
+                    "judge_paid": len(shard) - textless,
+                    "judge_failed": failures,
+                },
+            )
+            paid += len(shard) - textless
+            without_text += textless
+            failed += failures
+            advance(len(shard))
+    return paid, without_text, failed
+
+
+def _rows(shard: list[Call], results: list[JudgeResult], version: str, aspects: list[str]) -> pa.Table:
+    """The shard's rows of ``aspect_scores``."""
+    return pa.table(
+        {
+            "judge_version": [version] * len(shard),
+            "state_id": [state for state, _, _ in shard],
+            "item_id": [item for _, item, _ in shard],
+            "item_hash": [content for _, _, content in shard],
+            "aspects": [aspects] * len(shard),
+            "scores": pa.array([result.scores for result in results], pa.list_(pa.float32())),
+            "evidence": pa.array([result.evidence for result in results], pa.string()),
+            "failure": pa.array([result.failure for result in results], pa.string()),
+        }
+    )
+
+
+def _states(job: Job, state_ids: Iterable[str]) -> dict[str, dict]:
+    """state_id -> history, profile and context; the target is not read."""
+    wanted = set(state_ids)
+    columns = ["state_id", "history", "profile", "context"]
+    rows = job.lake.read("user_states", where={"day": job.day}, columns=columns).to_pylist()
+    states = {row["state_id"]: row for row in rows if row["state_id"] in wanted}
+    if missing := sorted(wanted - states.keys()):
+        raise ContractError(
+            f"table user_states of {job.day}: {len(missing)} states of the candidates or pairs are missing, first "
+            f"{missing[0]!r}; re-run build_states and generate_candidates"
+        )
+    return states
+
+
+def _request(call: Call, state: dict, items: dict[str, tuple[str, str]]) -> JudgeRequest:
+    state_id, item_id, item_hash = call
+    return JudgeRequest(
+        state_id=state_id,
+        item_id=item_id,
+        item_hash=item_hash,
+        # Items of the history that have left the catalogue, or have no text, tell the judge nothing.
+        history_texts=tuple(items[item][1] for item in state["history"] if item in items and items[item][1]),
+        profile=state["profile"],
+        context=state["context"],
+        item_text=items[item_id][1],
+    )
+
+
+main = stage_command("score_aspects", run)
+
+if __name__ == "__main__":
+    main()

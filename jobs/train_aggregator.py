@@ -1,0 +1,203 @@
+"""Learn how much each aspect counts for a user, and weigh the aspects of the day's states.
+
+Pairs of training users whose two items were judged train a small network from the state alone to weights (S-GRec, PSJ
+part B); its PairAUC on users held out from the fit stands beside that of uniform weights. Without judged pairs the
+weights are uniform; without any aspect score there are none, and rewards are business only.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from sgrec_core import __version__
+from sgrec_core.aggregator.weights import AspectWeights, Pairs, fit, state_features
+from sgrec_core.items import TextEncoder, embeddings_cache, item_text
+from sgrec_core.job import Job, stage_command
+from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.night import mark_of_night
+from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.sampling import digest
+
+AGGREGATOR = "sgrec-aggregator"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the judge said of the day's items: (state, item) -> scores, in the order of ``aspects``."""
+
+    aspects: list[str]
+    of: dict[tuple[str, str], list[float]]
+
+    def fingerprint(self) -> str:
+        return digest(self.aspects, sorted(self.of.items()))
+
+
+def run(job: Job) -> None:
+    pairs = _training_pairs(job)
+    candidates = job.lake.read("candidates", where={"day": job.day}, columns=["state_id"])
+    wanted = sorted(set(candidates["state_id"].to_pylist()))
+    judge = judge_version(job.settings, day_has_context(job.lake, job.day))
+    scores = _scores(job, judge, {*wanted, *(pair["state_id"] for pair in pairs)})
+    settings = job.settings.aggregator
+    fingerprint = job.inputs_fingerprint(
+        {"settings": settings.model_dump(), "judge": judge, "scores": scores.fingerprint()}
+    )
+    partition = {"day": job.day}
+    if job.skip_if_published({"user_weights": partition}, fingerprint):
+        return
+    if not scores.of:
+        job.note("no aspect scores: no weights; rewards are business only")
+        job.count("weighted_states", 0)
+        job.lake.publish(
+            "user_weights", _rows([], "", [], np.empty((0, 0))), partition=partition, fingerprint=fingerprint
+        )
+        return
+
+    states = _features(job, {*wanted, *(pair["state_id"] for pair in pairs)})
+    judged = [
+        pair
+        for pair in pairs
+        if (pair["state_id"], pair["preferred_item"]) in scores.of
+        and (pair["state_id"], pair["other_item"]) in scores.of
+    ]
+    registry = Registry(job.settings)
+    module, version = _train(job, registry, judged, states, scores)
+    mark_of_night(registry, version)
+
+    weights = (
+        module.weights(np.stack([states[state] for state in wanted])) if wanted else np.empty((0, len(scores.aspects)))
+    )
+    rows = _rows(wanted, version.version, scores.aspects, weights)
+    job.lake.publish("user_weights", rows, partition=partition, fingerprint=fingerprint)
+    job.count("weighted_states", len(wanted))
+    job.count("preference_pairs", len(pairs))
+    job.count("judged_pairs", len(judged))
+    if wanted:
+        means = zip(scores.aspects, weights.mean(axis=0).tolist(), strict=True)
+        job.count("mean_weights", {aspect: round(mean, 4) for aspect, mean in means})
+        job.count("weight_deviation", round(float(weights.std(axis=0).mean()), 4))
+
+
+def _training_pairs(job: Job) -> list[dict[str, str]]:
+    """Pairs of training users' decisions, with the user."""
+    states = job.lake.read(
+        "user_states", where={"day": job.day, "split": "train"}, columns=["decision_id", "user_id"]
+    ).to_pylist()
+    user_of = {state["decision_id"]: state["user_id"] for state in states}
+    columns = ["decision_id", "state_id", "preferred_item", "other_item"]
+    pairs = job.lake.read("preference_pairs", where={"day": job.day}, columns=columns).to_pylist()
+    return [{**pair, "user_id": user_of[pair["decision_id"]]} for pair in pairs if pair["decision_id"] in user_of]
+
+
+def _scores(job: Job, judge: str, states: set[str]) -> Scores:
+    """Scores of ``states`` by this judge, of items as they are today."""
+    items = job.lake.read("items", where={"day": job.day}, columns=["item_id", "item_hash"]).to_pylist()
+    hash_of = {item["item_id"]: item["item_hash"] for item in items}
+    rows = job.lake.read(
+        "aspect_scores",
+        where={"judge_version": judge},
+        columns=["state_id", "item_id", "item_hash", "aspects", "scores"],
+    ).to_pylist()
+    rows = [
+        row
+        for row in rows
+        if row["state_id"] in states and row["scores"] is not None and hash_of.get(row["item_id"]) == row["item_hash"]
+    ]
+    return Scores(
+        aspects=rows[0]["aspects"] if rows else [],
+        of={(row["state_id"], row["item_id"]): row["scores"] for row in rows},
+    )
+
+
+def _features(job: Job, wanted: set[str]) -> dict[str, np.ndarray]:
+    """Features of the states; what they were chosen for is not read."""
+    columns = ["state_id", "history", "profile", "context"]
+    states = job.lake.read("user_states", where={"day": job.day}, columns=columns)
+    _, first = np.unique(np.array(states["state_id"].to_pylist(), dtype=object), return_index=True)
+    states = states.take(first)
+    states = states.filter(pa.array([state in wanted for state in states["state_id"].to_pylist()]))
+    seen = {item for history in states["history"].to_pylist() for item in history}
+    columns = ["item_id", "title", "brand", "category", "description"]
+    items = job.lake.read("items", where={"day": job.day}, columns=columns).to_pylist()
+    texts = {
+        item["item_id"]: item_text(item["title"], item["brand"], item["category"], item["description"])
+        for item in items
+        if item["item_id"] in seen
+    }
+    texts = {item: text for item, text in texts.items() if text}
+    encoder = TextEncoder(embeddings_cache(job.settings), threads=job.settings.threads)
+    vectors = encoder.encode(list(texts.values()), progress=job.progress)
+    features = state_features(states, list(texts), vectors, seed=job.settings.aggregator.seed)
+    return dict(zip(states["state_id"].to_pylist(), features, strict=True))
+
+
+def _train(
+    job: Job, registry: Registry, judged: list[dict[str, str]], states: dict[str, np.ndarray], scores: Scores
+) -> tuple[AspectWeights, ModelVersion]:
+    """Fit on the judged pairs, report, and register."""
+    settings = job.settings.aggregator
+    width = len(next(iter(states.values())))
+
+    def scored(side: str) -> np.ndarray:
+        found = [scores.of[pair["state_id"], pair[side]] for pair in judged]
+        return np.array(found, dtype=np.float32).reshape(-1, len(scores.aspects))
+
+    pairs = Pairs(
+        users=[pair["user_id"] for pair in judged],
+        features=np.array([states[pair["state_id"]] for pair in judged], dtype=np.float32).reshape(-1, width),
+        preferred=scored("preferred_item"),
+        other=scored("other_item"),
+    )
+    module, figures = fit(
+        pairs,
+        scores.aspects,
+        seed=settings.seed,
+        held_out_share=settings.held_out_share,
+        epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        bootstrap_samples=job.settings.evaluation.bootstrap_samples,
+    )
+    if not judged:
+        job.note("no preference pair was judged: the weights are uniform")
+    elif figures.get("pair_auc_gain_lower", 0.0) <= 0:
+        job.note("the learnt weights order held-out pairs no better than uniform ones, beyond chance")
+    for name, value in figures.items():
+        job.count(name, round(value, 4))
+    module_hash = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.tensors().items()):
+        module_hash.update(name.encode() + tensor.numpy().tobytes())
+    version = registry.register(
+        AGGREGATOR,
+        day=job.day,
+        # The content itself: new candidates alone make no new aggregator.
+        fingerprint=digest(__version__, job.day, scores.aspects, module_hash.hexdigest(), length=32),
+        tensors=module.tensors(),
+        config={**module.config(), "seed": settings.seed, "figures": figures},
+        metrics=figures,
+        parameters=settings.model_dump(),
+        tables={
+            table: job.lake.version(table) for table in ("preference_pairs", "aspect_scores", "user_states", "items")
+        },
+    )
+    return module, version
+
+
+def _rows(states: list[str], version: str, aspects: list[str], weights: np.ndarray) -> pa.Table:
+    """Rows of ``user_weights`` without the day."""
+    return pa.table(
+        {
+            "state_id": pa.array(states, pa.string()),
+            "aggregator_version": pa.array([version] * len(states), pa.string()),
+            "aspects": pa.array([aspects] * len(states), pa.list_(pa.string())),
+            "weights": pa.array(weights.tolist(), pa.list_(pa.float32())),
+        }
+    )
+
+
+main = stage_command("train_aggregator", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Train the night's starting policy on next items.
+
+All positions of the training users' sequences of the last ``states.history_days`` days, held-out users left out. The
+night's starting policy goes on from the pinned champion when that reads the same semantic ids and has the same
+shape; otherwise it starts from scratch.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from sgrec_core.errors import InputError
+from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, train_supervised
+from sgrec_core.generator.dataset import Catalogue, chain_decisions
+from sgrec_core.generator.training import cut_windows
+from sgrec_core.items import current_tokenizer
+from sgrec_core.job import Job, stage_command
+from sgrec_core.night import (
+    SUPERVISED,
+    day_catalogue,
+    days_until,
+    decisions,
+    device,
+    load_generator,
+    mark_of_night,
+    register_generator,
+    table_versions,
+    use_threads,
+)
+from sgrec_core.registry import ModelVersion, Registry
+
+COLUMNS = ["user_id", "as_of", "position", "history", "target_item"]
+
+
+def run(job: Job) -> None:
+    settings = job.settings.supervised
+    registry = Registry(job.settings)
+    days = days_until(job.day, job.settings.states.history_days)
+    tokenizer_version, tokenizer = current_tokenizer(registry, job.day)
+    catalogue = day_catalogue(job.lake, job.day, tokenizer_version, tokenizer["codebook_size"])
+    champion = registry.pinned_champion(job.day)
+    fingerprint = job.inputs_fingerprint(
+        {
+            "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
+            "catalogue": catalogue.digest,
+            "champion": champion and champion.fingerprint,
+            "max_items": job.settings.states.max_history,
+            "supervised": settings.model_dump(),
+        }
+    )
+    made_before = registry.find(SUPERVISED, fingerprint)
+    if made_before is not None and not job.force:
+        mark_of_night(registry, made_before)
+        job.keep_facts()
+        return
+
+    use_threads(job.settings)
+    torch.manual_seed(settings.seed)
+    states = decisions(job.lake, days, "train", COLUMNS)
+    sequences = chain_decisions(states, catalogue, job.settings.states.max_history)
+    if not sequences.decisions:
+        raise InputError(
+            f"user_states has {states.num_rows} training decisions from {days[0]} to {days[-1]}, none of them for one of"
+            f" the {len(catalogue)} items with codes; nothing to train on"
+        )
+    windows = cut_windows(sequences.items, sequences.first_target, job.settings.states.max_history)
+    model, warm = _starting_model(job, registry, champion, catalogue)
+    training = TrainingConfig(
+        epochs=settings.warm_epochs if warm else settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.warm_learning_rate if warm else settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        label_smoothing=settings.label_smoothing,
+        bfloat16=settings.bfloat16,
+        seed=settings.seed,
+    )
+    with job.progress_bar(training.epochs * len(windows.items), "training windows") as advance:
+        losses = train_supervised(model, catalogue.trie, windows, training, progress=lambda count, _: advance(count))
+
+    version = register_generator(
+        registry,
+        SUPERVISED,
+        model,
+        catalogue,
+        day=job.day,
+        fingerprint=fingerprint,
+        metrics={"loss_first_epoch": losses[0], "loss_last_epoch": losses[-1]},
+        parameters={**settings.model_dump(), "days": len(days), "decisions": sequences.decisions},
+        tables=table_versions(job.lake, job.stage.reads),
+        tags={"sgrec.warm_started_from": str(champion) if warm else "scratch"},
+    )
+    job.count("policy_version", version.version)
+    job.count("decisions", sequences.decisions)
+    job.count("sequences", len(sequences.items))
+    job.count("items", len(catalogue))
+    job.count("parameters", sum(parameter.numel() for parameter in model.parameters()))
+    job.count("epochs", training.epochs)
+    job.count("loss_first_epoch", losses[0])
+    job.count("loss", losses[-1])
+    job.count("warm_started_from", str(champion) if warm else "scratch")
+
+
+def _starting_model(
+    job: Job, registry: Registry, champion: ModelVersion | None, catalogue: Catalogue
+) -> tuple[Generator, bool]:
+    """The pinned champion, or a fresh model; and whether it is the champion."""
+    settings = job.settings.supervised
+    config = GeneratorConfig(
+        levels=catalogue.codes.shape[1],
+        codebook_size=catalogue.codebook_size,
+        width=settings.width,
+        layers=settings.layers,
+        heads=settings.heads,
+        max_items=job.settings.states.max_history,
+        dropout=settings.dropout,
+    )
+    fresh = Generator(config).to(device())
+    if champion is None:
+        return fresh, False
+    model, registered = load_generator(registry, champion)
+    if registered["tokenizer_version"] != catalogue.tokenizer_version:
+        job.note(
+            f"trained from scratch: {champion} reads semantic ids of tokenizer {registered['tokenizer_version']},"
+            f" the night those of {catalogue.tokenizer_version}"
+        )
+        return fresh, False
+    if replace(model.config, dropout=config.dropout) != config:
+        job.note(
+            f"trained from scratch: {champion} has the shape {model.config.as_json()}, the settings {config.as_json()}"
+        )
+        return fresh, False
+    fresh.load_state_dict(model.state_dict())
+    return fresh, True
+
+
+main = stage_command("train_supervised", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Ranking metrics, their uncertainty, and the comparison of generators."""

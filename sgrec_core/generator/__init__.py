@@ -1,0 +1,19 @@
+"""The generator: a decoder-only transformer over semantic ids, decoded into real items only."""
+
+from sgrec_core.generator.decoding import Beams, ItemScores, beam_search, rank_items, score_items
+from sgrec_core.generator.model import Generator, GeneratorConfig
+from sgrec_core.generator.training import TrainingConfig, train_supervised
+from sgrec_core.generator.trie import ItemTrie
+
+__all__ = [
+    "Beams",
+    "Generator",
+    "GeneratorConfig",
+    "ItemScores",
+    "ItemTrie",
+    "TrainingConfig",
+    "beam_search",
+    "rank_items",
+    "score_items",
+    "train_supervised",
+]

@@ -1,0 +1,164 @@
+"""From hidden states to real items: constrained beam search, and the log-probabilities of given items.
+
+The policy is defined here, once, for search, rollouts and training: the probability of a code is the softmax at
+temperature 1 over the codes that lead to a real item (the valid children in the trie); the probability of an
+item is the product over its codes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgrec_core.generator.model import Generator, Prefix
+from sgrec_core.generator.trie import ItemTrie
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Ranked items of B users, best first; K is the count asked for, or the catalogue's size where that is less."""
+
+    items: Tensor
+    """[B, K] int64 item indices, none twice; -1 where exclusion left a user fewer than K."""
+    log_probs: Tensor
+    """[B, K, L] log-probability of each code; their sum ranks."""
+
+    @property
+    def scores(self) -> Tensor:
+        """[B, K] log-probability of each item; -inf where the item is -1."""
+        return self.log_probs.sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """The policy at given items."""
+
+    log_probs: Tensor
+    """[B, G, L] log-probability of each code given the codes before it; differentiable."""
+    entropy: Tensor
+    """[B, G, L] entropy in nats of the distribution that each code was drawn from; detached."""
+
+
+def read_histories(model: Generator, trie: ItemTrie, histories: Tensor) -> Prefix:
+    """Read histories [B, n] of item indices, oldest first, padded with -1 on the right, n at most max_items."""
+    lengths = (histories >= 0).sum(dim=1)
+    longest = int(lengths.max())
+    return model.read_histories(trie.codes[histories[:, :longest].clamp(min=0)], lengths)
+
+
+def valid_log_softmax(logits: Tensor, valid: Tensor) -> Tensor:
+    """Log-softmax over the last axis restricted to ``valid``; -inf elsewhere."""
+    return logits.float().masked_fill(~valid, -torch.inf).log_softmax(dim=-1)
+
+
+def score_items(model: Generator, trie: ItemTrie, histories: Tensor, items: Tensor) -> ItemScores:
+    """Log-probabilities of items [B, G] given histories [B, n] (see `read_histories`)."""
+    prefix = read_histories(model, trie, histories)
+    codes, path = trie.codes[items], trie.path[items]
+    first = valid_log_softmax(model.level_logits(prefix.hidden, 0), trie.children[0])
+    distributions = [first[:, None].expand(-1, items.shape[1], -1)]
+    if trie.levels > 1:
+        hidden, _ = model.extend(prefix, model.tokens(codes[..., :-1]))
+        for level in range(1, trie.levels):
+            logits = model.level_logits(hidden[:, :, level - 1], level)
+            distributions.append(valid_log_softmax(logits, trie.children[path[..., level]]))
+    chosen = [
+        distribution.gather(-1, codes[..., level, None]).squeeze(-1) for level, distribution in enumerate(distributions)
+    ]
+    entropy = [torch.special.entr(distribution.detach().exp()).sum(-1) for distribution in distributions]
+    return ItemScores(torch.stack(chosen, dim=-1), torch.stack(entropy, dim=-1))
+
+
+@torch.inference_mode()
+def beam_search(
+    model: Generator,
+    trie: ItemTrie,
+    histories: Tensor,
+    *,
+    width: int,
+    count: int | None = None,
+    excluded: Tensor | None = None,
+) -> Beams:
+    """The ``count`` (default: ``width``) most probable items found by a beam of ``width``, for B users at once.
+
+    With a beam at least as wide as the catalogue the result is exact. ``excluded`` [B, E] holds items that a user
+    must not get (-1 pads); probabilities are those of the whole catalogue all the same, and the beam is widened by
+    E so that ``count`` items remain.
+    """
+    count = width if count is None else count
+    if not 1 <= count <= width:
+        raise ValueError(f"count {count} must be between 1 and the beam width {width}")
+    if excluded is not None:
+        width += excluded.shape[1]
+    prefix = read_histories(model, trie, histories)
+    users = len(histories)
+    device = histories.device
+
+    # One empty beam per user, standing at the root; the hidden state of its history says what follows.
+    node = torch.zeros(users, 1, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(users, 1, 0, device=device)
+    hidden = prefix.hidden[:, None]
+    past = None
+    for level, nodes_below in enumerate(trie.nodes_below):
+        step = valid_log_softmax(model.level_logits(hidden, level), trie.children[node])
+        reach = log_probs.sum(dim=-1, keepdim=True) + step
+        # No beam dies on the way: either all nodes of a level are kept, or `width` of them, each with a child.
+        _, flat = reach.flatten(1).topk(min(width, nodes_below), dim=1)
+        parent, code = flat // trie.codebook_size, flat % trie.codebook_size
+        chosen = step.flatten(1).gather(1, flat)
+        log_probs = torch.cat((_take(log_probs, parent), chosen[..., None]), dim=-1)
+        node = trie.child(node.gather(1, parent), code)
+        if level < trie.levels - 1:
+            if past is not None:
+                past = [(_take(key, parent), _take(value, parent)) for key, value in past]
+            token = 1 + level * trie.codebook_size + code
+            states, past = model.extend(prefix, token[..., None], past)
+            hidden = states[:, :, 0]
+
+    items = trie.item(node)
+    if excluded is not None:
+        banned = (items[..., None] == excluded[:, None, :]).any(dim=-1)
+        items = items.masked_fill(banned, -1)
+        log_probs = log_probs.masked_fill(banned[..., None], -torch.inf)
+        last = banned.int().argsort(dim=1, stable=True)
+        items, log_probs = items.gather(1, last), _take(log_probs, last)
+    return Beams(items[:, :count], log_probs[:, :count])
+
+
+def _take(values: Tensor, parent: Tensor) -> Tensor:
+    """Rows [B, W', ...] of values [B, W, ...] that ``parent`` [B, W'] names."""
+    return values[torch.arange(len(values), device=values.device)[:, None], parent]
+
+
+def rank_items(
+    model: Generator,
+    trie: ItemTrie,
+    histories: np.ndarray,
+    *,
+    width: int,
+    count: int | None = None,
+    batch_size: int = 128,
+    progress: Callable[[int], None] | None = None,
+) -> Beams:
+    """`beam_search` for any number of users, histories [N, n]; results on the CPU in the order of the rows.
+
+    Users are batched by the length of their history, so that little is padded. ``progress`` gets the number of
+    users finished by each batch.
+    """
+    model.eval()
+    trie = trie.to(model.device)
+    order = np.argsort((histories >= 0).sum(axis=1), kind="stable")
+    parts = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = torch.as_tensor(histories[rows], dtype=torch.int64, device=model.device)
+        beams = beam_search(model, trie, batch, width=width, count=count)
+        parts.append(Beams(beams.items.cpu(), beams.log_probs.cpu()))
+        if progress is not None:
+            progress(len(rows))
+    back = torch.from_numpy(np.argsort(order, kind="stable"))
+    items = torch.cat([part.items for part in parts])
+    log_probs = torch.cat([part.log_probs for part in parts])
+    return Beams(items[back], log_probs[back])

@@ -1,0 +1,247 @@
+"""A decoder-only transformer over semantic-id codes.
+
+A user is read as one sequence of tokens: BOS, then the codes of each history item, oldest item first. With L
+levels the hidden state at token ``i * L + l`` predicts code ``l`` of item ``i``, so every position of a sequence is
+trained at once. Level ``l`` has its own range of the vocabulary and its own slice of the output table.
+
+RMSNorm, rotary positions, SwiGLU, no biases. The transformer has two ways in:
+
+* `Generator.forward` reads whole sequences (training, and the history of a user before decoding);
+* `Generator.extend` reads a few more tokens for many continuations of the same history (beams or rollout
+  candidates). Keys and values of the history are computed once per user and shared by all continuations.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BOS = 0
+"""The first token of every sequence; also stands at padded positions, which are never attended to."""
+
+LayerCache = tuple[Tensor, Tensor]
+"""Keys and values of one layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """Shape of a generator; plain JSON through `as_json` and `GeneratorConfig(**json)`."""
+
+    levels: int
+    """Codes per item."""
+    codebook_size: int
+    """Codes of each level are in [0, codebook_size)."""
+    width: int
+    layers: int
+    heads: int
+    max_items: int
+    """Longest history in items; older items are cut."""
+    dropout: float
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of 2 x heads = {2 * self.heads}")
+        for name in ("levels", "codebook_size", "layers", "max_items"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def vocabulary(self) -> int:
+        """BOS and one range of codes for each level."""
+        return 1 + self.levels * self.codebook_size
+
+    def as_json(self) -> dict[str, int | float]:
+        """Plain values for ``config.json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What the model remembers of a batch of histories, [B] users and P tokens, padded on the right."""
+
+    layers: list[LayerCache]
+    """Per layer keys and values, each [B, heads, P, head width]."""
+    mask: Tensor
+    """[B, P] true at real tokens."""
+    length: Tensor
+    """[B] number of real tokens, BOS included."""
+    hidden: Tensor
+    """[B, width] final hidden state of the last real token: predicts the first code of the next item."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.project_out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, LayerCache]:
+        """Causal attention over whole sequences x [B, T, width]; also the keys and values [B, heads, T, d]."""
+        query, key, value = self._heads(x, rotation)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+        return self.project_out(mixed.transpose(1, 2).flatten(2)), (key, value)
+
+    def extend(
+        self, x: Tensor, rotation: Tensor, prefix: LayerCache, prefix_mask: Tensor, past: LayerCache | None
+    ) -> tuple[Tensor, LayerCache]:
+        """Attention of x [B, N, S, width], S new tokens of N continuations, to their history and to themselves.
+
+        ``past`` holds keys and values [B, N, T, heads, d] of tokens that the continuations read before; returned
+        with the new ones appended.
+        """
+        batch, continuations, new, _ = x.shape
+        query, key, value = self._heads(x, rotation)
+        if past is not None:
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+        prefix_key, prefix_value = prefix
+        query = query * query.shape[-1] ** -0.5
+
+        # [B, heads, N * S, d] against the one copy of the history's keys [B, heads, P, d].
+        shared = query.permute(0, 3, 1, 2, 4).flatten(2, 3) @ prefix_key.transpose(2, 3)
+        shared = shared.masked_fill(~prefix_mask[:, None, None, :], -torch.inf)
+        own = torch.einsum("bnshd,bnthd->bhnst", query, key)
+        total = own.shape[-1]
+        seen = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
+        own = own.masked_fill(~seen, -torch.inf).flatten(2, 3)
+
+        weights = torch.cat((shared, own), dim=-1).softmax(dim=-1)
+        from_prefix, from_own = weights.split((prefix_key.shape[2], total), dim=-1)
+        mixed = (from_prefix @ prefix_value).unflatten(2, (continuations, new))
+        mixed = mixed + torch.einsum("bhnst,bnthd->bhnsd", from_own.unflatten(2, (continuations, new)), value)
+        return self.project_out(mixed.permute(0, 2, 3, 1, 4).flatten(3)), (key, value)
+
+    def _heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [..., heads, d], the first two rotated; ``rotation`` is [..., d] (cos, sin)."""
+        query, key, value = self.project_in(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return rotate(query, rotation), rotate(key, rotation), value
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary embedding of x [..., heads, d] by ``rotation`` [..., d]: cosines, then sines, of d / 2 angles."""
+    cos, sin = rotation.to(x.dtype).unsqueeze(-2).chunk(2, dim=-1)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        hidden = 8 * config.width // 3 // 8 * 8
+        self.attention_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.attention = Attention(config)
+        self.feed_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.feed_in = nn.Linear(config.width, 2 * hidden, bias=False)
+        self.feed_out = nn.Linear(hidden, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, LayerCache]:
+        mixed, cache = self.attention(self.attention_norm(x), rotation)
+        return self._feed(x + self.dropout(mixed)), cache
+
+    def extend(
+        self, x: Tensor, rotation: Tensor, prefix: LayerCache, prefix_mask: Tensor, past: LayerCache | None
+    ) -> tuple[Tensor, LayerCache]:
+        mixed, cache = self.attention.extend(self.attention_norm(x), rotation, prefix, prefix_mask, past)
+        return self._feed(x + self.dropout(mixed)), cache
+
+    def _feed(self, x: Tensor) -> Tensor:
+        gate, value = self.feed_in(self.feed_norm(x)).chunk(2, dim=-1)
+        return x + self.dropout(self.feed_out(F.silu(gate) * value))
+
+
+class Generator(nn.Module):
+    """See the module's docstring. Weights depend on the seed of torch's global generator."""
+
+    rotations: Tensor
+    """[positions, head width] cosines and sines."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.embedding_dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.codebooks = nn.Parameter(torch.empty(config.levels, config.codebook_size, config.width))
+        """Output table: [levels, codebook size, width]."""
+
+        head_width = config.width // config.heads
+        positions = torch.arange(1 + (config.max_items + 1) * config.levels)
+        frequencies = 10_000 ** -(torch.arange(0, head_width, 2) / head_width)
+        angles = positions[:, None] * frequencies
+        self.register_buffer("rotations", torch.cat((angles.cos(), angles.sin()), dim=-1), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        residual_scale = (2 * self.config.layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                residual = name.endswith(("project_out.weight", "feed_out.weight"))
+                nn.init.normal_(parameter, std=0.02 * (residual_scale if residual else 1.0))
+
+    @property
+    def device(self) -> torch.device:
+        return self.codebooks.device
+
+    def tokens(self, codes: Tensor) -> Tensor:
+        """Vocabulary indices of codes [..., L] (all levels of an item, or its first few)."""
+        return 1 + codes + torch.arange(codes.shape[-1], device=codes.device) * self.config.codebook_size
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, list[LayerCache]]:
+        """Final hidden states [B, T, width] of token sequences [B, T], and keys and values of each layer."""
+        x = self.embedding_dropout(self.embedding(tokens))
+        rotation = self.rotations[: tokens.shape[1]]
+        caches = []
+        for block in self.blocks:
+            x, cache = block(x, rotation)
+            caches.append(cache)
+        return self.final_norm(x), caches
+
+    def sequence_logits(self, codes: Tensor) -> Tensor:
+        """Logits [B, n, L, codebook size] of every code of sequences of items, codes [B, n, L].
+
+        Items after the end of a shorter sequence may hold any code: attention is causal, so they change nothing
+        before them.
+        """
+        tokens = F.pad(self.tokens(codes).flatten(1)[:, :-1], (1, 0), value=BOS)
+        hidden, _ = self(tokens)
+        hidden = hidden.unflatten(1, (codes.shape[1], self.config.levels))
+        return torch.einsum("bnlw,lkw->bnlk", hidden, self.codebooks)
+
+    def read_histories(self, codes: Tensor, items: Tensor) -> Prefix:
+        """Read histories: codes [B, n, L], of which the first ``items`` [B] items of each row are real."""
+        tokens = F.pad(self.tokens(codes).flatten(1), (1, 0), value=BOS)
+        hidden, caches = self(tokens)
+        length = 1 + items * self.config.levels
+        mask = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None]
+        last = hidden[torch.arange(len(hidden), device=hidden.device), length - 1]
+        return Prefix(caches, mask, length, last)
+
+    def extend(
+        self, prefix: Prefix, tokens: Tensor, past: list[LayerCache] | None = None
+    ) -> tuple[Tensor, list[LayerCache]]:
+        """Read tokens [B, N, S] as continuations of each user's history; hidden states [B, N, S, width].
+
+        ``past`` is what an earlier call returned for the tokens before these, reordered by the caller where beams
+        moved: per layer keys and values [B, N, T, heads, d].
+        """
+        seen = 0 if past is None else past[0][0].shape[2]
+        positions = prefix.length[:, None] + seen + torch.arange(tokens.shape[2], device=tokens.device)
+        rotation = self.rotations[positions][:, None]
+        x = self.embedding_dropout(self.embedding(tokens))
+        caches = []
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            layer_past = None if past is None else past[index]
+            x, cache = block.extend(x, rotation, prefix.layers[index], prefix.mask, layer_past)
+            caches.append(cache)
+        return self.final_norm(x), caches
+
+    def level_logits(self, hidden: Tensor, level: int) -> Tensor:
+        """Logits [..., codebook size] of code ``level`` from hidden states [..., width]."""
+        return hidden @ self.codebooks[level].T

@@ -1,0 +1,54 @@
+"""Serving: histories in, ranked items out, from the content of a registered generator alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from sgrec_core.errors import InputError
+from sgrec_core.generator.dataset import Catalogue, history_matrix
+from sgrec_core.generator.decoding import rank_items
+from sgrec_core.generator.model import Generator, GeneratorConfig
+
+CODES = "catalogue.codes"
+"""Name under which a registered generator keeps the codes of its items, beside its weights."""
+
+
+class Recommender:
+    """A registered generator with its catalogue: ``tensors`` and ``config`` as the registry loads them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        self.model = Generator(GeneratorConfig(**config["generator"]))
+        self.model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != CODES})
+        self.catalogue = Catalogue(
+            pa.array(config["item_ids"], pa.string()),
+            tensors[CODES].numpy().astype(np.int64),
+            self.model.config.codebook_size,
+            config["tokenizer_version"],
+        )
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]], *, count: int = 10, beam: int = 50
+    ) -> list[list[tuple[str, float]]]:
+        """The ``count`` best items of each history (oldest first), with their log-probabilities.
+
+        Raises:
+            InputError: an item of a history is not in the catalogue; the message shows some that are.
+        """
+        lists = pa.array([list(history) for history in histories], pa.list_(pa.string()))
+        unknown = self.catalogue.index(lists.flatten()) < 0
+        if unknown.any():
+            examples = ", ".join(self.catalogue.ids(np.arange(min(3, len(self.catalogue)))))
+            raise InputError(
+                f"item {lists.flatten()[int(unknown.argmax())].as_py()!r} is not among the {len(self.catalogue)} items"
+                f" of this generator; valid are ids like {examples}"
+            )
+        matrix = history_matrix(lists, self.catalogue, self.model.config.max_items)
+        beams = rank_items(self.model, self.catalogue.trie, matrix, width=max(beam, count), count=count)
+        scores = beams.scores.tolist()
+        return [
+            list(zip(self.catalogue.ids(row), scores[index], strict=True))
+            for index, row in enumerate(beams.items.numpy())
+        ]

@@ -1,0 +1,60 @@
+"""The judge: scores candidate items aspect by aspect, offline (S-GRec, arXiv 2602.10606, PSJ part A)."""
+
+import json
+
+from sgrec_core.judge.engines import EmbeddingEngine, JudgeRequest, JudgeResult, VllmEngine
+from sgrec_core.judge.rubric import Aspect, Level, Rubric, load_rubric
+from sgrec_core.lake import Lake
+from sgrec_core.sampling import digest
+from sgrec_core.settings import Settings
+
+__all__ = [
+    "Aspect",
+    "EmbeddingEngine",
+    "JudgeRequest",
+    "JudgeResult",
+    "Level",
+    "Rubric",
+    "VllmEngine",
+    "day_has_context",
+    "is_meaningless",
+    "judge_version",
+    "load_rubric",
+    "make_engine",
+]
+
+Engine = EmbeddingEngine | VllmEngine
+
+
+def make_engine(settings: Settings, has_context: bool) -> Engine:
+    """The engine that ``settings.judge`` names, over the rubric for data with or without context.
+
+    Nothing is loaded yet.
+
+    Raises:
+        SettingsError: the rubric or the model setting is not valid.
+    """
+    rubric = load_rubric(has_context)
+    return VllmEngine(settings, rubric) if settings.judge.engine == "vllm" else EmbeddingEngine(settings, rubric)
+
+
+def judge_version(settings: Settings, has_context: bool) -> str:
+    """Content hash of engine, model and revision, prompt, rubric and decoding; 16 hex characters.
+
+    Computed without loading the engine, the same in the main and in the judge's environment.
+
+    Raises:
+        SettingsError: the model setting is not valid.
+    """
+    return digest(json.dumps(make_engine(settings, has_context).version_facts(), sort_keys=True))
+
+
+def day_has_context(lake: Lake, day: str) -> bool:
+    """Whether any user state of the day has a context; without one the context aspect is dropped."""
+    context = lake.read("user_states", where={"day": day}, columns=["context"])["context"]
+    return context.null_count < len(context)
+
+
+def is_meaningless(settings: Settings) -> bool:
+    """Whether the judge's scores say nothing, because an untrained model made on the spot gives them."""
+    return settings.judge.engine == "vllm" and settings.judge.model == "tiny"

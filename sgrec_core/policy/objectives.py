@@ -1,0 +1,58 @@
+"""The objective: clipped policy gradient with a penalty for leaving the reference.
+
+PPO's clipped surrogate on token ratios that share the advantage of their sequence, minus beta times the k3 estimate
+of KL(policy || reference); as S-GRec trains (papers' section "A2PO"). Advantages come from `sgrec_core.rewards`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """The loss to minimise, and what it was made of; the statistics are detached scalars."""
+
+    loss: Tensor
+    clip_fraction: Tensor
+    """Share of tokens whose ratio lies outside the clip range."""
+    kl_reference: Tensor
+    """Mean k3 estimate of KL to the reference per token, in nats."""
+    ratio: Tensor
+    """Mean token ratio."""
+
+
+def k3(log_probs: Tensor, other: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(policy || other) at samples of the policy: never negative, low variance."""
+    difference = other - log_probs
+    return difference.exp() - difference - 1
+
+
+def clipped_policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    reference_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip: float,
+    beta: float,
+) -> PolicyLoss:
+    """Loss of candidates with log-probabilities [N, G, L] under the policy, its old self and the reference.
+
+    ``advantages`` are [N, G], shared by the tokens of a candidate, or [N, G, L]. All items have L codes, so the mean
+    over tokens weighs every candidate alike.
+    """
+    if advantages.dim() == 2:
+        advantages = advantages[..., None]
+    ratio = (log_probs - old_log_probs).exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    penalty = k3(log_probs, reference_log_probs)
+    with torch.no_grad():
+        clip_fraction = ((ratio - 1).abs() > clip).float().mean()
+    return PolicyLoss(
+        loss=(beta * penalty - surrogate).mean(),
+        clip_fraction=clip_fraction,
+        kl_reference=penalty.detach().mean(),
+        ratio=ratio.detach().mean(),
+    )

@@ -1,0 +1,91 @@
+"""Great Expectations' own pages (Data Docs) over the last nights' validations.
+
+The gates leave raw results beside each day's report; here they are copied into the one context on disk, from which
+everything older is removed first: Data Docs slow down as validations pile up.
+"""
+
+import fcntl
+import html
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sgrec_core.lake.contracts import all_contracts
+from sgrec_core.quality.validation import raw_result_path
+from sgrec_core.settings import Settings
+
+
+def build_data_docs(settings: Settings) -> Path:
+    """Rebuild the Data Docs from the newest ``quality.data_docs_nights`` days and return their index page."""
+    root = settings.home.resolve() / "great_expectations"
+    root.mkdir(parents=True, exist_ok=True)
+    with _only_one(root.with_suffix(".lock")):
+        return _build(root, _newest_days(settings))
+
+
+def _build(root: Path, days: list[Path]) -> Path:
+    import great_expectations as gx
+    from great_expectations.core import ExpectationSuiteValidationResult, RunIdentifier
+    from great_expectations.data_context.types.resource_identifiers import (
+        ExpectationSuiteIdentifier,
+        ValidationResultIdentifier,
+    )
+
+    from sgrec_core.quality.suites import suite_from_contract
+
+    for folder in ("expectations", "uncommitted"):  # all of it is derived
+        shutil.rmtree(root / folder, ignore_errors=True)
+    context = gx.get_context(context_root_dir=str(root), mode="file")
+    context.enable_analytics(False)
+    for contract in all_contracts():
+        context.suites.add_or_update(suite_from_contract(contract))
+    for reports in days:
+        for contract in all_contracts():
+            path = raw_result_path(reports, contract.table)
+            if not path.exists():
+                continue
+            raw = json.loads(path.read_text())
+            ran = datetime.fromisoformat(raw["meta"]["run_id"]["run_time"])
+            raw["meta"]["run_id"]["run_name"] = reports.name
+            for outcome in raw["results"]:
+                outcome["result"] = _escaped(outcome["result"])
+                outcome["exception_info"] = _escaped(outcome["exception_info"])
+            result = ExpectationSuiteValidationResult(**raw)
+            key = ValidationResultIdentifier(
+                expectation_suite_identifier=ExpectationSuiteIdentifier(contract.table),
+                run_id=RunIdentifier(run_name=reports.name, run_time=ran),
+                batch_identifier=contract.table,
+            )
+            context.validation_results_store.set(key, result)
+    pages = context.build_data_docs()
+    return Path(next(iter(pages.values())).removeprefix("file://"))
+
+
+def _escaped(value: Any) -> Any:
+    """Text in ``value`` as HTML text: Great Expectations puts the values of bad rows into its pages as they are."""
+    if isinstance(value, str):
+        return html.escape(value)
+    if isinstance(value, list):
+        return [_escaped(element) for element in value]
+    if isinstance(value, dict):
+        return {name: _escaped(element) for name, element in value.items()}
+    return value
+
+
+def _newest_days(settings: Settings) -> list[Path]:
+    """Report folders of the newest days that have validations, newest first."""
+    folders = (settings.home.resolve() / "reports").glob("*/quality/great_expectations")
+    days = sorted((folder.parent.parent for folder in folders), reverse=True)
+    return days[: settings.quality.data_docs_nights]
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """One builder at a time: nights of a backfill may report together."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file gives the lock back

@@ -1,0 +1,243 @@
+"""The gate behind a stage: validate what it published for a day, and stop the night on a critical failure."""
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgrec_core import __version__
+from sgrec_core.errors import GateError
+from sgrec_core.lake import Lake
+from sgrec_core.lake.contracts import Contract, load_contract
+from sgrec_core.quality.validation import (
+    Check,
+    TableResult,
+    owner_and_runbook,
+    raw_result_path,
+    result_path,
+    validate,
+    write_json,
+)
+from sgrec_core.sampling import digest
+from sgrec_core.settings import Settings
+from sgrec_core.stages import BY_NAME
+
+RAW_LOGS = "raw_logs"
+"""Name of the result that balances rows in against rows accepted and rejected; no table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The outcome of one gate."""
+
+    stage: str
+    results: list[TableResult]
+    state: str
+    """``finished``, ``skipped`` (all tables were validated before, as they are) or ``failed`` (a critical check)."""
+    message: str | None
+    """The first critical failure in one line."""
+    seconds: float
+
+
+def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> Gate:
+    """Validate each table that ``stage`` publishes and write the results under ``reports/<day>``.
+
+    A table whose rows and contract are those of an earlier successful validation is not validated again. Critical
+    failures are part of the outcome, not an exception: see `stop_on_critical`.
+
+    Args:
+        force: validate even so.
+
+    Raises:
+        GateError: there are no facts of ``ingest_events`` to balance rows by.
+    """
+    started = time.time()
+    reports, lake = settings.reports(day), Lake(settings.lake_root)
+    results: list[TableResult] = []
+    write_gate(reports, stage, started, "running")
+    try:
+        if stage == "ingest_events":
+            results.append(balance_of_rows(settings, lake, day))
+            results[-1].write(result_path(reports, RAW_LOGS))
+        validated = 0
+        for table in BY_NAME[stage].publishes:
+            result, is_new = _check_table(settings, lake, reports, table, day, force)
+            results.append(result)
+            validated += is_new
+    except BaseException as error:
+        write_gate(reports, stage, started, "failed", f"{type(error).__name__}: {error}")
+        raise
+    message = critical_failures_in_words(results)
+    state = "failed" if message else "finished" if validated else "skipped"
+    write_gate(reports, stage, started, state, message)
+    return Gate(stage=stage, results=results, state=state, message=message, seconds=round(time.time() - started, 2))
+
+
+def stop_on_critical(gate: Gate) -> None:
+    """Raise where a critical check failed; warnings pass.
+
+    Raises:
+        GateError: one line that names table, column, check, how many rows, and a sample value.
+    """
+    if gate.message:
+        raise GateError(gate.message)
+
+
+def critical_failures_in_words(results: list[TableResult]) -> str | None:
+    """The first critical failure in one line, and how many more there are; None where there is none."""
+    failed = [(result, check) for result in results for check in result.failures if check.severity == "critical"]
+    if not failed:
+        return None
+    result, check = failed[0]
+    others = f"; {len(failed) - 1} more critical checks failed" if len(failed) > 1 else ""
+    return f"{failure_in_words(result, check)}; owner {result.owner}{others}"
+
+
+def failure_in_words(result: TableResult, check: Check) -> str:
+    """One failed check in one line."""
+    where = f"table {result.table}" + (f", column {check.column}" if check.column else "")
+    how_many = (
+        f"{check.unexpected_count:,} of {result.rows:,} rows ({check.unexpected_share:.2%}), e.g. "
+        if check.unexpected_count
+        else ""
+    )
+    line = f"{where}, check {check.name!r}: {how_many}{check.observed}; valid is {check.expected}"
+    return " ".join(line.split())
+
+
+def gate_path(reports: Path, stage: str) -> Path:
+    """What a gate leaves behind within the reports folder of a day: state, time, message."""
+    return reports / "gates" / f"{stage}.json"
+
+
+def write_gate(reports: Path, stage: str, started: float, state: str, message: str | None = None) -> None:
+    """``state`` is running or one of `Gate.state`, as for stages; a killed gate stays running."""
+    content = {
+        "stage": f"check_{stage}",
+        "state": state,
+        "message": message,
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 2),
+    }
+    write_json(gate_path(reports, stage), content)
+
+
+def rows_of_day(lake: Lake, table: str, day: str) -> pa.Table:
+    """The rows that a gate looks at, as they lie in the lake: not cast to the contract, which is what is checked.
+
+    Of a table with days: the day. Of a table without (they are keyed by content and grow with the nights): the rows
+    of the day's states where it has states, else all of it.
+    """
+    contract = load_contract(table)
+    delta = lake.open(table)
+    if delta is None:
+        return contract.arrow_schema.empty_table()
+    if "day" in contract.partition_by:
+        rows = delta.to_pyarrow_table(filters=pc.field("day") == date.fromisoformat(day))
+    else:
+        rows = delta.to_pyarrow_table()
+        if "state_id" in rows.column_names:
+            states = lake.read("user_states", where={"day": day}, columns=["state_id"])["state_id"]
+            rows = rows.filter(pc.is_in(rows["state_id"], value_set=pc.unique(states)))
+    # Sorted, so that the sample rows of a repeated gate are the same ones.
+    order = [(name, "ascending") for name in contract.key if name in rows.column_names]
+    return rows.sort_by(order) if order else rows
+
+
+def identity_of_rows(lake: Lake, contract: Contract, day: str) -> str:
+    """Digest of what `rows_of_day` gives and of the rules it is checked by, without reading a row."""
+    versions = [lake.version(contract.table)]
+    if "day" not in contract.partition_by:
+        versions.append(lake.version("user_states"))
+    return digest(__version__, contract.table, day, versions, contract, length=32)
+
+
+def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
+    """Nothing is lost and not too much is rejected.
+
+    ``rows_in`` comes from the facts of ``ingest_events``, accepted and rejected rows are counted in the lake.
+
+    Raises:
+        GateError: there are no such facts.
+    """
+    owner, runbook = owner_and_runbook("events_rejected", day)
+    try:
+        rows_in = int(
+            json.loads((settings.reports(day) / "stages" / "ingest_events.json").read_text())["facts"]["rows_in"]
+        )
+    except (FileNotFoundError, KeyError, ValueError, TypeError) as error:
+        raise GateError(
+            f"no count of raw rows for {day} ({type(error).__name__}: {error}): run `python -m jobs.ingest_events --day {day}` first"
+        ) from error
+    accepted = sum(lake.count(table, where={"day": day}) for table in ("events", "items", "users"))
+    rejected = lake.count("events_rejected", where={"day": day})
+    share, limit = (rejected / rows_in if rows_in else 0.0), settings.ingest.max_rejected_share
+    checks = [
+        Check(
+            name="rows in",
+            column=None,
+            severity="critical",
+            success=rows_in > 0,
+            observed=f"{rows_in:,} raw rows",
+            expected="at least one raw row",
+        ),
+        Check(
+            name="nothing lost",
+            column=None,
+            severity="critical",
+            success=rows_in == accepted + rejected,
+            observed=f"{rows_in:,} rows in, {accepted:,} rows in events, items and users, {rejected:,} in events_rejected",
+            expected="rows in = rows accepted + rows rejected",
+        ),
+        Check(
+            name="rejected share",
+            column=None,
+            severity="critical",
+            success=share <= limit,
+            observed=f"mostly {_most_frequent_reason(settings, day)}" if share > limit else f"{share:.2%} rejected",
+            expected=f"at most {limit:.2%} rejected (SGREC_INGEST__MAX_REJECTED_SHARE)",
+            unexpected_count=rejected,
+            unexpected_share=share,
+        ),
+    ]
+    return TableResult(table=RAW_LOGS, day=day, rows=rows_in, owner=owner, runbook=runbook, checks=checks)
+
+
+def _check_table(
+    settings: Settings, lake: Lake, reports: Path, table: str, day: str, force: bool
+) -> tuple[TableResult, bool]:
+    """The validation of one table, and whether it was made now."""
+    contract = load_contract(table)
+    identity = identity_of_rows(lake, contract, day)
+    path = result_path(reports, table)
+    earlier = None if force else _earlier(path)
+    if earlier is not None and earlier.success and earlier.identity == identity:
+        return earlier, False
+    result, raw = validate(
+        contract, rows_of_day(lake, table, day), day=day, sample_rows=settings.quality.sample_rows, identity=identity
+    )
+    write_json(raw_result_path(reports, table), raw)
+    result.write(path)
+    return result, True
+
+
+def _earlier(path: Path) -> TableResult | None:
+    """The last result, if there is one that can be read."""
+    try:
+        return TableResult.read(path)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _most_frequent_reason(settings: Settings, day: str) -> str:
+    """The reason of most rejected rows with its file, for the one line that on-call sees first."""
+    rejected = Lake(settings.lake_root).read("events_rejected", where={"day": day}, columns=["reason", "file"])
+    if not rejected.num_rows:
+        return "of unknown reason: events_rejected holds no row of the day"
+    counts = rejected.group_by(["reason", "file"]).aggregate([([], "count_all")])
+    worst = counts.sort_by([("count_all", "descending"), ("reason", "ascending"), ("file", "ascending")]).to_pylist()[0]
+    return f"{worst['reason']} ({worst['count_all']:,} rows in {worst['file']})"

@@ -1,0 +1,331 @@
+"""What a night left behind, gathered for the page and the summary: facts, gates, failures, checks and tables.
+
+Every input may be missing: a night that stopped in its first stage has one file of facts and no table at all.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError
+
+from sgrec_core.lake import Lake, load_contract
+from sgrec_core.quality.gates import RAW_LOGS, critical_failures_in_words, gate_path, rows_of_day
+from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
+from sgrec_core.settings import Settings
+from sgrec_core.stages import STAGES
+
+DONE = ("finished", "skipped")
+REPORT = STAGES[-1].name
+SAMPLES_PER_REASON = 3
+MAX_NOTE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage, or the gate behind it, in the order of the night."""
+
+    name: str
+    state: str
+    """``finished``, ``skipped`` (nothing had changed), ``failed``, ``running`` (or killed), ``not reached`` this time
+    though facts of an earlier run exist (then ``stale``), or ``not run``."""
+    started: datetime | None = None
+    seconds: float | None = None
+    message: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    stale: bool = False
+    """Facts are those of an earlier run: this run did not get here."""
+
+    @property
+    def is_gate(self) -> bool:
+        return self.name.startswith("check_")
+
+    @property
+    def ended(self) -> datetime | None:
+        if self.started is None:
+            return None
+        return self.started + timedelta(seconds=round(self.seconds or 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Where the night stopped and what to do about it."""
+
+    step: str
+    reason: str
+    since: datetime | None
+    owner: str
+    runbook: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectReason:
+    """Rejected raw rows of one reason, with a few of them."""
+
+    reason: str
+    count: int
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Night:
+    """One day's night as the page shows it."""
+
+    day: str
+    source: str
+    input: str
+    home: Path
+    stop: Stop | None
+    steps: list[Step]
+    results: list[TableResult]
+    rejects: list[RejectReason]
+    evaluations: list[dict[str, Any]]
+    meaningless: bool | None
+    """Whether the judge's scores say nothing; None when the night did not get to the judge."""
+    tables: list[dict[str, Any]]
+    """Per table: table, version, rows of the day, owner."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be read for this page, in words."""
+
+    @property
+    def status(self) -> str:
+        return "succeeded" if self.stop is None else "stopped"
+
+    def step(self, name: str) -> Step:
+        return next(step for step in self.steps if step.name == name)
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """Facts of a stage of this run; empty when the run did not get there."""
+        step = self.step(stage)
+        return {} if step.stale else step.facts
+
+    @property
+    def stages(self) -> list[tuple[Step, Step | None]]:
+        """Each stage with the gate behind it."""
+        gates = {step.name: step for step in self.steps if step.is_gate}
+        return [(step, gates.get(f"check_{step.name}")) for step in self.steps if not step.is_gate]
+
+    @property
+    def broken(self) -> list[TableResult]:
+        """Tables with failed checks, critical ones first."""
+        return sorted((result for result in self.results if result.failures), key=lambda result: result.success)
+
+    @property
+    def failures(self) -> list[Check]:
+        """All failed checks."""
+        return [check for result in self.results for check in result.failures]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """Declared rules, fallbacks and warnings of the stages, with the stage that wrote each."""
+        return [(step.name, note) for step in self.steps if not step.stale for note in step.notes]
+
+
+def gather_night(settings: Settings, day: str) -> Night:
+    """Read everything that is there for ``day``."""
+    reports, lake = settings.reports(day), Lake(settings.lake_root)
+    failures = _read_failures(reports / "failures.jsonl")
+    steps = _steps(reports, failures)
+    # A table whose gate this run did not reach was validated by an earlier run; that says nothing of this night.
+    current = {
+        table
+        for stage in STAGES
+        for table in stage.publishes
+        if any(step.name == f"check_{stage.name}" and not step.stale and step.started for step in steps)
+    }
+    if "events" in current:
+        current.add(RAW_LOGS)
+    results = [result for result in read_results(reports) if result.table in current]
+    ended = {step.name for step in steps if step.state in DONE}
+    problems: list[str] = []
+
+    def rows(table: str, stage: str) -> pa.Table:
+        """The day's rows as they lie in the lake, if this run published them; the page outlives a damaged table."""
+        if stage in ended:
+            try:
+                return rows_of_day(lake, table, day)
+            except (OSError, ValueError, KeyError, DeltaError, pa.ArrowException) as error:
+                problems.append(f"table {table} could not be read: {error}")
+        return load_contract(table).arrow_schema.empty_table()
+
+    return Night(
+        day=day,
+        source=settings.source,
+        input=settings.input,
+        home=settings.home.resolve(),
+        stop=_stop(settings, day, steps, results, failures),
+        steps=steps,
+        results=results,
+        rejects=_rejects(rows("events_rejected", "ingest_events")),
+        evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
+        meaningless=_meaningless(settings, steps),
+        tables=_tables(lake, day, problems),
+        problems=problems,
+    )
+
+
+def _steps(reports: Path, failures: Mapping[str, Mapping[str, Any]]) -> list[Step]:
+    """Stages and gates in order. The night is a chain, so what began before a step ahead of it is from an earlier run."""
+    steps: list[Step] = []
+    newest: datetime | None = None
+    for stage in STAGES:
+        if stage.name == REPORT:
+            break
+        files = [(stage.name, reports / "stages" / f"{stage.name}.json")]
+        if stage.publishes:
+            files.append((f"check_{stage.name}", gate_path(reports, stage.name)))
+        for name, path in files:
+            step = _step(name, _read_json(path), failures.get(name), newest)
+            steps.append(step)
+            if step.started and (newest is None or step.started > newest):
+                newest = step.started
+    return steps
+
+
+def _step(name: str, content: Mapping[str, Any], failure: Mapping[str, Any] | None, newest: datetime | None) -> Step:
+    started = _time(content.get("started"))
+    failed_at = _time(failure.get("time")) if failure else None
+    if failed_at and (newest is None or failed_at >= newest) and (started is None or failed_at >= started):
+        # The scheduler's word counts: a killed job could not write that it failed.
+        state = "failed"
+    elif started is None:
+        return Step(name=name, state="not run")
+    elif newest is not None and started < newest:
+        return Step(name=name, state="not reached", started=started, facts=dict(content.get("facts") or {}), stale=True)
+    else:
+        state = str(content.get("state"))
+    message = content.get("message")
+    if state == "failed" and failure and not message:
+        message = str(failure.get("exception") or "the task was killed")
+    return Step(
+        name=name,
+        state=state,
+        started=started or failed_at,
+        seconds=content.get("seconds"),
+        message=message,
+        facts=dict(content.get("facts") or {}),
+        notes=[str(note)[:MAX_NOTE] for note in content.get("notes") or []],
+    )
+
+
+def _stop(
+    settings: Settings,
+    day: str,
+    steps: list[Step],
+    results: list[TableResult],
+    failures: Mapping[str, Mapping[str, Any]],
+) -> Stop | None:
+    """The first step that did not end well, or None when all did."""
+    step = next((step for step in steps if step.state not in DONE), None)
+    if step is None:
+        return None
+    stage = next(stage for stage in STAGES if stage.name == step.name.removeprefix("check_"))
+    reason = {
+        "failed": step.message or "no message",
+        "running": "it began and did not end: still running, or killed",
+    }.get(step.state, "it has not run")
+    environment = {"SGREC_HOME": str(settings.home.resolve()), "SGREC_INPUT": settings.input}
+    words = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    command = f"{words} sgrec nightly --day {day}"
+    owner, runbook = (
+        owner_and_runbook(stage.publishes[0], day)
+        if stage.publishes
+        else (
+            "recommendation",
+            f"Read the message and the stage's log, repair the cause and run the night of {day} again.",
+        )
+    )
+    if step.is_gate:
+        broken = next((r for r in results if r.table in (RAW_LOGS, *stage.publishes) and not r.success), None)
+        if broken:
+            owner, runbook = broken.owner, broken.runbook
+            reason = critical_failures_in_words([broken]) or reason
+    elif step.name in failures and failures[step.name].get("rerun"):
+        command = str(failures[step.name]["rerun"])
+    return Stop(step=step.name, reason=reason, since=step.ended, owner=owner, runbook=runbook, command=command)
+
+
+def _rejects(rows: pa.Table) -> list[RejectReason]:
+    """Rejected rows by reason, most frequent first."""
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["reason"]).to_pylist()}
+    reasons = []
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        few = rows.filter(pc.equal(rows["reason"], reason)).slice(0, SAMPLES_PER_REASON)
+        samples = few.select(["record", "file", "line", "detail", "raw_text"]).to_pylist()
+        reasons.append(
+            RejectReason(
+                reason=str(short(reason)),
+                count=count,
+                samples=[{name: short(value) for name, value in sample.items()} for sample in samples],
+            )
+        )
+    return reasons
+
+
+def _meaningless(settings: Settings, steps: list[Step]) -> bool | None:
+    """What the judge counted, else what the settings say of it."""
+    from sgrec_core.judge import is_meaningless
+
+    step = next(step for step in steps if step.name == "score_aspects")
+    if step.stale or not step.facts.get("judge_engine"):
+        return None
+    return bool(step.facts.get("judge_meaningless", is_meaningless(settings) and step.facts.get("judge_asked")))
+
+
+def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
+    """Delta version of each table and its rows of the day; rows of all days where a table has none."""
+    tables = []
+    for table in (table for stage in STAGES for table in stage.publishes):
+        contract = load_contract(table)
+        dated = "day" in contract.partition_by
+        version = rows = None
+        try:
+            version = lake.version(table)
+            rows = lake.count(table, where={"day": day} if dated else None)
+        except (OSError, ValueError, DeltaError, pa.ArrowException) as error:
+            problems.append(f"table {table} could not be read: {error}")
+        tables.append({"table": table, "version": version, "rows": rows, "of_day": dated, "owner": contract.owner})
+    return tables
+
+
+def _read_failures(path: Path) -> dict[str, dict[str, Any]]:
+    """The last failure of each task, as the scheduler recorded it; damaged lines are skipped."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in _lines(path):
+        try:
+            entry = json.loads(line)
+            last[str(entry["stage"])] = entry
+        except (ValueError, KeyError, TypeError):
+            continue
+    return last
+
+
+def _lines(path: Path) -> Iterable[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        return content if isinstance(content, dict) else {}
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _time(text: object) -> datetime | None:
+    """An ISO time cut to seconds, the precision of the facts, so that they compare."""
+    try:
+        return datetime.fromisoformat(str(text)).replace(microsecond=0)
+    except ValueError:
+        return None

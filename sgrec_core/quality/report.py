@@ -1,0 +1,259 @@
+"""The on-call page and the summary of a night: ``reports/<day>/index.html`` and ``summary.json``.
+
+The page answers at seven in the morning: did the night succeed, where did it stop and since when, how bad is it, who
+owns it, what to do. It is one file without scripts or outside resources; everything that comes from data is escaped.
+"""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sgrec_core.quality.night import Night, gather_night
+from sgrec_core.quality.validation import short, write_json
+from sgrec_core.settings import Settings
+
+TEMPLATE = "report.html.jinja"
+JUDGE_FACTS = ("engine", "version", "asked", "cached", "skipped", "unaffordable", "paid", "failed")
+"""Facts of ``score_aspects``, there with the prefix ``judge_``."""
+REWARD_FACTS = (
+    "agreement_rate",
+    "mean_gate",
+    "groups",
+    "groups_with_business_variance",
+    "covered_groups",
+    "advantage_growth",
+)
+"""Facts of ``materialize_rewards``."""
+MAX_FACTS = 12
+"""Facts of a stage that the page shows; the file of facts has all."""
+
+
+def write_report(
+    settings: Settings, day: str, *, data_docs: Path | None = None, problem: str | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Write page and summary for whatever the night left behind.
+
+    Args:
+        data_docs: index of the Data Docs, if they were built.
+        problem: something that went wrong with the report itself, in words.
+
+    Returns:
+        The summary and the path of the page.
+    """
+    night = gather_night(settings, day)
+    if problem:
+        night.problems.append(problem)
+    page = settings.reports(day) / "index.html"
+    summary = summary_of_night(night, page, data_docs)
+    write_json(page.parent / "summary.json", summary)
+    part = page.with_name(".index.html.part")
+    part.write_text(render_page(night, summary), encoding="utf-8")
+    part.replace(page)
+    return summary, page
+
+
+def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[str, Any]:
+    """The night's figures as JSON; what the night did not get to is null.
+
+    Keys: ``day``; ``status`` (succeeded or stopped); ``stopped_at`` (task), ``reason``, ``since``; ``source``; ``rows``
+    {in, accepted, rejected, rejected_by_reason}; ``checks`` {run, failed_critical, failed_warning}; ``judge`` {engine,
+    version, meaningless, asked, cached, skipped, unaffordable, paid, failed}; ``reward`` {agreement_rate, mean_gate,
+    groups, groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
+    intervals}, difference, promoted, reason}; ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table:
+    version}; ``paths`` {report, data_docs, models, lake}; ``notes`` [{stage, text}].
+    """
+    stop = night.stop
+    return {
+        "day": night.day,
+        "status": night.status,
+        "stopped_at": stop.step if stop else None,
+        "reason": stop.reason if stop else None,
+        "since": stop.since.isoformat() if stop and stop.since else None,
+        "source": night.source,
+        "rows": _row_counts(night),
+        "checks": {
+            "run": sum(len(result.checks) for result in night.results),
+            "failed_critical": sum(check.severity == "critical" for check in night.failures),
+            "failed_warning": sum(check.severity != "critical" for check in night.failures),
+        },
+        "judge": {
+            "meaningless": night.meaningless,
+            **{name: night.facts("score_aspects").get(f"judge_{name}") for name in JUDGE_FACTS},
+        },
+        "reward": {name: night.facts("materialize_rewards").get(name) for name in REWARD_FACTS},
+        "evaluation": _evaluation(night),
+        "stages": [
+            {
+                "name": step.name,
+                "state": step.state,
+                "seconds": None if step.stale else step.seconds,
+                "message": step.message,
+                "facts": {} if step.stale else step.facts,
+            }
+            for step in night.steps
+        ],
+        "tables": {table["table"]: table["version"] for table in night.tables},
+        "paths": {
+            "report": str(page),
+            "data_docs": str(data_docs) if data_docs else None,
+            "models": str(night.home / "mlflow"),
+            "lake": str(night.home / "lake"),
+        },
+        "notes": [{"stage": stage, "text": text} for stage, text in night.notes],
+    }
+
+
+def render_page(night: Night, summary: Mapping[str, Any]) -> str:
+    """The page as HTML; all text is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number, share=share, duration=duration, clock=clock, words=words, metric=metric, fact=fact
+    )
+    folder = Path(summary["paths"]["report"]).parent
+    return environment.get_template(TEMPLATE).render(
+        night=night,
+        summary=summary,
+        facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
+        plot=interval_plot(summary["evaluation"]),
+        written=datetime.now(UTC).replace(microsecond=0),
+        data_docs=os.path.relpath(summary["paths"]["data_docs"], folder) if summary["paths"]["data_docs"] else None,
+    )
+
+
+def shown_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The first facts of a stage as (name, value) in words."""
+    return [(words(name), str(short(fact(value)))) for name, value in list(facts.items())[:MAX_FACTS]]
+
+
+def interval_plot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """NDCG@10 of each model on one axis from 0: value and interval as percent of the axis's length."""
+    models = [(role, evaluation[role]) for role in ("challenger", "champion", "popularity") if evaluation[role]]
+    longest = max((max(model["ndcg@10"] or 0, model["ndcg@10_upper"] or 0) for _, model in models), default=0.0)
+    if not longest:
+        return []
+    scale = 100 / (longest * 1.05)
+    return [
+        {
+            "role": role,
+            "value": model["ndcg@10"],
+            "at": (model["ndcg@10"] or 0) * scale,
+            "low": (model["ndcg@10_lower"] if model["ndcg@10_lower"] is not None else model["ndcg@10"] or 0) * scale,
+            "high": (model["ndcg@10_upper"] if model["ndcg@10_upper"] is not None else model["ndcg@10"] or 0) * scale,
+        }
+        for role, model in models
+    ]
+
+
+def number(value: Any) -> str:
+    """1234567 as 1,234,567; 0.12345 as 0.1235; a dash where there is nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    return str(value)
+
+
+def metric(value: float | None) -> str:
+    """A metric with four decimals, as papers print it."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def share(value: float | None) -> str:
+    """0.0123 as 1.23%; never 0.00% for something that is not zero."""
+    if value is None:
+        return "–"
+    return "<0.01%" if 0 < value < 0.0001 else f"{value:.2%}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def clock(moment: datetime | None) -> str:
+    """A time with its day, in UTC."""
+    return "–" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def words(name: str) -> str:
+    """``rows_in`` as "rows in"."""
+    return name.replace("_", " ")
+
+
+def fact(value: Any) -> str:
+    """Any JSON value in a few words."""
+    if isinstance(value, Mapping):
+        return (
+            ", ".join(f"{words(str(name))} {fact(inner)}" for name, inner in list(value.items())[:MAX_FACTS]) or "none"
+        )
+    if isinstance(value, list):
+        shown = ", ".join(fact(inner) for inner in value[:6])
+        return (f"{shown}, … ({len(value)} in all)" if len(value) > 6 else shown) or "none"
+    return number(value)
+
+
+def _row_counts(night: Night) -> dict[str, Any]:
+    facts = night.facts("ingest_events")
+    return {
+        "in": facts.get("rows_in"),
+        "accepted": facts.get("rows_accepted"),
+        "rejected": facts.get("rows_rejected"),
+        "rejected_by_reason": {reason.reason: reason.count for reason in night.rejects},
+    }
+
+
+def _evaluation(night: Night) -> dict[str, Any]:
+    """HR@10 and NDCG@10 on the day's validation decisions, by role."""
+    facts = night.facts("evaluate_generator")
+    rows = [
+        row
+        for row in night.evaluations
+        if row["split"] == "validation" and row["bucket"] == "all" and row["cutoff"] == 10
+    ]
+    by_role: dict[str, Any] = {role: _model(rows, role) for role in ("champion", "challenger", "popularity")}
+    difference = next((row for row in rows if row["metric"] == "difference_ndcg"), None)
+    return {
+        **by_role,
+        "difference": {
+            "ndcg@10": difference["value"],
+            "ndcg@10_lower": difference["lower"],
+            "ndcg@10_upper": difference["upper"],
+        }
+        if difference
+        else None,
+        "promoted": facts.get("promoted"),
+        "reason": facts.get("reason"),
+    }
+
+
+def _model(rows: list[dict[str, Any]], role: str) -> dict[str, Any] | None:
+    """One model's figures, or None when the night did not compare it."""
+    of_role = {row["metric"]: row for row in rows if row["role"] == role}
+    if "ndcg" not in of_role and "hit_rate" not in of_role:
+        return None
+    figures: dict[str, Any] = {}
+    for name, metric_name in (("hr@10", "hit_rate"), ("ndcg@10", "ndcg")):
+        row = of_role.get(metric_name, {})
+        figures |= {name: row.get("value"), f"{name}_lower": row.get("lower"), f"{name}_upper": row.get("upper")}
+    first = next(iter(of_role.values()))
+    return {"model": first["model"], "version": first["model_version"], "users": first["users"], **figures}

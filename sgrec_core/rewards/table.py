@@ -1,0 +1,165 @@
+"""The rows of table ``rewards``: candidates, aspect scores and user weights joined and fused."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgrec_core.rewards import fusion
+from sgrec_core.sampling import digest
+
+if TYPE_CHECKING:
+    from sgrec_core.lake import Lake
+    from sgrec_core.settings import Settings
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Rows of ``rewards`` without day and version, and what they look like from above."""
+
+    rows: pa.Table
+    facts: dict[str, float | int]
+
+
+def version_of_day(lake: "Lake", day: str, settings: "Settings") -> str:
+    """The reward version that the day's tables and the settings make; part of the key of ``rewards``.
+
+    A content hash of the versions of judge, aggregator, business model and tokenizer, and of the fusion settings.
+    """
+    from sgrec_core.judge import day_has_context, judge_version
+
+    candidates = lake.read("candidates", where={"day": day}, columns=["business_version", "tokenizer_version"])
+    weights = lake.read("user_weights", where={"day": day}, columns=["aggregator_version"])
+    versions = [
+        sorted(column.unique().to_pylist())
+        for column in (
+            weights["aggregator_version"],
+            candidates["business_version"],
+            candidates["tokenizer_version"],
+        )
+    ]
+    judge = judge_version(settings, day_has_context(lake, day))
+    return digest(json.dumps([judge, *versions, settings.fusion.model_dump()], sort_keys=True))
+
+
+def fuse_rewards(
+    candidates: pa.Table,
+    item_hashes: pa.Table,
+    scores: pa.Table,
+    weights: pa.Table,
+    *,
+    objective: str,
+    epsilon: float = 1e-8,
+) -> RewardTable:
+    """Reward rows of the day's candidates.
+
+    Args:
+        candidates: rows of ``candidates``, groups of one size.
+        item_hashes: item_id and item_hash of the day's items; scores of other content of an item do not count.
+        scores: rows of ``aspect_scores`` of one judge version.
+        weights: rows of ``user_weights`` of the day.
+        objective: ``a2po``, ``business``, ``reward_sum`` or ``adv_sum``.
+        epsilon: the eps of A2PO's gate.
+
+    A group is judged when every candidate has scores and its state has weights for the same aspects. Groups that are
+    not judged keep their business advantage; for ``reward_sum`` and ``adv_sum``, which are not defined for them, they
+    get none.
+    """
+    candidates = candidates.sort_by([("decision_id", "ascending"), ("rank", "ascending")])
+    groups = pc.count_distinct(candidates["decision_id"]).as_py()
+    if candidates.num_rows % max(groups, 1):
+        raise ValueError(f"{candidates.num_rows} candidates do not make {groups} groups of one size")
+    size = candidates.num_rows // max(groups, 1)
+
+    hashes = item_hashes["item_hash"].take(pc.index_in(candidates["item_id"], item_hashes["item_id"].combine_chunks()))
+    score_row = _rows_of(
+        pa.table({"state_id": candidates["state_id"], "item_id": candidates["item_id"], "item_hash": hashes}), scores
+    )
+    weight_row = _rows_of(candidates.select(["state_id"]), weights)
+    found_scores, found_weights = scores.take(score_row), weights.take(weight_row)
+    holistic = _holistic(found_scores, found_weights)
+    judged = np.isfinite(holistic).reshape(groups, size).all(axis=1)
+
+    business_reward = candidates["business_reward"].to_numpy().reshape(groups, size)
+    fused = _fuse(objective, business_reward, holistic.reshape(groups, size), judged, epsilon)
+    rows = pa.table(
+        {
+            "decision_id": candidates["decision_id"],
+            "state_id": candidates["state_id"],
+            "rank": candidates["rank"],
+            "item_id": candidates["item_id"],
+            "judged": pa.array(np.repeat(judged, size)),
+            "aspects": pc.fill_null(
+                pc.coalesce(found_scores["aspects"], found_weights["aspects"]), pa.scalar([], pa.list_(pa.string()))
+            ),
+            "scores": found_scores["scores"],
+            "weights": found_weights["weights"],
+            "holistic": pa.array(holistic, from_pandas=True),
+            "business_reward": candidates["business_reward"],
+            "business_advantage": pa.array(fused.business_advantage.reshape(-1)),
+            "semantic_advantage": pa.array(fused.semantic_advantage.reshape(-1)),
+            "gate": pa.array(fused.gate.reshape(-1)),
+            "advantage": pa.array(fused.advantage.reshape(-1)),
+        }
+    )
+    return RewardTable(rows, _facts(fused, judged))
+
+
+def _fuse(
+    objective: str, business: np.ndarray, semantic: np.ndarray, judged: np.ndarray, epsilon: float
+) -> fusion.Advantages[np.ndarray]:
+    a2po = fusion.a2po(business, semantic, judged, epsilon)
+    if objective == "a2po":
+        return a2po
+    if objective == "business":
+        return fusion.business(business)
+    # Business and semantic advantage are the same in all fusions; what is fused, and how, differs.
+    ungated = {"reward_sum": fusion.reward_sum, "adv_sum": fusion.adv_sum}[objective]
+    advantage, gate = np.zeros_like(business), np.zeros_like(business)
+    whole = ungated(business[judged], semantic[judged])
+    advantage[judged], gate[judged] = whole.advantage, whole.gate
+    return fusion.Advantages(advantage, gate, a2po.business_advantage, a2po.semantic_advantage)
+
+
+def _rows_of(keys: pa.Table, table: pa.Table) -> pa.Array:
+    """For each row of ``keys`` the row of ``table`` with the same values in these columns, null where there is none."""
+    left = keys.append_column("left", pa.array(np.arange(keys.num_rows)))
+    right = table.select(keys.column_names).append_column("right", pa.array(np.arange(table.num_rows)))
+    joined = left.join(right, keys.column_names, join_type="left outer").sort_by("left")
+    return joined["right"].combine_chunks()
+
+
+def _holistic(scores: pa.Table, weights: pa.Table) -> np.ndarray:
+    """[rows] sum of weight times score; NaN where either is missing or they speak of different aspects."""
+    usable = pc.and_(
+        pc.and_(scores["scores"].is_valid(), weights["weights"].is_valid()),
+        pc.equal(pc.binary_join(scores["aspects"], "\n"), pc.binary_join(weights["aspects"], "\n")),
+    ).fill_null(False)
+    usable_rows = np.nonzero(usable.to_numpy())[0]
+    holistic = np.full(scores.num_rows, np.nan)
+    if len(usable_rows):
+        score, weight = (
+            column.take(pa.array(usable_rows)).combine_chunks().flatten().to_numpy().astype(np.float64)
+            for column in (scores["scores"], weights["weights"])
+        )
+        holistic[usable_rows] = (score * weight).reshape(len(usable_rows), -1).sum(axis=1)
+    return holistic
+
+
+def _facts(fused: fusion.Advantages[np.ndarray], judged: np.ndarray) -> dict[str, float | int]:
+    """Agreement rate and mean gate over the candidates of judged groups that have business variance."""
+    varied = fused.business_advantage.any(axis=1)
+    counted = judged & varied
+    biz, sem = fused.business_advantage[counted], fused.semantic_advantage[counted]
+    business_size = np.abs(fused.business_advantage).mean() if varied.any() else 0.0
+    return {
+        "groups": len(judged),
+        "groups_with_business_variance": int(varied.sum()),
+        "covered_groups": int(counted.sum()),
+        "agreement_rate": float(((np.sign(biz) == np.sign(sem)) & (biz != 0)).mean()) if counted.any() else 0.0,
+        "mean_gate": float(fused.gate[counted].mean()) if counted.any() else 0.0,
+        "advantage_growth": float(np.abs(fused.advantage).mean() / business_size - 1) if business_size else 0.0,
+    }

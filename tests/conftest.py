@@ -1,0 +1,46 @@
+"""What all tests share: a home of their own, and where the public data lies."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sgrec_core.settings import PROJECT_ROOT
+
+# One thread a process: two processes with two torch threads each are many times slower than with one each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh SGREC_HOME that jobs started in this process or as children use."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("SGREC_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """The folder of the public data sets; skips where there is none."""
+    folder = Path(os.environ.get("SGREC_PUBLIC_DATA", PROJECT_ROOT.parent / "shared" / "data"))
+    if not (folder / "scientific" / "inter.json").exists():
+        pytest.skip(f"no public data under {folder}; set SGREC_PUBLIC_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _migrated_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sgrec_core.registry import Registry
+    from sgrec_core.settings import Settings
+
+    folder = tmp_path_factory.mktemp("registry")
+    Registry(Settings(home=folder)).versions("none")
+    return folder / "mlflow"
+
+
+@pytest.fixture
+def registry_home(home: Path, _migrated_registry: Path) -> Path:
+    """A home with an empty model registry: a copy of one, because MLflow takes seconds to make its database."""
+    shutil.copytree(_migrated_registry, home / "mlflow")
+    return home

@@ -1,0 +1,80 @@
+"""Ranking metrics and bootstrap intervals."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgrec_core.evaluation import metrics
+from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
+
+RANKED = np.array([[4, 2, 7], [1, 0, 3], [5, 6, -1]])
+TARGETS = np.array([4, 3, 9])
+
+
+def test_metrics_by_hand() -> None:
+    ranks = metrics.target_ranks(RANKED, TARGETS)
+    assert ranks.tolist() == [0, 2, math.inf]
+    assert metrics.hit_rate(ranks, 1).tolist() == [1, 0, 0]
+    assert metrics.hit_rate(ranks, 3).tolist() == [1, 1, 0]
+    assert metrics.ndcg(ranks, 3).tolist() == [1, 0.5, 0]
+    assert metrics.ndcg(ranks, 2).tolist() == [1, 0, 0]
+
+
+def test_every_user_counts_once() -> None:
+    assert metrics.per_user(np.array([1.0, 0, 0, 1]), np.array(["b", "a", "b", "a"])).tolist() == [0.5, 0.5]
+    assert metrics.per_user(np.array([1.0, 1, 0]), np.array(["a", "a", "b"])).tolist() == [1, 0]
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 100))
+def test_metrics_grow_with_the_cutoff_and_stay_in_range(users: int, items: int, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    ranked = np.argsort(draws.random((users, items)), axis=1)[:, :20]
+    ranks = metrics.target_ranks(ranked, draws.integers(0, items, users))
+    for measure in (metrics.hit_rate, metrics.ndcg):
+        values = [measure(ranks, cutoff) for cutoff in metrics.CUTOFFS]
+        assert all((low <= high).all() for low, high in zip(values, values[1:], strict=False))
+        assert all(((value >= 0) & (value <= 1)).all() for value in values)
+    assert (metrics.ndcg(ranks, 10) <= metrics.hit_rate(ranks, 10)).all()
+
+
+def test_coverage_and_concentration() -> None:
+    assert metrics.coverage(RANKED, 10, 3) == pytest.approx(0.8)
+    assert metrics.coverage(RANKED, 10, 1) == pytest.approx(0.3)
+    assert metrics.gini(np.array([[0, 1], [2, 3]]), 4, 2) == pytest.approx(0)
+    assert metrics.gini(np.array([[0], [0]]), 4, 1) == pytest.approx(0.75)
+    assert metrics.gini(np.array([[-1]]), 4, 1) == 0
+
+
+def test_novelty_of_targets() -> None:
+    codes = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]])
+    histories = np.array([[0, 3], [0, -1], [0, -1], [0, -1], [-1, -1]])
+    buckets = metrics.novelty_buckets(histories, np.array([3, 1, 2, 3, 0]), codes)
+    names = [metrics.NOVELTY_BUCKETS[index] for index in buckets]
+    assert names == ["in_history", "shares_two_codes", "shares_one_code", "shares_none", "shares_none"]
+
+
+def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        interval = bootstrap(draws.normal(0.3, 1, 80), seed=seed, resamples=300)
+        covered += interval.lower <= 0.3 <= interval.upper
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_pairing_removes_what_users_have_in_common() -> None:
+    draws = np.random.default_rng(1)
+    base = draws.normal(0, 10, 500)
+    interval = paired_bootstrap(base + 0.1 + draws.normal(0, 0.1, 500), base, seed=0)
+    assert interval.value == pytest.approx(0.1, abs=0.02)
+    assert 0.08 < interval.lower < interval.value < interval.upper < 0.12
+    assert paired_bootstrap(base, base, seed=0).upper == 0
+    assert paired_bootstrap(base, base + 1, seed=0) == paired_bootstrap(base, base + 1, seed=0)
+
+
+def test_unpaired_users_are_an_error() -> None:
+    with pytest.raises(ValueError, match="same users"):
+        paired_bootstrap(np.zeros(3), np.zeros(4), seed=0)

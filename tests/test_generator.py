@@ -1,0 +1,306 @@
+"""The generator's model, trie, decoding and training, on catalogues small enough to enumerate."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgrec_core.generator import (
+    Generator,
+    GeneratorConfig,
+    ItemTrie,
+    TrainingConfig,
+    beam_search,
+    rank_items,
+    score_items,
+    train_supervised,
+)
+from sgrec_core.generator.training import cut_windows
+
+
+def small_generator(levels: int, codebook_size: int, seed: int = 0, sharpness: float = 20.0) -> Generator:
+    """A random model whose probabilities are far from uniform, so that order is a real question."""
+    torch.manual_seed(seed)
+    model = Generator(
+        GeneratorConfig(
+            levels=levels, codebook_size=codebook_size, width=16, layers=2, heads=2, max_items=4, dropout=0.1
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(sharpness)
+    return model.eval()
+
+
+def all_codes(levels: int, codebook_size: int) -> np.ndarray:
+    return np.stack(np.meshgrid(*[np.arange(codebook_size)] * levels, indexing="ij"), -1).reshape(-1, levels)
+
+
+@st.composite
+def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, int]:
+    levels, codebook_size = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    every = all_codes(levels, codebook_size)
+    size = draw(st.integers(1, min(20, len(every))))
+    seed = draw(st.integers(0, 1000))
+    return np.random.default_rng(seed).permutation(every)[:size], codebook_size
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Generator, ItemTrie, torch.Tensor]:
+    """Model, trie and histories of two or three users of different lengths, one possibly without any history."""
+    codes, codebook_size = draw(catalogues())
+    seed = draw(st.integers(0, 1000))
+    draws = np.random.default_rng(seed)
+    histories = np.full((draw(st.integers(2, 3)), 4), -1)
+    for row in histories:
+        length = draws.integers(0, 5)
+        row[:length] = draws.integers(0, len(codes), length)
+    model = small_generator(codes.shape[1], codebook_size, seed)
+    return model, ItemTrie.build(codes, codebook_size), torch.from_numpy(histories)
+
+
+def reference_log_probs(model: Generator, trie: ItemTrie, history: torch.Tensor) -> np.ndarray:
+    """[items, L] from one full forward pass per item, no cache, no trie: prefixes are compared as lists."""
+    codes = trie.codes.tolist()
+    read = [item for item in history.tolist() if item >= 0]
+    result = np.zeros((len(codes), trie.levels))
+    for item, target in enumerate(codes):
+        sequence = torch.tensor([*(codes[i] for i in read), target])[None]
+        with torch.no_grad():
+            logits = model.sequence_logits(sequence)[0, -1].double()
+        for level in range(trie.levels):
+            valid = sorted({other[level] for other in codes if other[:level] == target[:level]})
+            result[item, level] = logits[level, valid].log_softmax(0)[valid.index(target[level])]
+    return result
+
+
+@given(cases())
+@settings(max_examples=40, deadline=None)
+def test_full_beam_finds_what_enumeration_finds(case: tuple[Generator, ItemTrie, torch.Tensor]) -> None:
+    model, trie, histories = case
+    beams = beam_search(model, trie, histories, width=trie.items)
+    for row, history in enumerate(histories):
+        expected = reference_log_probs(model, trie, history)
+        order = np.argsort(-expected.sum(axis=1), kind="stable")
+        found = beams.items[row].numpy()
+        assert sorted(found) == list(range(trie.items))
+        np.testing.assert_allclose(beams.log_probs[row].numpy(), expected[found], atol=1e-4)
+        # Items whose scores differ only by rounding may stand either way round.
+        np.testing.assert_allclose(expected.sum(axis=1)[found], expected.sum(axis=1)[order], atol=1e-4)
+    np.testing.assert_allclose(beams.scores.exp().sum(1).numpy(), 1.0, atol=1e-4)
+
+
+@given(cases(), st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_narrow_beam_equals_plain_beam_search(case: tuple[Generator, ItemTrie, torch.Tensor], width: int) -> None:
+    model, trie, histories = case
+    beams = beam_search(model, trie, histories, width=width)
+    for row, history in enumerate(histories):
+        score = reference_log_probs(model, trie, history)
+        codes = trie.codes.tolist()
+        kept: list[list[int]] = [[]]
+        for level in range(trie.levels):
+            reach = {}
+            for item, code in enumerate(codes):
+                if code[:level] in kept:
+                    reach[tuple(code[: level + 1])] = score[item, : level + 1].sum()
+            kept = [list(prefix) for prefix in sorted(reach, key=lambda prefix: -reach[prefix])[:width]]
+        found = beams.items[row].tolist()
+        assert len(found) == len(set(found)) == min(width, trie.items)
+        best = sorted((score[codes.index(prefix)].sum() for prefix in kept), reverse=True)
+        np.testing.assert_allclose(score[found].sum(axis=1), best, atol=1e-4)
+
+
+@given(cases(), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_excluded_items_never_come_and_the_others_keep_their_probabilities(
+    case: tuple[Generator, ItemTrie, torch.Tensor], seed: int
+) -> None:
+    model, trie, histories = case
+    excluded = torch.from_numpy(np.random.default_rng(seed).integers(-1, trie.items, (len(histories), 3)))
+    count = trie.items
+    everything = beam_search(model, trie, histories, width=count)
+    beams = beam_search(model, trie, histories, width=count, excluded=excluded)
+    for row, banned in enumerate(excluded.tolist()):
+        expected = [item for item in everything.items[row].tolist() if item not in banned]
+        assert beams.items[row, : len(expected)].tolist() == expected
+        assert (beams.items[row, len(expected) :] == -1).all()
+        np.testing.assert_allclose(
+            beams.scores[row, : len(expected)].numpy(),
+            [everything.scores[row][everything.items[row] == item].item() for item in expected],
+            rtol=1e-4,
+        )
+
+
+@given(cases())
+@settings(max_examples=30, deadline=None)
+def test_scores_of_given_items_equal_those_of_the_search(case: tuple[Generator, ItemTrie, torch.Tensor]) -> None:
+    model, trie, histories = case
+    beams = beam_search(model, trie, histories, width=min(5, trie.items))
+    scores = score_items(model, trie, histories, beams.items)
+    np.testing.assert_allclose(scores.log_probs.detach().numpy(), beams.log_probs.numpy(), atol=1e-4)
+    assert (scores.entropy >= -1e-6).all()
+
+
+def test_item_scores_have_gradients_that_match_finite_differences() -> None:
+    model = small_generator(2, 3, sharpness=5.0).double()
+    trie = ItemTrie.build(all_codes(2, 3)[:7], 3)
+    histories, items = torch.tensor([[0, 3, -1, -1], [5, -1, -1, -1]]), torch.tensor([[1, 2], [6, 0]])
+
+    def total() -> torch.Tensor:
+        return score_items(model, trie, histories, items).log_probs.double().sum()
+
+    total().backward()
+    weight = model.blocks[1].attention.project_in.weight
+    index = int(weight.grad.abs().argmax())
+    slope = weight.grad.flatten()[index].item()
+    step = 1e-2
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight.view(-1)[index] += sign * step
+            values.append(total().item())
+            weight.view(-1)[index] -= sign * step
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=0.02)
+
+
+def test_padding_and_batching_change_nothing() -> None:
+    model, trie = small_generator(3, 4), ItemTrie.build(all_codes(3, 4)[::3], 4)
+    draws = np.random.default_rng(0)
+    histories = np.full((11, 4), -1)
+    for row, length in zip(histories, draws.integers(0, 5, 11), strict=True):
+        row[:length] = draws.integers(0, trie.items, length)
+    together = rank_items(model, trie, histories, width=6, batch_size=4)
+    for row, history in enumerate(histories):
+        alone = rank_items(model, trie, history[None], width=6)
+        assert together.items[row].tolist() == alone.items[0].tolist()
+        np.testing.assert_allclose(together.log_probs[row], alone.log_probs[0], atol=1e-5)
+
+
+def test_the_past_alone_decides() -> None:
+    """A later item must not leak into the prediction of an earlier one."""
+    model = small_generator(2, 4)
+    codes = torch.tensor([[[0, 1], [2, 3], [1, 1]]])
+    changed = codes.clone()
+    changed[0, 2] = torch.tensor([3, 0])
+    before, after = model.sequence_logits(codes), model.sequence_logits(changed)
+    torch.testing.assert_close(before[0, :2], after[0, :2])
+    torch.testing.assert_close(before[0, 2, 0], after[0, 2, 0])
+    assert not torch.allclose(before[0, 2, 1], after[0, 2, 1])
+
+
+@given(catalogues())
+@settings(max_examples=50, deadline=None)
+def test_trie_walks_to_every_item_and_to_nothing_else(catalogue: tuple[np.ndarray, int]) -> None:
+    codes, codebook_size = catalogue
+    trie = ItemTrie.build(codes, codebook_size)
+    node = torch.zeros(len(codes), dtype=torch.int64)
+    for level in range(trie.levels):
+        assert node.tolist() == trie.path[:, level].tolist()
+        for item, at in enumerate(node.tolist()):
+            siblings = {row[level] for row in codes.tolist() if row[:level] == codes[item, :level].tolist()}
+            assert set(trie.children[at].nonzero().flatten().tolist()) == siblings
+        node = trie.child(node, trie.codes[:, level])
+    assert trie.item(node).tolist() == list(range(len(codes)))
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([[0, 1], [1, 0], [0, 1]], r"items 0 and 2 share the codes \[0, 1\]"),
+        ([[0, 1], [0, 4]], r"codes \[0, 4\] of item 1 are not all in \[0, 4\)"),
+        ([[0, -1]], r"codes \[0, -1\] of item 0"),
+        (np.zeros((0, 2)), "at least one item"),
+    ],
+)
+def test_trie_names_codes_that_it_cannot_hold(codes: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ItemTrie.build(np.array(codes), 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), min_size=1, max_size=8), st.integers(1, 6))
+def test_windows_hold_every_target_once_with_its_nearest_history(shapes: list[tuple[int, int]], max_items: int) -> None:
+    start = np.cumsum([0] + [length for length, _ in shapes])
+    sequences = [np.arange(at, at + length) for at, (length, _) in zip(start, shapes, strict=False)]
+    windows = cut_windows(sequences, [first for _, first in shapes], max_items)
+    targets = []
+    for row, first in zip(windows.items, windows.first_target, strict=True):
+        items = row[row >= 0]
+        assert 0 < len(items) <= max_items + 1
+        assert (np.diff(items) == 1).all()
+        targets.extend(items[first:])
+    assert targets == [
+        item for sequence, (_, first) in zip(sequences, shapes, strict=True) for item in sequence[first:]
+    ]
+    assert windows.targets == len(targets)
+
+
+def training_set() -> tuple[ItemTrie, list[np.ndarray]]:
+    """Users who walk round a circle of 12 items, each from another item."""
+    trie = ItemTrie.build(all_codes(2, 4)[:12], 4)
+    return trie, [(start + np.arange(6)) % 12 for start in range(12)] * 4
+
+
+def train_small(seed: int) -> tuple[Generator, list[float]]:
+    trie, sequences = training_set()
+    torch.manual_seed(seed)
+    model = Generator(GeneratorConfig(levels=2, codebook_size=4, width=32, layers=2, heads=2, max_items=5, dropout=0.0))
+    windows = cut_windows(sequences, [0] * len(sequences), 5)
+    losses = train_supervised(
+        model,
+        trie,
+        windows,
+        TrainingConfig(
+            epochs=30,
+            batch_size=16,
+            learning_rate=1e-2,
+            weight_decay=0.1,
+            label_smoothing=0.0,
+            bfloat16=False,
+            seed=seed,
+        ),
+    )
+    return model, losses
+
+
+def test_training_learns_the_order_of_items() -> None:
+    model, losses = train_small(0)
+    trie, _ = training_set()
+    assert losses[-1] < losses[0] / 2
+    histories = np.array([[start, (start + 1) % 12, -1, -1, -1] for start in range(12)])
+    best = rank_items(model, trie, histories, width=3, count=1).items[:, 0].tolist()
+    assert best == [(start + 2) % 12 for start in range(12)]
+
+
+def test_training_is_deterministic_by_seed() -> None:
+    (first, _), (again, _), (other, _) = train_small(1), train_small(1), train_small(2)
+    for name, parameter in first.state_dict().items():
+        assert torch.equal(parameter, again.state_dict()[name]), name
+    assert not torch.equal(first.codebooks, other.codebooks)
+
+
+def test_positions_before_the_first_target_are_read_but_not_trained() -> None:
+    trie, _ = training_set()
+    model = small_generator(2, 4)
+    from sgrec_core.generator.training import supervised_loss
+
+    items = torch.tensor([[0, 1, 2, -1], [3, 4, -1, -1]])
+    loss = supervised_loss(model, trie, items, torch.tensor([2, 1]), 0.0)
+    logits = model.sequence_logits(trie.codes[items.clamp(min=0)]).log_softmax(-1)
+    expected = [logits[0, 2, level, trie.codes[2, level]] for level in (0, 1)]
+    expected += [logits[1, 1, level, trie.codes[4, level]] for level in (0, 1)]
+    assert loss.item() == pytest.approx(-sum(value.item() for value in expected) / 4, rel=1e-5)
+
+
+def test_configuration_survives_json_and_names_bad_values() -> None:
+    values = {"codebook_size": 256, "width": 32, "layers": 2, "heads": 4, "max_items": 20, "dropout": 0.3}
+    config = GeneratorConfig(levels=3, **values)
+    assert GeneratorConfig(**json.loads(json.dumps(config.as_json()))) == config
+    with pytest.raises(ValueError, match="width 20 must be a multiple"):
+        GeneratorConfig(levels=3, **{**values, "width": 20})
+    with pytest.raises(ValueError, match="levels must be at least 1"):
+        GeneratorConfig(levels=0, **values)

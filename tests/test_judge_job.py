@@ -1,0 +1,222 @@
+"""score_aspects on a small lake: what is asked, cached, skipped, paid and failed, and what survives a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from judged_night import DAY, GROUP_SIZE, publish_night
+
+from jobs import score_aspects
+from sgrec_core import judge
+from sgrec_core.job import Job
+from sgrec_core.lake import Lake
+from sgrec_core.settings import PROJECT_ROOT, FusionSettings, JudgeSettings, Settings
+
+FLAT, GROUPS = 2, 12
+
+
+@pytest.fixture(scope="module")
+def text_cache(tmp_path_factory) -> Path:
+    """One cache of text vectors for all homes of this module."""
+    return tmp_path_factory.mktemp("embeddings")
+
+
+@pytest.fixture
+def night(tmp_path, text_cache):
+    """A function that gives settings for a home with a small night in it."""
+
+    def make(name: str = "home", objective: str = "a2po", publish: bool = True, **judge_settings) -> Settings:
+        fusion = FusionSettings.model_validate({"objective": objective})
+        settings = Settings(home=tmp_path / name, judge=JudgeSettings(**judge_settings), fusion=fusion)
+        if publish:
+            (settings.home / "cache").mkdir(parents=True)
+            (settings.home / "cache" / "embeddings").symlink_to(text_cache)
+            publish_night(settings, groups=GROUPS, flat_groups=FLAT)
+        return settings
+
+    return make
+
+
+def run(settings: Settings) -> Job:
+    job = Job("score_aspects", DAY, settings)
+    score_aspects.run(job)
+    return job
+
+
+def calls(job: Job) -> dict[str, int]:
+    names = ("asked", "cached", "skipped", "unaffordable", "without_text", "paid", "failed")
+    return {name: job.facts[f"judge_{name}"] for name in names}
+
+
+def table(settings: Settings) -> list[dict]:
+    return Lake(settings.lake_root).read("aspect_scores").to_pylist()
+
+
+def keys(settings: Settings) -> set[tuple[str, str]]:
+    return {(row["state_id"], row["item_id"]) for row in table(settings)}
+
+
+def add_up(found: dict[str, int]) -> bool:
+    parts = ("cached", "skipped", "unaffordable", "without_text", "paid")
+    return found["asked"] == sum(found[part] for part in parts)
+
+
+def test_every_chosen_group_and_pair_gets_its_rows(night):
+    settings = night()
+    job = run(settings)
+    rows = table(settings)
+    candidates = Lake(settings.lake_root).read("candidates").to_pylist()
+    flat = {f"decision-{number:03d}" for number in range(GROUPS - FLAT, GROUPS)}
+    wanted = {(row["state_id"], row["item_id"]) for row in candidates if row["decision_id"] not in flat}
+    assert wanted <= keys(settings)
+    assert len(rows) == len(keys(settings)), "one row for each distinct call"
+    assert (
+        {row["judge_version"] for row in rows} == {judge.judge_version(settings, False)} == {job.facts["judge_version"]}
+    )
+    assert all(row["aspects"] == ["s0", "s1", "s2"] for row in rows)
+    assert all((row["scores"] is None) == (row["failure"] is not None) for row in rows)
+    assert {row["item_hash"] for row in rows} == {f"hash-of-{row['item_id']}" for row in rows}
+    found = calls(job)
+    assert add_up(found)
+    assert found["paid"] + found["without_text"] == len(rows)
+    assert found["skipped"] > 0, "groups without business variance are not judged"
+    assert job.facts["judge_groups"] == GROUPS - FLAT
+    assert job.facts["judge_groups_without_variance"] == FLAT
+
+
+def test_items_without_text_are_rows_with_the_reason(night):
+    settings = night()
+    job = run(settings)
+    reasons = {row["item_id"]: row["failure"] for row in table(settings) if row["failure"]}
+    assert reasons == {"item-00": "the item has no text"}
+    assert job.facts["judge_without_text"] > 0
+    assert job.facts["judge_failed"] == 0
+
+
+def test_second_run_pays_nothing_and_changes_nothing(night):
+    settings = night()
+    run(settings)
+    version, before = Lake(settings.lake_root).version("aspect_scores"), table(settings)
+    found = calls(run(settings))
+    assert (found["paid"], found["without_text"]) == (0, 0)
+    assert found["cached"] == len(before)
+    assert add_up(found)
+    assert Lake(settings.lake_root).version("aspect_scores") == version
+    assert table(settings) == before
+
+
+def test_pairs_are_of_training_users_and_bounded(night):
+    every = night("every")
+    none = night("none", max_pairs=0)
+    some = night("some", max_pairs=3)
+    assert run(every).facts["judge_pairs"] == GROUPS * 3 // 4
+    assert run(none).facts["judge_pairs"] == 0
+    assert run(some).facts["judge_pairs"] == 3
+    assert keys(none) < keys(some) < keys(every)
+
+
+def test_sampling_takes_whole_groups_and_the_same_ones_again(night):
+    settings, again, other = night("one", sampling_ratio=0.5), night("two", sampling_ratio=0.5), night("three", seed=1)
+    assert 0 < run(settings).facts["judge_groups"] < GROUPS - FLAT
+    run(again)
+    assert keys(settings) == keys(again)
+    run(other)
+    assert keys(settings) < keys(other), "all groups at ratio 1, whatever the seed"
+
+
+def judged_groups(settings: Settings) -> list[int]:
+    """How many candidates of each group that has business variance are judged."""
+    rows = Lake(settings.lake_root).read("candidates").to_pylist()
+    judged = keys(settings)
+    counts = dict.fromkeys((row["decision_id"] for row in rows[: (GROUPS - FLAT) * GROUP_SIZE]), 0)
+    for row in rows:
+        if row["decision_id"] in counts:
+            counts[row["decision_id"]] += (row["state_id"], row["item_id"]) in judged
+    return list(counts.values())
+
+
+def test_max_calls_stops_paying_at_whole_groups_also_over_runs(night):
+    settings = night(max_calls=22, max_pairs=0)
+    first = run(settings)
+    found = calls(first)
+    assert 22 - GROUP_SIZE < found["paid"] <= 22
+    assert found["unaffordable"] > 0
+    assert add_up(found)
+    assert any("max_calls=22" in note for note in first.notes)
+    assert set(judged_groups(settings)) == {0, GROUP_SIZE}
+    before = table(settings)
+    assert calls(run(settings))["paid"] == 0, "the night's money is spent"
+    assert table(settings) == before
+
+    richer = night(publish=False, max_calls=1000, max_pairs=0)
+    found = calls(run(richer))
+    assert found["unaffordable"] == 0
+    assert found["paid"] > 0
+    assert set(judged_groups(settings)) == {GROUP_SIZE}
+
+
+def test_max_calls_zero_judges_nothing(night):
+    settings = night(max_calls=0)
+    found = calls(run(settings))
+    assert found["paid"] == 0
+    assert all(row["failure"] for row in table(settings)), "only items without text cost nothing"
+
+
+def test_reward_sum_needs_every_group(night):
+    job = run(night(objective="reward_sum", sampling_ratio=0.1))
+    assert job.facts["judge_groups"] == GROUPS
+    assert job.facts["judge_skipped"] == 0
+
+
+def test_no_item_text_publishes_nothing_and_says_so(night):
+    settings = night(publish=False)
+    lake = publish_night(settings, with_text=False)
+    job = run(settings)
+    assert lake.version("aspect_scores") is None
+    assert any("business reward only" in note for note in job.notes)
+    assert set(calls(job).values()) == {0}
+
+
+def test_context_adds_its_aspect_and_is_a_version_of_its_own(night):
+    settings = night()
+    run(settings)
+    lake = publish_night(settings, groups=GROUPS, flat_groups=FLAT, with_context=True)
+    assert judge.day_has_context(lake, DAY)
+    run(settings)
+    aspects = {row["judge_version"]: row["aspects"] for row in table(settings)}
+    assert sorted(aspects.values()) == [["s0", "s1", "s2"], ["s0", "s1", "s2", "s3"]], "the old scores stay queryable"
+
+
+def test_candidates_outside_the_catalogue_are_named(night):
+    settings = night()
+    lake = Lake(settings.lake_root)
+    items = lake.read("items")
+    lake.publish("items", items.slice(0, 20), partition={"day": DAY}, fingerprint="1" * 16)
+    with pytest.raises(Exception, match=r"not in the day's items, first 'item-2.*re-run tokenize_items"):
+        run(settings)
+
+
+def test_killed_job_continues_and_ends_with_the_table_of_an_undisturbed_one(night):
+    undisturbed, killed = night("undisturbed", shard_size=1), night("killed", shard_size=1)
+    whole = calls(run(undisturbed))
+    command = [sys.executable, "-m", "jobs.score_aspects", "--day", DAY]
+    environment = {**os.environ, "SGREC_HOME": str(killed.home), "SGREC_JUDGE__SHARD_SIZE": "1"}
+    lake = Lake(killed.lake_root)
+    for rows_at_kill in (3, 12):
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while lake.count("aspect_scores") < rows_at_kill and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None, "the job must still be at work when it is killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = len(table(killed))
+    assert 12 <= before < len(table(undisturbed))
+    rest = calls(run(killed))
+    assert rest["cached"] == before
+    assert rest["cached"] + rest["paid"] + rest["without_text"] == whole["paid"] + whole["without_text"]
+    assert table(killed) == table(undisturbed)

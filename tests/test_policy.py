@@ -1,0 +1,119 @@
+"""The policy objective and its trainer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from test_generator import all_codes, small_generator
+
+from sgrec_core.generator import Generator, ItemTrie, beam_search, score_items
+from sgrec_core.policy import PolicyConfig, StoredGroups, clipped_policy_loss, train_stored
+from sgrec_core.rewards.fusion import standardise
+
+
+def policy(**changes: Any) -> PolicyConfig:
+    values = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-4, "clip": 0.2, "beta": 1e-3, "seed": 0}
+    return PolicyConfig(**{**values, **changes})
+
+
+def rolled_out() -> tuple[Generator, ItemTrie, StoredGroups]:
+    """Eight histories, groups of four, and advantages that prefer the item ranked last."""
+    model, trie = small_generator(2, 4, sharpness=5.0), ItemTrie.build(all_codes(2, 4), 4)
+    histories = np.array([[start, (3 * start) % 16, -1, -1] for start in range(8)])
+    beams = beam_search(model, trie, torch.from_numpy(histories), width=4)
+    advantages = standardise(np.tile([0.0, 0.0, 0.0, 1.0], (8, 1)))
+    return model, trie, StoredGroups(histories, beams.items.numpy(), beams.log_probs.numpy(), advantages)
+
+
+def item_log_probs(model: Generator, trie: ItemTrie, groups: StoredGroups) -> np.ndarray:
+    with torch.no_grad():
+        scores = score_items(model, trie, torch.from_numpy(groups.histories), torch.from_numpy(groups.items))
+    return scores.log_probs.sum(-1).numpy()
+
+
+def test_training_raises_the_preferred_items_and_reports_its_steps() -> None:
+    model, trie, groups = rolled_out()
+    before = item_log_probs(model, trie, groups)
+    seen = []
+    config = policy(epochs=10, batch_size=4, learning_rate=3e-3)
+    log = train_stored(model, trie, groups, config, progress=lambda count, _: seen.append(count))
+    change = item_log_probs(model, trie, groups) - before
+    assert change[:, 3].mean() > 0.1
+    assert (change[:, 3] > change[:, :3].mean(axis=1)).all()
+    assert len(log) == 20
+    assert sum(seen) == 80
+    assert log[0]["ratio"] == pytest.approx(1, abs=1e-4)
+    assert log[0]["kl_reference"] == pytest.approx(0, abs=1e-6)
+    assert log[-1]["kl_reference"] > 1e-4
+    assert all(np.isfinite(list(step.values())).all() for step in log)
+
+
+def test_training_is_deterministic() -> None:
+    states = []
+    for _ in range(2):
+        model, trie, groups = rolled_out()
+        train_stored(model, trie, groups, policy(epochs=2, batch_size=3, learning_rate=1e-3, seed=5))
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_groups_without_advantage_leave_the_model_as_it_was() -> None:
+    model, trie, groups = rolled_out()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    silent = StoredGroups(groups.histories, groups.items, groups.log_probs, np.zeros_like(groups.advantages))
+    assert train_stored(model, trie, silent, policy()) == []
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_strong_penalty_holds_the_policy_at_the_reference() -> None:
+    changes = []
+    for beta in (0.0, 100.0):
+        model, trie, groups = rolled_out()
+        log = train_stored(model, trie, groups, policy(epochs=5, batch_size=4, learning_rate=1e-3, beta=beta))
+        changes.append(log[-1]["kl_reference"])
+    assert changes[1] < changes[0] / 2
+
+
+def log_probabilities() -> st.SearchStrategy[np.ndarray]:
+    return hnp.arrays(np.float64, (2, 3, 2), elements=st.floats(-5, 0))
+
+
+@given(
+    log_probabilities(),
+    log_probabilities(),
+    log_probabilities(),
+    hnp.arrays(np.float64, (2, 3), elements=st.floats(-2, 2)),
+)
+def test_loss_agrees_with_the_formula(
+    new: np.ndarray, old: np.ndarray, reference: np.ndarray, advantages: np.ndarray
+) -> None:
+    result = clipped_policy_loss(*(torch.from_numpy(x) for x in (new, old, reference, advantages)), clip=0.2, beta=0.5)
+    terms = []
+    for index in np.ndindex(new.shape):
+        ratio = np.exp(new[index] - old[index])
+        advantage = advantages[index[:2]]
+        surrogate = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+        gap = reference[index] - new[index]
+        terms.append(0.5 * (np.exp(gap) - gap - 1) - surrogate)
+    assert result.loss.item() == pytest.approx(np.mean(terms), rel=1e-9, abs=1e-9)
+    assert result.kl_reference >= 0
+    shared = clipped_policy_loss(
+        *(torch.from_numpy(x) for x in (new, old, reference)),
+        torch.from_numpy(np.repeat(advantages[..., None], 2, 2)),
+        clip=0.2,
+        beta=0.5,
+    )
+    assert shared.loss.item() == pytest.approx(result.loss.item(), abs=1e-12)
+
+
+def test_a_clipped_token_has_no_gradient() -> None:
+    new = torch.tensor([[[0.5], [0.0]]], requires_grad=True)
+    old = torch.zeros(1, 2, 1)
+    result = clipped_policy_loss(new, old, old, torch.ones(1, 2), clip=0.2, beta=0.0)
+    result.loss.backward()
+    assert new.grad.flatten().tolist() == [0.0, -0.5]
+    assert result.clip_fraction.item() == 0.5
