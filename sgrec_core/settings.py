@@ -34,7 +34,7 @@ class SimulatorSettings(Section):
 
     seed: int = 7
     users: int = Field(1500, ge=10)
-    items: int = Field(800, ge=20)
+    items: int = Field(300, ge=20)
     new_items_per_day: int = Field(10, ge=0)
     requests_per_user: float = Field(5.0, gt=0)
     slate: int = Field(8, ge=2)

@@ -117,6 +117,15 @@ def test_each_decision_is_a_target_after_its_own_history(walks: list[list[str]],
     assert sequences.decisions == len(expected)
 
 
+def test_two_choices_of_one_request_are_one_sequence() -> None:
+    """A slate with two clicks broke the chain, and a transformer that reads a night once per decision takes hours."""
+    rows = states_of({"a": [(["i0"], "i1"), (["i0"], "i2"), (["i0", "i1", "i2"], "i3")]}).to_pylist()
+    same_request = [{**row, "as_of": rows[-1]["as_of"]} if row["position"] < 2 else row for row in rows]
+    sequences = chain_decisions(pa.Table.from_pylist(same_request, schema=SCHEMA), catalogue(), max_items=5)
+    assert [sequence.tolist() for sequence in sequences.items] == [[0, 1, 2, 3]]
+    assert sequences.first_target == [1]
+
+
 def test_no_decisions_make_no_sequences() -> None:
     nothing = states_of({"a": [(["i0"], "new")]})
     assert chain_decisions(nothing, catalogue(), 3).items == []

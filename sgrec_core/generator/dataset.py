@@ -93,9 +93,10 @@ class Sequences:
 def chain_decisions(states: pa.Table, catalogue: Catalogue, max_items: int) -> Sequences:
     """Training sequences of decision points (columns user_id, as_of, position, history, target_item).
 
-    A decision whose history is that of the user's decision before it plus its target goes on with the same
-    sequence, so that the transformer reads a user's night once and not once per decision. Any other decision starts
-    a sequence of its own. Decisions for items without codes are left out.
+    A decision goes on with the user's sequence when its history is what the sequence ends with, so that the
+    transformer reads a user's night once and not once per decision. So does a further decision of the same request:
+    its target is then predicted after the first one's, which the user did choose first. Any other decision (requests
+    that overlap in time) starts a sequence of its own. Decisions for items without codes are left out.
     """
     states = states.sort_by([(name, "ascending") for name in ("user_id", "as_of", "position")])
     targets = catalogue.index(states["target_item"])
@@ -104,19 +105,18 @@ def chain_decisions(states: pa.Table, catalogue: Catalogue, max_items: int) -> S
         return Sequences([], [], 0)
     histories = history_matrix(states["history"], catalogue, max_items)
     lengths = (histories >= 0).sum(axis=1)
-    _, user = np.unique(states["user_id"].to_numpy(), return_inverse=True)
+    users, times = states["user_id"].to_pylist(), states["as_of"].to_pylist()
 
-    # What the history of a user's next decision would be: the target appended, the oldest item dropped when full.
-    full = lengths == max_items
-    following = np.where(full[:, None], np.roll(histories, -1, axis=1), histories)
-    following[np.arange(len(targets)), np.minimum(lengths, max_items - 1)] = targets
-    goes_on = np.zeros(len(targets), dtype=bool)
-    goes_on[1:] = (user[1:] == user[:-1]) & (following[:-1] == histories[1:]).all(axis=1)
-
-    starts = np.nonzero(~goes_on)[0]
-    ends = np.append(starts[1:], len(targets))
-    items = [
-        np.concatenate((histories[start, : lengths[start]], targets[start:end]))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-    return Sequences(items, lengths[starts].tolist(), len(targets))
+    sequences: list[list[int]] = []
+    first_targets: list[int] = []
+    for row, target in enumerate(targets.tolist()):
+        history = histories[row, : lengths[row]].tolist()
+        if sequences and users[row] == users[row - 1]:
+            sequence = sequences[-1]
+            same_request = times[row] == times[row - 1] and (histories[row] == histories[row - 1]).all()
+            if same_request or sequence[-max_items:] == history:
+                sequence.append(target)
+                continue
+        sequences.append([*history, target])
+        first_targets.append(len(history))
+    return Sequences([np.array(sequence) for sequence in sequences], first_targets, len(targets))
