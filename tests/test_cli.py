@@ -64,13 +64,11 @@ def logs(tmp_path: Path) -> Path:
 # Which home, which source, which day
 
 
-def test_help_is_fast_and_names_every_command() -> None:
+def test_help_imports_nothing_heavy_and_names_every_command() -> None:
     script = "import sys, sgrec_core.cli; print(*({'torch', 'mlflow', 'pyarrow', 'airflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT_ROOT, check=True)
     assert done.stdout.strip() == ""
-    started = time.perf_counter()
     help_text = sgrec("--help").stdout
-    assert time.perf_counter() - started < 10  # typical is one second
     for command in ("nightly", "backfill", "status", "evaluate", "promote", "rollback", "recommend"):
         assert command in help_text
         assert command in sgrec(command, "--help").stdout

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -309,22 +308,6 @@ def test_requests_without_text_fail_and_leave_the_others_alone(embedding_engine)
     assert empty == blank
     assert empty.scores is None
     assert empty.failure == "the item has no text"
-
-
-def test_embedding_judges_many_pairs_a_second(embedding_engine):
-    words = [f"item number {number} of a long list" for number in range(200)]
-    generator = np.random.default_rng(0)
-    requests = [
-        request(words[item], state_id=f"state-{state}", history_texts=tuple(words[i] for i in history))
-        for state in range(1000)
-        for history in [generator.integers(0, 200, 20)]
-        for item in generator.integers(0, 200, 16)
-    ]
-    embedding_engine.score(requests[:1600])  # the encoder is loaded, its texts are cached
-    started = time.process_time()
-    results = embedding_engine.score(requests)
-    assert all(result.scores for result in results)
-    assert len(results) / (time.process_time() - started) > 5000
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,8 +1,9 @@
-"""Past days through both doors: ``sgrec backfill``, and Airflow's own ``backfill create`` with a real scheduler.
+"""Whole nights: through ``sgrec``, and through Airflow's own ``backfill create`` with a real scheduler.
 
 The tests share one tiny marketplace and build on each other, in the order of the file: `sgrec backfill` computes two
 days; a second call runs nothing; Airflow's backfill runs every task for the right day and finds all up to date; the
-other commands of ``sgrec`` work on what the nights left.
+other commands of ``sgrec`` work on what the nights left; the second day starts from the first one's champion; a forced
+re-run makes the same rows; another judge makes another reward version beside the old one.
 """
 
 import json
@@ -184,6 +185,91 @@ def test_recommend_and_evaluate(home: Path, computed: subprocess.CompletedProces
     test = sgrec("evaluate", "--split", "test", "--version", "challenger")
     assert test.returncode == 2
     assert "has no test labels: only leave-one-out sets have" in test.stderr
+
+
+def rows_of(home: Path) -> dict[str, Any]:
+    """All rows of all tables."""
+    lake = Lake(home / "lake")
+    return {table: lake.read(table) for table in TABLES}
+
+
+def facts_of(home: Path, day: str, stage: str) -> dict[str, Any]:
+    return json.loads((home / "reports" / day / "stages" / f"{stage}.json").read_text())["facts"]
+
+
+def module(stage: str, day: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", f"jobs.{stage}", "--day", day, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def second_night(home: Path, computed: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """The second day again, after the first one's generator was made the champion of the first night."""
+    registry = Registry(Settings())
+    while registry.newest_promotion():
+        registry.rollback()
+    first = next(version for version in registry.versions(GENERATOR) if version.day == DAYS[0])
+    registry.promote(first, day=DAYS[0])
+    return sgrec("nightly", "--day", DAYS[1])
+
+
+def test_the_second_night_starts_from_the_champion_of_the_first(
+    home: Path, second_night: subprocess.CompletedProcess[str]
+) -> None:
+    assert second_night.returncode == 0, second_night.stderr
+    registry = Registry(Settings())
+    champion = registry.pinned_champion(DAYS[1])
+    assert champion is not None
+    assert champion.day == DAYS[0]
+    assert facts_of(home, DAYS[1], "train_supervised")["warm_started_from"] == str(champion)
+    roles = Lake(home / "lake").read("evaluations", where={"day": DAYS[1]}, columns=["role", "model_version"])
+    assert {"role": "champion", "model_version": champion.version} in roles.to_pylist()
+    # Of the supervised policy's judge calls those that the old one's rollouts had asked for were not paid again.
+    judged = facts_of(home, DAYS[1], "score_aspects")
+    assert judged["judge_cached"] > 0
+    assert judged["judge_asked"] == judged["judge_cached"] + judged["judge_skipped"] + judged["judge_paid"]
+
+
+def test_a_forced_re_run_makes_the_same_rows_and_models(
+    home: Path, second_night: subprocess.CompletedProcess[str]
+) -> None:
+    """Stronger than a re-run, which skips: every stage computes again what stands in the tables."""
+    before, state = rows_of(home), state_of(home)
+    for stage in STAGES:
+        module(stage.name, DAYS[1], "--force")
+    after = rows_of(home)
+    for table in TABLES:
+        assert after[table].equals(before[table]), table
+    models = {stage.registers for stage in STAGES if stage.registers}
+    assert {name: state_of(home)[name] for name in models} == {name: state[name] for name in models}
+    assert facts_of(home, DAYS[1], "score_aspects")["judge_paid"] == 0
+
+
+@pytest.mark.vllm
+def test_a_night_with_vllm_is_labelled_and_stands_beside_the_other(
+    home: Path, second_night: subprocess.CompletedProcess[str]
+) -> None:
+    rewards = Lake(home / "lake").read("rewards", where={"day": DAYS[1]})
+    done = sgrec("nightly", "--day", DAYS[1], "--judge", "vllm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "scores meaningless" in done.stdout
+    summary = json.loads((home / "reports" / DAYS[1] / "summary.json").read_text())
+    assert summary["judge"]["engine"] == "vllm"
+    assert summary["judge"]["meaningless"] is True
+    assert summary["judge"]["paid"] > 0
+    assert summary["judge"]["failed"] == 0
+    lake = Lake(home / "lake")
+    both = lake.read("rewards", where={"day": DAYS[1]})
+    old = lake.read("rewards", where={"day": DAYS[1], "reward_version": rewards["reward_version"].unique().to_pylist()})
+    assert old.equals(rewards), "the rewards of the other judge stay as they were"
+    assert both["reward_version"].unique().to_pylist() != rewards["reward_version"].unique().to_pylist()
+    # Back again: nothing is paid, and no model is made that was there before.
+    models = {stage.registers: state_of(home)[stage.registers] for stage in STAGES if stage.registers}
+    done = sgrec("nightly", "--day", DAYS[1], "--judge", "embedding")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert facts_of(home, DAYS[1], "score_aspects")["judge_paid"] == 0
+    assert {name: state_of(home)[name] for name in models} == models
 
 
 @contextmanager
