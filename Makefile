@@ -46,6 +46,8 @@ table-docs: env
 COMPILE = UV_FIND_LINKS=$${UV_FIND_LINKS:-$$PIP_FIND_LINKS} .venv/bin/uv pip compile --quiet --no-emit-find-links \
 	--python-version 3.11 --custom-compile-command "make lock"
 lock: env
+	@# The pin of a public torch would be kept, and bring the libraries of its CUDA build into the lock.
+	@sed -i '/^torch==/d' requirements/main.lock requirements/judge.lock
 	@$(COMPILE) pyproject.toml --group dev -o requirements/main.lock
 	@$(COMPILE) requirements/judge.in --overrides requirements/judge-overrides.txt -o requirements/judge.lock
 	@sed -i 's/+cpu//' requirements/main.lock requirements/judge.lock
