@@ -3,7 +3,7 @@
 The tests share one tiny marketplace and build on each other, in the order of the file: `sgrec backfill` computes two
 days; a second call runs nothing; Airflow's backfill runs every task for the right day and finds all up to date; the
 other commands of ``sgrec`` work on what the nights left; the second day starts from the first one's champion; a forced
-re-run makes the same rows; another judge makes another reward version beside the old one.
+re-run makes the same rows.
 """
 
 import json
@@ -244,32 +244,6 @@ def test_a_forced_re_run_makes_the_same_rows_and_models(
     models = {stage.registers for stage in STAGES if stage.registers}
     assert {name: state_of(home)[name] for name in models} == {name: state[name] for name in models}
     assert facts_of(home, DAYS[1], "score_aspects")["judge_paid"] == 0
-
-
-@pytest.mark.vllm
-def test_a_night_with_vllm_is_labelled_and_stands_beside_the_other(
-    home: Path, second_night: subprocess.CompletedProcess[str]
-) -> None:
-    rewards = Lake(home / "lake").read("rewards", where={"day": DAYS[1]})
-    done = sgrec("nightly", "--day", DAYS[1], "--judge", "vllm")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "scores meaningless" in done.stdout
-    summary = json.loads((home / "reports" / DAYS[1] / "summary.json").read_text())
-    assert summary["judge"]["engine"] == "vllm"
-    assert summary["judge"]["meaningless"] is True
-    assert summary["judge"]["paid"] > 0
-    assert summary["judge"]["failed"] == 0
-    lake = Lake(home / "lake")
-    both = lake.read("rewards", where={"day": DAYS[1]})
-    old = lake.read("rewards", where={"day": DAYS[1], "reward_version": rewards["reward_version"].unique().to_pylist()})
-    assert old.equals(rewards), "the rewards of the other judge stay as they were"
-    assert both["reward_version"].unique().to_pylist() != rewards["reward_version"].unique().to_pylist()
-    # Back again: nothing is paid, and no model is made that was there before.
-    models = {stage.registers: state_of(home)[stage.registers] for stage in STAGES if stage.registers}
-    done = sgrec("nightly", "--day", DAYS[1], "--judge", "embedding")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert facts_of(home, DAYS[1], "score_aspects")["judge_paid"] == 0
-    assert {name: state_of(home)[name] for name in models} == models
 
 
 @contextmanager
