@@ -14,15 +14,15 @@ from sgrec_core.job import Job, stage_command
 from sgrec_core.night import (
     BUSINESS_REWARD,
     SUPERVISED,
+    business_reward,
     day_catalogue,
     decisions,
     load_generator,
     of_night,
     use_threads,
 )
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import Registry
 from sgrec_core.rewards.fusion import standardise
-from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.sampling import hash_share
 
 
@@ -55,7 +55,9 @@ def run(job: Job) -> None:
         )
     items = beams.items.numpy()
     targets = catalogue.index(states["target_item"])
-    rewards = _business_reward(job, registry, business, states, catalogue, items, targets)
+    _, business_config = registry.load(business)
+    reward = business_reward(business_config, job.lake, job.day, job.settings, states, catalogue)
+    rewards = reward(np.arange(len(items)), items)
     rows = _rows(states, catalogue, beams, rewards).append_column(
         "policy_version", pa.repeat(policy.version, items.size)
     )
@@ -69,6 +71,7 @@ def run(job: Job) -> None:
     job.count("groups_with_target", int((items == targets[:, None]).any(axis=1).sum()))
     job.count("groups_with_business_variance", with_variance)
     job.count("mean_business_reward", float(rewards.mean()))
+    job.count("business_reward", "next-item ranking" if business_config["kind"] == "ranking" else "eCPM")
     job.count("policy_version", policy.version)
     if not with_variance:
         job.note("no group has business variance: nothing can be learnt from these candidates")
@@ -89,28 +92,6 @@ def _chosen_states(job: Job, catalogue: Catalogue) -> pa.Table:
         hash_share(states["decision_id"].to_pylist(), f"rollout-{job.settings.rollout.seed}"), kind="stable"
     )
     return states.take(np.sort(order[: job.settings.rollout.max_groups]))
-
-
-def _business_reward(
-    job: Job,
-    registry: Registry,
-    business: ModelVersion,
-    states: pa.Table,
-    catalogue: Catalogue,
-    items: np.ndarray,
-    targets: np.ndarray,
-) -> np.ndarray:
-    """[N, G] float64: the ranking reward, or eCPM, as the night's business model says."""
-    _, config = registry.load(business)
-    if config["kind"] == "ranking":
-        job.count("business_reward", "next-item ranking")
-        return ranking_reward(items, targets)
-    from sgrec_core.rewards.business import BusinessContext, EcpmModel
-
-    job.count("business_reward", "eCPM")
-    context = BusinessContext.from_lake(job.lake, job.day, job.settings)
-    groups = [catalogue.ids(row) for row in items]
-    return EcpmModel.from_config(config).reward(states, groups, context)
 
 
 def _rows(states: pa.Table, catalogue: Catalogue, beams: Beams, rewards: np.ndarray) -> pa.Table:

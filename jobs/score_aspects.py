@@ -15,30 +15,23 @@ Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are pub
 killed job continues where it was, and ends with the table of an undisturbed one.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from sgrec_core.errors import ContractError
-from sgrec_core.items.encoder import item_text
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import (
     Engine,
-    JudgeRequest,
-    JudgeResult,
     day_has_context,
     is_meaningless,
     judge_version,
     make_engine,
 )
+from sgrec_core.judge.calls import Call, day_states, day_texts, request, score_rows
 from sgrec_core.judge.engines import NO_TEXT
 from sgrec_core.rewards.fusion import SMALLEST_DEVIATION
 from sgrec_core.sampling import hash_share
-
-Call = tuple[str, str, str]
-"""state_id, item_id, item_hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +45,7 @@ class Unit:
 
 
 def run(job: Job) -> None:
-    items = _items(job)
+    items = day_texts(job.lake, job.day)
     job.count("judge_engine", job.settings.judge.engine)
     job.count("judge_meaningless", is_meaningless(job.settings))
     if not any(text for _, text in items.values()):
@@ -98,16 +91,6 @@ def run(job: Job) -> None:
             f"judge.max_calls={job.settings.judge.max_calls}: {len(units) - len(chosen)} of {len(units)} groups and "
             "pairs were not judged; such groups fall back to the business reward"
         )
-
-
-def _items(job: Job) -> dict[str, tuple[str, str]]:
-    """item_id -> (item_hash, text)."""
-    columns = ["item_id", "item_hash", "title", "brand", "category", "description"]
-    rows = job.lake.read("items", where={"day": job.day}, columns=columns).to_pylist()
-    return {
-        row["item_id"]: (row["item_hash"], item_text(row["title"], row["brand"], row["category"], row["description"]))
-        for row in rows
-    }
 
 
 def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:
@@ -213,16 +196,16 @@ def _score_shards(
     Returns:
         How many calls were paid, how many had no item text to pay for, and how many of the paid ones failed.
     """
-    states = _states(job, {state for shard in shards for state, _, _ in shard})
+    states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
     paid = without_text = failed = 0
     with job.progress_bar(sum(map(len, shards)), "judging") as advance:
         for shard in shards:
-            results = engine.score([_request(call, states[call[0]], items) for call in shard])
+            results = engine.score([request(call, states[call[0]], items) for call in shard])
             textless = sum(result.failure == NO_TEXT for result in results)
             failures = sum(result.failure is not None for result in results) - textless
             job.lake.upsert(
                 "aspect_scores",
-                _rows(shard, results, version, engine.rubric.aspect_ids),
+                score_rows(shard, results, version, engine.rubric.aspect_ids),
                 metadata={
                     "day": job.day,
                     "judge_version": version,
@@ -235,50 +218,6 @@ def _score_shards(
             failed += failures
             advance(len(shard))
     return paid, without_text, failed
-
-
-def _rows(shard: list[Call], results: list[JudgeResult], version: str, aspects: list[str]) -> pa.Table:
-    """The shard's rows of ``aspect_scores``."""
-    return pa.table(
-        {
-            "judge_version": [version] * len(shard),
-            "state_id": [state for state, _, _ in shard],
-            "item_id": [item for _, item, _ in shard],
-            "item_hash": [content for _, _, content in shard],
-            "aspects": [aspects] * len(shard),
-            "scores": pa.array([result.scores for result in results], pa.list_(pa.float32())),
-            "evidence": pa.array([result.evidence for result in results], pa.string()),
-            "failure": pa.array([result.failure for result in results], pa.string()),
-        }
-    )
-
-
-def _states(job: Job, state_ids: Iterable[str]) -> dict[str, dict]:
-    """state_id -> history, profile and context; the target is not read."""
-    wanted = set(state_ids)
-    columns = ["state_id", "history", "profile", "context"]
-    rows = job.lake.read("user_states", where={"day": job.day}, columns=columns).to_pylist()
-    states = {row["state_id"]: row for row in rows if row["state_id"] in wanted}
-    if missing := sorted(wanted - states.keys()):
-        raise ContractError(
-            f"table user_states of {job.day}: {len(missing)} states of the candidates or pairs are missing, first "
-            f"{missing[0]!r}; re-run build_states and generate_candidates"
-        )
-    return states
-
-
-def _request(call: Call, state: dict, items: dict[str, tuple[str, str]]) -> JudgeRequest:
-    state_id, item_id, item_hash = call
-    return JudgeRequest(
-        state_id=state_id,
-        item_id=item_id,
-        item_hash=item_hash,
-        # Items of the history that have left the catalogue, or have no text, tell the judge nothing.
-        history_texts=tuple(items[item][1] for item in state["history"] if item in items and items[item][1]),
-        profile=state["profile"],
-        context=state["context"],
-        item_text=items[item_id][1],
-    )
 
 
 main = stage_command("score_aspects", run)

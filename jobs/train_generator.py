@@ -1,7 +1,9 @@
-"""Improve the night's starting policy with the stored rewards and register it as challenger.
+"""Improve the night's starting policy with its rewards and register it as challenger.
 
-Stored policy optimisation: the candidates and log-probabilities of the night's rollout, the advantages of the night's
-reward version, and the starting policy as KL reference.
+``policy.mode=stored``: the candidates and log-probabilities of the night's rollout, the advantages of the night's
+reward version. ``on_policy``: the same decisions, rolled out anew at every step, scored by the judge in this process
+(what ``aspect_scores`` holds is not asked again, what is new is published), weighed by the day's ``user_weights`` and
+fused from raw rewards. The starting policy is the KL reference of both.
 """
 
 import numpy as np
@@ -9,10 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import SgrecError
+from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.job import Job, stage_command
+from sgrec_core.judge.calls import CachedJudge
 from sgrec_core.night import (
+    BUSINESS_REWARD,
     SUPERVISED,
+    business_reward,
     day_catalogue,
     decisions,
     load_generator,
@@ -22,7 +28,7 @@ from sgrec_core.night import (
     table_versions,
     use_threads,
 )
-from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
+from sgrec_core.policy import PolicyConfig, RolloutConfig, StoredGroups, train_on_policy, train_stored
 from sgrec_core.registry import CHALLENGER, GENERATOR, ModelVersion, Registry
 from sgrec_core.rewards.table import version_of_day
 
@@ -44,6 +50,8 @@ def run(job: Job) -> None:
             "start": [start.version, start.fingerprint],
             "rewards": [reward_version, published],
             "policy": settings.model_dump(),
+            # On fresh groups the judge and the fusion work here, so their settings count.
+            "fresh": None if settings.mode == "stored" else _fresh_settings(job),
         }
     )
     made_before = registry.find(GENERATOR, fingerprint)
@@ -55,7 +63,6 @@ def run(job: Job) -> None:
     use_threads(job.settings)
     model, registered = load_generator(registry, start)
     catalogue = day_catalogue(job.lake, job.day, registered["tokenizer_version"], model.config.codebook_size)
-    groups = _stored_groups(job, catalogue, reward_version, start)
     config = PolicyConfig(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -64,9 +71,14 @@ def run(job: Job) -> None:
         beta=settings.kl_weight,
         seed=settings.seed,
     )
-    used = len(groups.with_signal().items)
-    with job.progress_bar(config.epochs * used, "training groups") as advance:
-        log = train_stored(model, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
+    groups = _stored_groups(job, catalogue, reward_version, start)
+    if settings.mode == "stored":
+        used = len(groups.with_signal().items)
+        with job.progress_bar(config.epochs * used, "training groups") as advance:
+            log = train_stored(model, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
+    else:
+        used = len(groups.items)
+        log = _train_on_policy(job, registry, model, catalogue, groups, config)
 
     statistics = log[-1] if log else {}
     version = register_generator(
@@ -87,11 +99,76 @@ def run(job: Job) -> None:
     job.count("groups", len(groups.items))
     job.count("groups_with_advantage", used)
     job.count("steps", len(log))
-    for name in ("loss", "kl_reference", "clip_fraction", "entropy"):
-        if statistics:
+    for name in ("loss", "kl_reference", "clip_fraction", "entropy", "agreement_rate", "mean_gate", "covered_groups"):
+        if name in statistics:
             job.count(name, statistics[name])
     if not used:
         job.note("no candidate has any advantage: the challenger equals the night's starting policy")
+
+
+def _fresh_settings(job: Job) -> list[object]:
+    settings = job.settings
+    return [settings.fusion.model_dump(), settings.judge.model_dump(), settings.rollout.model_dump()]
+
+
+def _train_on_policy(
+    job: Job,
+    registry: Registry,
+    model: Generator,
+    catalogue: Catalogue,
+    groups: StoredGroups,
+    config: PolicyConfig,
+) -> list[dict[str, float]]:
+    """Train on fresh groups of the decisions that the stored ones belong to."""
+    settings, fusion = job.settings.policy, job.settings.fusion
+    business = of_night(registry, BUSINESS_REWARD, job.day, stage="fit_business_reward")
+    columns = ["decision_id", "state_id", "user_id", "as_of", "history", "profile", "context", "target_item"]
+    states = decisions(job.lake, [job.day], "train", columns).sort_by("decision_id")
+    chosen = job.lake.read("candidates", where={"day": job.day}, columns=["decision_id"])["decision_id"].unique()
+    states = states.filter(pc.is_in(states["decision_id"], value_set=chosen))
+    state_ids = states["state_id"].to_pylist()
+    weights = job.lake.read("user_weights", where={"day": job.day})
+    judge = CachedJudge(job.settings, job.lake, job.day, state_ids) if weights.num_rows else None
+    weight_of = {
+        state: np.array(values)
+        for state, aspects, values in zip(
+            *(weights[name].to_pylist() for name in ("state_id", "aspects", "weights")), strict=True
+        )
+        if judge is not None and aspects == judge.aspects
+    }
+
+    def semantic(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        assert judge is not None, "without user weights nothing is judged"
+        names = [state_ids[row] for row in rows]
+        calls = [(state, item) for state, group in zip(names, items, strict=True) for item in catalogue.ids(group)]
+        scores = judge.scores(calls).reshape(*items.shape, -1)
+        unknown = np.full(len(judge.aspects), np.nan)
+        return np.einsum("bga,ba->bg", scores, np.stack([weight_of.get(state, unknown) for state in names]))
+
+    rollout = RolloutConfig(
+        group_size=job.settings.rollout.group_size,
+        method=settings.rollout,
+        updates=settings.updates,
+        objective=fusion.objective,
+        sampling_ratio=job.settings.judge.sampling_ratio,
+        epsilon=fusion.epsilon,
+    )
+    _, business_config = registry.load(business)
+    with job.progress_bar(config.epochs * len(groups.items), "training on fresh groups") as advance:
+        log = train_on_policy(
+            model,
+            catalogue.trie,
+            groups.histories,
+            business_reward(business_config, job.lake, job.day, job.settings, states, catalogue),
+            semantic if judge is not None else None,
+            config,
+            rollout,
+            progress=lambda count, _: advance(count),
+        )
+    if judge is not None:
+        judge.publish()
+        job.count("on_policy_judge_paid", judge.paid)
+    return log
 
 
 def _nominate(job: Job, registry: Registry, version: ModelVersion) -> None:

@@ -1,10 +1,11 @@
 """What the generator's stages of a night share: the day's catalogue, and models by name and day."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
@@ -15,6 +16,7 @@ from sgrec_core.generator.model import Generator, GeneratorConfig
 from sgrec_core.generator.recommend import CODES, Recommender
 from sgrec_core.lake import Lake
 from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.settings import Settings
 
 BUSINESS_REWARD = "sgrec-business-reward"
@@ -139,3 +141,20 @@ def table_versions(lake: Lake, tables: tuple[str, ...]) -> dict[str, int | None]
 def decisions(lake: Lake, days: list[str], split: str, columns: list[str]) -> pa.Table:
     """Rows of user_states of a split over several days."""
     return lake.read("user_states", where={"day": days, "split": split}, columns=columns)
+
+
+def business_reward(
+    config: Mapping[str, Any], lake: Lake, day: str, settings: Settings, states: pa.Table, catalogue: Catalogue
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The night's business reward for decision points ``states``: (rows [B], items [B, G]) to rewards [B, G].
+
+    ``config`` is that of the registered business model: the next-item ranking reward, or eCPM.
+    """
+    if config["kind"] == "ranking":
+        targets = catalogue.index(states["target_item"])
+        return lambda rows, items: ranking_reward(items, targets[rows])
+    from sgrec_core.rewards.business import BusinessContext, EcpmModel
+
+    context = BusinessContext.from_lake(lake, day, settings)
+    model = EcpmModel.from_config(config)
+    return lambda rows, items: model.reward(states.take(rows), [catalogue.ids(row) for row in items], context)

@@ -133,7 +133,13 @@ class FusionSettings(Section):
 
 
 class PolicySettings(Section):
-    epochs: int = Field(1, ge=1, description="passes over the rollout groups")
+    mode: Literal["stored", "on_policy"] = Field(
+        "stored",
+        description="train on the stored groups, or on fresh ones that the judge scores in the same process",
+    )
+    rollout: Literal["beam", "sampling"] = Field("beam", description="how on_policy makes its groups")
+    updates: int = Field(1, ge=1, description="optimiser steps on each batch of fresh groups")
+    epochs: int = Field(1, ge=1, description="passes over the rollout groups, or over their prompts")
     batch_size: int = Field(64, ge=1, description="groups per step")
     learning_rate: float = Field(1e-4, gt=0)
     clip: float = Field(0.2, gt=0, lt=1)

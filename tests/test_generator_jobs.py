@@ -4,6 +4,7 @@ Stages before them (tokenizer, business model, judge, aggregator) are stood in f
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -34,7 +35,7 @@ from sgrec_core.settings import Settings
 
 DAY, NEXT_DAY = "2026-01-05", "2026-01-06"
 ITEMS, LEVELS, CODES = 48, 3, 4
-ASPECTS = ["s0", "s1"]
+ASPECTS = ["s0", "s1", "s2"]
 STAGES: dict[str, Callable[[Job], None]] = {
     "train_supervised": jobs.train_supervised.run,
     "generate_candidates": jobs.generate_candidates.run,
@@ -119,7 +120,7 @@ def write_scores(settings: Settings, day: str) -> None:
                     "item_id": row["item_id"],
                     "item_hash": f"h{int(row['item_id'][1:])}",
                     "aspects": ASPECTS,
-                    "scores": [int(row["item_id"][1:]) / ITEMS, 0.5],
+                    "scores": [int(row["item_id"][1:]) / ITEMS, 0.5, 0.5],
                     "evidence": None,
                     "failure": None,
                 }
@@ -136,7 +137,7 @@ def write_scores(settings: Settings, day: str) -> None:
             "state_id": state,
             "aggregator_version": "1",
             "aspects": ASPECTS,
-            "weights": [1, 0],
+            "weights": [1, 0, 0],
         }
         for state in sorted({row["state_id"] for row in candidates})
     ]
@@ -360,6 +361,29 @@ def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights:
     start, _ = registry.load(of_night(registry, SUPERVISED, day, stage="train_supervised"))
     challenger, _ = registry.load(of_night(registry, GENERATOR, day, stage="train_generator"))
     assert all(torch.equal(start[name], challenger[name]) for name in start)
+
+
+def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(
+        home, policy={"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3}, judge={"sampling_ratio": 0.5}
+    )
+    lake = Lake(settings.lake_root)
+    scored = lake.read("aspect_scores").num_rows
+
+    facts = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    assert facts["on_policy_judge_paid"] > 0
+    assert 0 < facts["covered_groups"] < facts["groups"]
+    assert 0 <= facts["agreement_rate"] <= 1
+    new = lake.read("aspect_scores")
+    assert new.num_rows == scored + facts["on_policy_judge_paid"]
+
+    first, _ = Registry(settings).load(Registry(settings).get(GENERATOR, facts["challenger_version"]))
+    again = run_stage(settings, "train_generator", NEXT_DAY, force=True)["facts"]
+    assert again["on_policy_judge_paid"] == 0
+    assert lake.read("aspect_scores").num_rows == new.num_rows
+    second, _ = Registry(settings).load(Registry(settings).get(GENERATOR, again["challenger_version"]))
+    assert all(torch.equal(second[name], weights) for name, weights in first.items())
 
 
 def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> None:

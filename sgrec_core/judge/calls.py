@@ -1,0 +1,136 @@
+"""Calls to the judge: what one is about, how it is worded from the day's tables, and what is kept of it.
+
+A call is a distinct (state, item, item content); with ``judge_version`` it is the key of ``aspect_scores``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sgrec_core.errors import ContractError
+from sgrec_core.items.encoder import item_text
+from sgrec_core.judge import day_has_context, judge_version, make_engine
+from sgrec_core.judge.engines import NO_TEXT, JudgeRequest, JudgeResult
+from sgrec_core.lake import Lake
+from sgrec_core.settings import Settings
+
+Call = tuple[str, str, str]
+"""state_id, item_id, item_hash."""
+Texts = Mapping[str, tuple[str, str]]
+"""item_id -> (item_hash, text)."""
+
+
+def day_texts(lake: Lake, day: str) -> dict[str, tuple[str, str]]:
+    """Content hash and text of each of the day's items."""
+    columns = ["item_id", "item_hash", "title", "brand", "category", "description"]
+    rows = lake.read("items", where={"day": day}, columns=columns).to_pylist()
+    return {
+        row["item_id"]: (row["item_hash"], item_text(row["title"], row["brand"], row["category"], row["description"]))
+        for row in rows
+    }
+
+
+def day_states(lake: Lake, day: str, state_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """state_id -> history, profile and context; the target is not read.
+
+    Raises:
+        ContractError: a state is not among the day's.
+    """
+    wanted = set(state_ids)
+    columns = ["state_id", "history", "profile", "context"]
+    rows = lake.read("user_states", where={"day": day}, columns=columns).to_pylist()
+    states = {row["state_id"]: row for row in rows if row["state_id"] in wanted}
+    if missing := sorted(wanted - states.keys()):
+        raise ContractError(
+            f"table user_states of {day}: {len(missing)} states of the candidates or pairs are missing, first "
+            f"{missing[0]!r}; re-run build_states and generate_candidates"
+        )
+    return states
+
+
+def request(call: Call, state: Mapping[str, Any], texts: Texts) -> JudgeRequest:
+    """What the engine is asked for ``call``."""
+    state_id, item_id, item_hash = call
+    return JudgeRequest(
+        state_id=state_id,
+        item_id=item_id,
+        item_hash=item_hash,
+        # Items of the history that have left the catalogue, or have no text, tell the judge nothing.
+        history_texts=tuple(texts[item][1] for item in state["history"] if item in texts and texts[item][1]),
+        profile=state["profile"],
+        context=state["context"],
+        item_text=texts[item_id][1],
+    )
+
+
+def score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: str, aspects: list[str]) -> pa.Table:
+    """Rows of ``aspect_scores``."""
+    return pa.table(
+        {
+            "judge_version": [version] * len(calls),
+            "state_id": [state for state, _, _ in calls],
+            "item_id": [item for _, item, _ in calls],
+            "item_hash": [content for _, _, content in calls],
+            "aspects": [aspects] * len(calls),
+            "scores": pa.array([result.scores for result in results], pa.list_(pa.float32())),
+            "evidence": pa.array([result.evidence for result in results], pa.string()),
+            "failure": pa.array([result.failure for result in results], pa.string()),
+        }
+    )
+
+
+class CachedJudge:
+    """The night's judge on demand: scores that ``aspect_scores`` holds are read, others asked for once.
+
+    What was asked for becomes rows of the table by `publish`, in one commit.
+    """
+
+    def __init__(self, settings: Settings, lake: Lake, day: str, state_ids: Iterable[str]) -> None:
+        has_context = day_has_context(lake, day)
+        self.version = judge_version(settings, has_context)
+        self.paid = 0
+        self._lake, self._day = lake, day
+        self._texts = day_texts(lake, day)
+        self._states = day_states(lake, day, state_ids)
+        self._engine = make_engine(settings, has_context)
+        self.aspects = self._engine.rubric.aspect_ids
+        columns = ["state_id", "item_id", "item_hash", "scores", "failure"]
+        rows = lake.read("aspect_scores", where={"judge_version": self.version}, columns=columns)
+        values = zip(*(rows[name].to_pylist() for name in columns), strict=True)
+        self._scores: dict[Call, list[float] | None] = {
+            (state, item, content): scores
+            for state, item, content, scores, failure in values
+            if state in self._states and (failure is None or failure == NO_TEXT)
+        }
+        self._new: list[tuple[Call, JudgeResult]] = []
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Aspect scores [N, A] of (state, item) pairs; NaN where the judge failed."""
+        calls = [(state, item, self._texts[item][0]) for state, item in pairs]
+        missing = sorted({call for call in calls if call not in self._scores})
+        if missing:
+            results = self._engine.score([request(call, self._states[call[0]], self._texts) for call in missing])
+            self._new += zip(missing, results, strict=True)
+            self._scores |= {call: result.scores for call, result in zip(missing, results, strict=True)}
+            self.paid += sum(result.failure != NO_TEXT for result in results)
+        unknown = [np.nan] * len(self.aspects)
+        return np.array([self._scores[call] or unknown for call in calls], dtype=np.float64)
+
+    def publish(self) -> None:
+        """Upsert what was asked for since the last time."""
+        if self._new:
+            calls, results = zip(*self._new, strict=True)
+            failed = sum(result.failure not in (None, NO_TEXT) for result in results)
+            self._lake.upsert(
+                "aspect_scores",
+                score_rows(calls, results, self.version, self.aspects),
+                metadata={
+                    "day": self._day,
+                    "judge_version": self.version,
+                    "judge_paid": sum(result.failure != NO_TEXT for result in results),
+                    "judge_failed": failed,
+                },
+            )
+            self._new = []
