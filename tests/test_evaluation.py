@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgrec_core.evaluation import metrics
-from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
+from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap, relative_gain
 
 RANKED = np.array([[4, 2, 7], [1, 0, 3], [5, 6, -1]])
 TARGETS = np.array([4, 3, 9])
@@ -78,3 +78,33 @@ def test_pairing_removes_what_users_have_in_common() -> None:
 def test_unpaired_users_are_an_error() -> None:
     with pytest.raises(ValueError, match="same users"):
         paired_bootstrap(np.zeros(3), np.zeros(4), seed=0)
+
+
+def test_a_relative_gain_of_all_seeds_and_users_is_found_and_noise_is_not() -> None:
+    draw = np.random.default_rng(0)
+    baseline = (draw.random((5, 4000)) < 0.1).astype(float)
+    better = np.maximum(baseline, draw.random((5, 4000)) < 0.01)
+    gain = relative_gain(better, baseline, seed=1)
+    assert 0 < gain.lower < gain.value < gain.upper
+    assert gain.value == pytest.approx(better.mean() / baseline.mean() - 1)
+    same = relative_gain(draw.permuted(baseline, axis=1), baseline, seed=1)
+    assert same.lower < 0 < same.upper
+
+
+def test_a_gain_that_hangs_on_one_seed_is_not_sure() -> None:
+    baseline = np.full((5, 1000), 0.1)
+    lucky = baseline.copy()
+    lucky[0] += 0.1
+    lucky[1:] -= 0.001
+    gain = relative_gain(lucky, baseline, seed=0)
+    assert gain.value > 0.15
+    assert gain.lower < 0
+
+
+@pytest.mark.parametrize(
+    ("challenger", "baseline", "message"),
+    [(np.zeros((2, 3)), np.zeros((3, 2)), "one shape"), (np.zeros((2, 3)), np.zeros((2, 3)), "not zero throughout")],
+)
+def test_a_relative_gain_needs_pairs(challenger: np.ndarray, baseline: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        relative_gain(challenger, baseline, seed=0)

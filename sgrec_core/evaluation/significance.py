@@ -34,3 +34,32 @@ def paired_bootstrap(
     if challenger.shape != baseline.shape:
         raise ValueError(f"pairs need the same users: {challenger.shape} against {baseline.shape}")
     return bootstrap(challenger - baseline, seed=seed, resamples=resamples, confidence=confidence)
+
+
+def relative_gain(
+    challenger: np.ndarray, baseline: np.ndarray, *, seed: int, resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Interval of mean(challenger) / mean(baseline) - 1 over seeds and users at once.
+
+    ``challenger`` and ``baseline`` are [S, U]: S trainings with different seeds, each pair of trainings from one start,
+    and the same U users in the same order. Seeds and users are resampled together, so that the interval holds what
+    either would add: a gain that hangs on one lucky training is no gain.
+
+    Raises:
+        ValueError: the shapes differ, or the baseline is zero throughout.
+    """
+    if challenger.shape != baseline.shape or challenger.ndim != 2:
+        raise ValueError(f"pairs need [seeds, users] of one shape: {challenger.shape} against {baseline.shape}")
+    if not baseline.any():
+        raise ValueError("a relative gain needs a baseline that is not zero throughout")
+    seeds, users = baseline.shape
+    draw = np.random.default_rng(seed)
+    gains = np.empty(resamples)
+    for index in range(resamples):
+        rows = draw.integers(0, seeds, seeds)
+        weight = np.bincount(draw.integers(0, users, users), minlength=users)
+        seed_weight = np.bincount(rows, minlength=seeds)
+        gains[index] = (seed_weight @ (challenger @ weight)) / max(seed_weight @ (baseline @ weight), 1e-12) - 1
+    tail = (1 - confidence) / 2
+    lower, upper = np.quantile(gains, (tail, 1 - tail))
+    return Interval(float(challenger.mean() / baseline.mean() - 1), float(lower), float(upper))

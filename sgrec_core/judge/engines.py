@@ -110,7 +110,7 @@ class EmbeddingEngine:
         embeddings = self._encoder().encode(list(row_of_text))
 
         for state_id, (items, history, profile, context) in rows_of_state.items():
-            scores = self._score_state(
+            scores = self.score_vectors(
                 embeddings[items],
                 embeddings[history],
                 None if profile is None else embeddings[profile],
@@ -120,8 +120,12 @@ class EmbeddingEngine:
                 results[position] = JudgeResult(scores=values)
         return results
 
-    def _score_state(
-        self, items: np.ndarray, history: np.ndarray, profile: np.ndarray | None, context: np.ndarray | None
+    def score_vectors(
+        self,
+        items: np.ndarray,
+        history: np.ndarray,
+        profile: np.ndarray | None = None,
+        context: np.ndarray | None = None,
     ) -> np.ndarray:
         """Scores [N, aspects] from unit vectors: items [N, 384], history [H, 384] oldest first, the others [384]."""
         if profile is None and len(history):
