@@ -23,6 +23,23 @@ def test_metrics_by_hand() -> None:
     assert metrics.ndcg(ranks, 2).tolist() == [1, 0, 0]
 
 
+def test_id_level_ranks_count_items_of_one_identity_as_one() -> None:
+    identities = np.array([0, 0, 1, 1, 2, 3, 4, 5])
+    ranked = np.array([[0, 1, 3, 4], [2, 3, 0, -1], [5, 6, 7, 4], [4, 5, -1, -1]])
+    targets = np.array([2, 1, 0, -2])
+    assert metrics.identity_ranks(ranked, targets, identities).tolist() == [1, 1, math.inf, math.inf]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_id_level_ranks_equal_item_level_ranks_without_collisions_and_are_never_worse_with_them(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    ranked = np.stack([draw.permutation(30)[:8] for _ in range(20)])
+    targets = draw.integers(0, 30, 20)
+    item_level = metrics.target_ranks(ranked, targets)
+    assert (metrics.identity_ranks(ranked, targets, draw.permutation(30)) == item_level).all()
+    assert (metrics.identity_ranks(ranked, targets, draw.integers(0, 12, 30)) <= item_level).all()
+
+
 def test_every_user_counts_once() -> None:
     assert metrics.per_user(np.array([1.0, 0, 0, 1]), np.array(["b", "a", "b", "a"])).tolist() == [0.5, 0.5]
     assert metrics.per_user(np.array([1.0, 1, 0]), np.array(["a", "a", "b"])).tolist() == [1, 0]

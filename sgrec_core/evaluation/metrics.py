@@ -16,6 +16,20 @@ def target_ranks(ranked: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(hits.any(axis=1), hits.argmax(axis=1), np.inf)
 
 
+def identity_ranks(ranked: np.ndarray, targets: np.ndarray, identities: np.ndarray) -> np.ndarray:
+    """[N] float64 rank of each target when items that share an identity [items] count as one; inf where it is absent.
+
+    The id-level protocol of MiniOneRec (arXiv 2510.24431), whose lists hold semantic ids: a collision counts as a hit.
+    An identity takes one place of the list, that of its first item.
+    """
+    found = np.where(ranked >= 0, identities[ranked], -1)
+    same = found[:, :, None] == found[:, None, :]
+    first = ~np.tril(same, k=-1).any(axis=2) & (found >= 0)
+    place = np.cumsum(first, axis=1) - 1
+    hits = (found == np.where(targets >= 0, identities[targets], -2)[:, None]) & first
+    return np.where(hits.any(axis=1), place[np.arange(len(place)), hits.argmax(axis=1)], np.inf)
+
+
 def hit_rate(ranks: np.ndarray, cutoff: int) -> np.ndarray:
     """[N] 1 where the target is among the first ``cutoff`` items."""
     return (ranks < cutoff).astype(np.float64)
