@@ -20,6 +20,7 @@ from sgrec_core.items.diagnostics import diagnostics
 from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.items.quantiser import Quantiser
 from sgrec_core.job import Job, stage_command
+from sgrec_core.night import device, use_threads
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.sampling import digest
 
@@ -122,12 +123,14 @@ def _find_or_fit(
     made_by: dict[str, Any]
     if kind == "text":
         embeddings = encoder.encode(texts, progress=job.progress)
+        use_threads(job.settings)
         quantiser = fit_quantiser(
             settings.quantiser,
             embeddings,
             settings.levels,
             settings.codebook_size,
             settings.seed,
+            device=device(),
             progress=job.progress,
         )
         codes = quantiser.encode(embeddings)

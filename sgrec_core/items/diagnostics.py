@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Item = TypeVar("Item", bound=Hashable)
 
 
 def diagnostics(codes: np.ndarray, codebook_size: int) -> dict[str, Any]:
@@ -33,9 +35,7 @@ def diagnostics(codes: np.ndarray, codebook_size: int) -> dict[str, Any]:
     }
 
 
-def prefix_alignment(
-    sequences: Iterable[Sequence[Hashable]], codes: Mapping[Hashable, Sequence[int]]
-) -> list[float | None]:
+def prefix_alignment(sequences: Iterable[Sequence[Item]], codes: Mapping[Item, Sequence[int]]) -> list[float | None]:
     """Do items that follow each other share code prefixes more often than chance? A lift for each depth 1..L.
 
     Of all pairs of neighbours in ``sequences`` (item ids in order of time) that are two different items with ``codes``,
@@ -51,8 +51,8 @@ def prefix_alignment(
         if first != second and first in codes and second in codes
     )
     total = sum(pairs.values())
-    firsts: Counter[Hashable] = Counter()
-    seconds: Counter[Hashable] = Counter()
+    firsts: Counter[Item] = Counter()
+    seconds: Counter[Item] = Counter()
     for (first, second), count in pairs.items():
         firsts[first] += count
         seconds[second] += count

@@ -24,13 +24,15 @@ def fit_quantiser(
     codebook_size: int,
     seed: int,
     *,
+    device: torch.device | str = "cpu",
     progress: Callable[..., Iterable[Any]] | None = None,
 ) -> Quantiser:
     """A quantiser of ``embeddings`` [N, d], N >= 1, with a codebook size from `shrunk_codebook_size`.
 
     ``kmeans`` has plain residuals, ``normalised_kmeans`` normalised ones, ``balanced_kmeans`` these and a balanced last
-    level. Deterministic in the rows, their order, the seed and the machine. ``progress`` wraps long loops, as in
-    `TextEncoder.encode`. Raises SettingsError when the settings leave no free tuple for each item.
+    level. ``rqvae`` learns on ``device``. Deterministic in the rows, their order, the seed and the machine. ``progress``
+    wraps long loops, as in `TextEncoder.encode`. Raises SettingsError when the settings leave no free tuple for each
+    item.
     """
     size = shrunk_codebook_size(len(embeddings), levels, codebook_size)
     if name == "kmeans":
@@ -39,7 +41,6 @@ def fit_quantiser(
         return fit_residual_kmeans(embeddings, levels, size, seed)
     if name == "balanced_kmeans":
         return fit_residual_kmeans(embeddings, levels, size, seed, seeding="k-means++", balanced_last_level=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return fit_rqvae(embeddings, levels, size, seed, device=device, progress=progress)[0]
 
 

@@ -37,10 +37,8 @@ def fit_residual_kmeans(
     distinct residuals than codes, the codes left over are random directions: room for items of later nights.
     """
     generator = np.random.default_rng(seed)
-    if len(embeddings) > _SAMPLE:
-        embeddings = embeddings[np.sort(generator.choice(len(embeddings), _SAMPLE, replace=False))]
     return fit_levels(
-        unit(embeddings),
+        unit(sample(embeddings, generator)),
         levels,
         codebook_size,
         generator,
@@ -48,6 +46,13 @@ def fit_residual_kmeans(
         seeding=seeding,
         balanced_last_level=balanced_last_level,
     )
+
+
+def sample(embeddings: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """At most 50,000 rows of ``embeddings`` [N, d], in their order: what a fit reads of a large catalogue."""
+    if len(embeddings) <= _SAMPLE:
+        return embeddings
+    return embeddings[np.sort(generator.choice(len(embeddings), _SAMPLE, replace=False))]
 
 
 def fit_levels(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from sgrec_core.items.quantiser import Quantiser, unit
-from sgrec_core.items.residual_kmeans import fit_levels
+from sgrec_core.items.residual_kmeans import fit_levels, sample
 
 _BATCH = 1024
 _START = 8192
@@ -28,9 +28,9 @@ def fit_rqvae(
     seed: int,
     *,
     hidden: int = 256,
-    latent: int = 32,
+    latent: int = 16,
     epochs: int = 200,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 5e-3,
     device: torch.device | str = "cpu",
     progress: Callable[..., Iterable[Any]] | None = None,
 ) -> tuple[Quantiser, list[float]]:
@@ -39,28 +39,28 @@ def fit_rqvae(
     Embeddings are read at unit length, centred and scaled to unit variance per dimension: with the tiny variance of
     unit vectors all codes collapse into one. The loss is the mean squared error on that scale, so that 1 is what the
     catalogue's mean would reach. ``progress`` wraps the loop over epochs: ``progress(iterable, total=...,
-    description=...)``. Deterministic in rows, seed and machine.
+    description=...)``. Deterministic in rows, seed and machine. Catalogues above 50,000 items are fitted on a sample.
     """
     random = torch.Generator().manual_seed(seed)
-    vectors = unit(embeddings)
+    vectors = unit(sample(embeddings, np.random.default_rng(seed)))
     mean = vectors.mean(axis=0)
     scale = float((vectors - mean).std()) or 1.0
     inputs = torch.from_numpy((vectors - mean) / scale).to(device)
     count, width = inputs.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, latent))
+        linear = nn.Linear(width, hidden), nn.Linear(hidden, latent)
+        encoder = nn.Sequential(linear[0], nn.ReLU(), linear[1])
         decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, width))
-    encoder.to(device), decoder.to(device)
+    encoder.to(device)
+    decoder.to(device)
     with torch.no_grad():
         first = encoder(inputs[torch.randperm(count, generator=random)[:_START].to(device)]).cpu().numpy()
     start = fit_levels(
         first, levels, codebook_size, np.random.default_rng(seed), residuals="plain", seeding="k-means++"
     )
     codebooks = nn.Parameter(torch.from_numpy(start.codebooks).to(device))
-    optimizer = torch.optim.AdamW(
-        [*encoder.parameters(), *decoder.parameters(), codebooks], lr=learning_rate, weight_decay=0
-    )
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), codebooks], lr=learning_rate)
 
     def epoch() -> float:
         total = torch.zeros((), device=device)
@@ -100,9 +100,7 @@ def fit_rqvae(
         steps = progress(steps, total=epochs, description="fitting RQ-VAE")
     losses = [epoch() for _ in steps]
 
-    layers = [
-        (layer.weight.detach().cpu().numpy().T, layer.bias.detach().cpu().numpy()) for layer in (encoder[0], encoder[2])
-    ]
+    layers = [(layer.weight.detach().cpu().numpy().T, layer.bias.detach().cpu().numpy()) for layer in linear]
     weights, biases = layers[0]
     # The quantiser gets unit vectors: centring and scaling go into the first layer.
     layers[0] = (weights / scale, biases - (mean / scale) @ weights)
