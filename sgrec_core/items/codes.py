@@ -84,6 +84,7 @@ def assign_codes(
 
     prefixes = map(tuple, wanted[:, :depth].tolist())
     for prefix, rows in _grouped(prefixes).items():
+        # Where nobody competes there is nothing to weigh; and costs computed again could break a tie another way.
         own = [tuple(wanted[row].tolist()) for row in rows]
         if not extra and len(set(own)) == len(own) and all(map(tree.is_free, own)):
             codes.update(zip(rows, own, strict=True))
