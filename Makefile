@@ -37,6 +37,11 @@ judge-env:
 browser:
 	@$(SETUP) browser
 
+# Semantic-id tokenizers on public sets; needs the data (DATA=PATH) and about ten minutes
+.PHONY: bench-tokenizers
+bench-tokenizers: env
+	@.venv/bin/python -m benchmarks.tokenizers $(if $(DATA),--data $(DATA))
+
 # docs/tables.md from the contracts
 table-docs: env
 	@.venv/bin/python -m sgrec_core.quality.table_docs

@@ -1,8 +1,9 @@
 """Give each item of the day a collision-free semantic id.
 
-The tokenizer is fitted once, on the first night's catalogue, for a source and its item settings: residual k-means over
-text embeddings, or, where most items have no text, the codes that came with the catalogue. Later nights append codes
-for items that are new and change none: the generator has learnt them, also when an item's text changes.
+The tokenizer is fitted once, on the first night's catalogue, for a source and its item settings: a quantiser of text
+embeddings with a resolver of collisions, or, where most items have no text, the codes that came with the catalogue.
+Later nights append codes for items that are new and change none: the generator has learnt them, also when an item's
+text changes.
 """
 
 import json
@@ -13,9 +14,13 @@ import pyarrow as pa
 import torch
 
 from sgrec_core.errors import InputError
-from sgrec_core.items import TOKENIZER, TextEncoder, embeddings_cache, item_text, residual_kmeans
-from sgrec_core.items.codes import Codes, assign_codes, resolve_supplied_codes
+from sgrec_core.items import TOKENIZER, TextEncoder, embeddings_cache, item_text
+from sgrec_core.items.codes import Codes, assign_codes, id_shape, resolve_supplied_codes
+from sgrec_core.items.diagnostics import diagnostics
+from sgrec_core.items.fitting import fit_quantiser
+from sgrec_core.items.quantiser import Quantiser
 from sgrec_core.job import Job, stage_command
+from sgrec_core.night import device, use_threads
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.sampling import digest
 
@@ -47,9 +52,16 @@ def run(job: Job) -> None:
     wanted: list[Codes | None]
     if kind == "text":
         embeddings = encoder.encode([texts[row] for row in rows], progress=job.progress)
-        codebooks = tensors["codebooks"].numpy()
-        wanted = [tuple(codes) for codes in residual_kmeans.encode(embeddings, codebooks).tolist()]
-        codes = assign_codes([item["item_id"] for item in new], embeddings, codebooks, taken)
+        quantiser = Quantiser.load(tensors, config["quantiser"])
+        wanted = [tuple(codes) for codes in quantiser.encode(embeddings).tolist()]
+        codes = assign_codes(
+            [item["item_id"] for item in new],
+            embeddings,
+            quantiser,
+            taken,
+            resolver=config["resolver"],
+            codebook_size=config["codebook_size"],
+        )
     else:
         supplied = [item["supplied_codes"] for item in new]
         wanted = [None if codes is None else tuple(codes) for codes in supplied]
@@ -66,10 +78,12 @@ def run(job: Job) -> None:
             )
     _append(job, version, new, codes)
 
-    moved = sum(w is not None and codes[item["item_id"]] != w for item, w in zip(new, wanted, strict=True))
+    # A resolver may add a code; an item has moved when those that it wanted are others.
+    moved = sum(w is not None and codes[item["item_id"]][: len(w)] != w for item, w in zip(new, wanted, strict=True))
     job.count("items", len(items))
     job.count("new_items", len(new))
     job.count("moved_by_collisions", moved)
+    job.count("moved_share", round(moved / len(new), 4) if new else 0.0)
     job.count("tokenizer_version", version)
     job.count("codes", f"{config['levels']} levels of {config['codebook_size']}, from {kind}")
     for name, value in config["diagnostics"].items():
@@ -106,27 +120,43 @@ def _find_or_fit(
     if found is not None:
         return found
     tensors: dict[str, torch.Tensor]
+    made_by: dict[str, Any]
     if kind == "text":
         embeddings = encoder.encode(texts, progress=job.progress)
-        codebooks = residual_kmeans.fit(embeddings, settings.levels, settings.codebook_size, settings.seed)
-        levels, size = codebooks.shape[:2]
-        codes = residual_kmeans.encode(embeddings, codebooks)
-        tensors = {"codebooks": torch.from_numpy(codebooks)}
-        version = digest(encoder.version, codebooks.tobytes().hex())
+        use_threads(job.settings)
+        quantiser = fit_quantiser(
+            settings.quantiser,
+            embeddings,
+            settings.levels,
+            settings.codebook_size,
+            settings.seed,
+            device=device(),
+            progress=job.progress,
+        )
+        codes = quantiser.encode(embeddings)
+        facts = diagnostics(codes, quantiser.codebook_size)
+        levels, size = id_shape(quantiser, settings.resolver, codes)
+        tensors = quantiser.tensors()
+        made_by = {"quantiser": quantiser.config(), "resolver": settings.resolver}
+        # What decides codes is in the version, the resolver too: other ids must not share a partition.
+        arrays = [(name, tensors[name].numpy().tobytes().hex()) for name in sorted(tensors)]
+        version = digest(encoder.version, json.dumps(made_by, sort_keys=True), size, *arrays)
     else:
         supplied = {item["item_id"]: item["supplied_codes"] for item in items if item["supplied_codes"] is not None}
         levels, size = _supplied_shape(supplied, settings.levels, len(items))
         codes = np.array(list(supplied.values()), dtype=np.int32).reshape(-1, levels)
+        facts = diagnostics(codes, size)
         tensors = {"codes_at_fit": torch.from_numpy(codes)}
+        made_by = {}
         version = f"supplied-{digest(levels, size, json.dumps(supplied, sort_keys=True))}"
-    diagnostics = residual_kmeans.diagnostics(codes, size)
     config = {
         "kind": kind,
         "tokenizer_version": version,
         "encoder": encoder.version if kind == "text" else None,
         "levels": int(levels),
         "codebook_size": int(size),
-        "diagnostics": diagnostics,
+        "diagnostics": facts,
+        **made_by,
     }
     return registry.register(
         TOKENIZER,
@@ -135,11 +165,17 @@ def _find_or_fit(
         tensors=tensors,
         config=config,
         metrics={
-            "collision": diagnostics["collision"],
-            "sharing": diagnostics["sharing"],
-            **{f"perplexity_{level}": value for level, value in enumerate(diagnostics["perplexity"])},
+            "collision": facts["collision"],
+            "sharing": facts["sharing"],
+            **{f"perplexity_{level}": value for level, value in enumerate(facts["perplexity"])},
         },
-        parameters={"kind": kind, "levels": levels, "codebook_size": size, "items": len(items)},
+        parameters={
+            "kind": kind,
+            **({"quantiser": settings.quantiser, "resolver": settings.resolver} if kind == "text" else {}),
+            "levels": levels,
+            "codebook_size": size,
+            "items": len(items),
+        },
         tables={"items": job.lake.version("items")},
         tags={"sgrec.tokenizer_version": version},
     )

@@ -61,12 +61,21 @@ class StateSettings(Section):
     max_pairs_per_decision: int = Field(3, ge=1)
 
 
+QuantiserName = Literal["kmeans", "normalised_kmeans", "balanced_kmeans", "rqvae"]
+
+
 class ItemSettings(Section):
     codes: Literal["auto", "text", "supplied"] = Field(
         "auto", description="semantic ids from item text or as supplied; auto: text where half of the items have some"
     )
     levels: int = Field(3, ge=1, description="codes per item, where they are made from text")
     codebook_size: int = Field(256, ge=2, description="codes per level at most; fewer for a small catalogue")
+    quantiser: QuantiserName = Field("normalised_kmeans", description="what turns text vectors into codes")
+    resolver: Literal["reassign", "extra_token"] = Field(
+        "reassign",
+        description="items whose codes collide: moved at the least cost to free codes of the last level, or told apart "
+        "by one more code, which numbers them",
+    )
     seed: int = 0
 
 

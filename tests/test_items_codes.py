@@ -1,13 +1,16 @@
-"""Residual k-means and collision-free semantic ids."""
+"""Collision-free semantic ids: what each resolver promises, on random and on made-to-collide catalogues."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgrec_core.errors import InputError, SettingsError
-from sgrec_core.items import residual_kmeans
-from sgrec_core.items.codes import assign_codes, resolve_supplied_codes
+from sgrec_core.errors import InputError
+from sgrec_core.items.codes import assign_codes, id_shape, resolve_supplied_codes
+from sgrec_core.items.quantiser import Quantiser, unit
+from sgrec_core.items.residual_kmeans import fit_residual_kmeans
+
+RESOLVERS = ("reassign", "extra_token")
 
 
 def random_embeddings(count: int, seed: int, dimensions: int = 16) -> np.ndarray:
@@ -19,89 +22,163 @@ def random_embeddings(count: int, seed: int, dimensions: int = 16) -> np.ndarray
     return vectors.astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
-@given(count=st.integers(2, 60), old=st.integers(0, 60), seed=st.integers(0, 99), size=st.integers(4, 9))
-def test_codes_are_unique_kept_and_independent_of_order(count, old, seed, size):
+def random_quantiser(
+    seed: int, levels: int, size: int, residuals: str = "normalised", dimensions: int = 16
+) -> Quantiser:
+    codebooks = unit(np.random.default_rng(seed).normal(size=(levels, size, dimensions)))
+    return Quantiser(codebooks=codebooks, residuals=residuals)
+
+
+def ids(count: int) -> list[str]:
+    return [f"i{number:03d}" for number in range(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(2, 60),
+    old=st.integers(0, 60),
+    seed=st.integers(0, 99),
+    size=st.integers(8, 10),
+    residuals=st.sampled_from(["plain", "normalised"]),
+    resolver=st.sampled_from(RESOLVERS),
+)
+def test_codes_are_unique_kept_and_independent_of_order(count, old, seed, size, residuals, resolver):
     old = min(old, count)
     embeddings = random_embeddings(count, seed)
-    codebooks = residual_kmeans.unit(np.random.default_rng(seed).normal(size=(2, max(size, 8), 16)))
-    items = [f"i{number}" for number in range(count)]
-    first = assign_codes(items[:old], embeddings[:old], codebooks, {})
-    second = assign_codes(items, embeddings, codebooks, first)
+    quantiser = random_quantiser(seed, 2, size, residuals)
+    items = ids(count)
+    first = assign_codes(items[:old], embeddings[:old], quantiser, {}, resolver=resolver)
+    second = assign_codes(items, embeddings, quantiser, first, resolver=resolver)
     assert set(second) == set(items[old:]), "old items are not coded again"
     everything = {**first, **second}
     assert len(set(everything.values())) == count
-    assert all(0 <= code < codebooks.shape[1] for codes in everything.values() for code in codes)
+    assert {len(codes) for codes in everything.values()} == {id_shape(quantiser, resolver, np.zeros((0, 2)))[0]}
+    assert all(0 <= code < size for codes in everything.values() for code in codes)
     order = np.random.default_rng(seed + 1).permutation(count)
-    again = assign_codes([items[index] for index in order], embeddings[order], codebooks, first)
+    again = assign_codes([items[i] for i in order], embeddings[order], quantiser, first, resolver=resolver)
     assert again == second
 
 
-def test_an_item_keeps_its_own_code_when_it_is_free_and_its_prefix_when_that_has_room():
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(2, 24),
+    taken=st.integers(0, 12),
+    seed=st.integers(0, 999),
+    residuals=st.sampled_from(["plain", "normalised"]),
+)
+def test_reassignment_costs_no_more_than_first_come_first_served(count, taken, seed, residuals):
+    # One level: all items share the empty prefix, and all of them fit.
+    quantiser = random_quantiser(seed, 1, 40, residuals)
+    embeddings = random_embeddings(count, seed)
+    old = {
+        f"old{number}": (int(code),) for number, code in enumerate(np.random.default_rng(seed).permutation(40)[:taken])
+    }
+    costs = quantiser.costs(embeddings, np.empty((count, 0), dtype=np.int64))
+    free = sorted(set(range(40)) - {code for (code,) in old.values()})
+    greedy = 0.0
+    for row in np.argsort(costs.min(axis=1), kind="stable"):
+        code = min(free, key=lambda code, row=row: costs[row, code])
+        free.remove(code)
+        greedy += costs[row, code]
+    codes = assign_codes(ids(count), embeddings, quantiser, old)
+    total = sum(costs[row, codes[item][0]] for row, item in enumerate(ids(count)))
+    assert total <= greedy + 1e-4 * abs(greedy)
+
+
+def test_reassignment_is_better_than_first_come_first_served_where_that_is_short_sighted():
+    # Both want code 0. "a" is nearer to it, but "b" has nowhere near to go.
+    quantiser = Quantiser(codebooks=np.array([[[0.0, 1], [0.2, 1], [9, 9]]], dtype=np.float32), residuals="plain")
+    points = np.array([[0.01, 1], [-0.1, 1]], dtype=np.float32)
+    costs = quantiser.costs(points, np.empty((2, 0), dtype=np.int64))
+    assert costs.argmin(axis=1).tolist() == [0, 0]
+    assert costs[0, 0] < costs[1, 0]
+    assert assign_codes(["a", "b"], points, quantiser, {}) == {"a": (1,), "b": (0,)}
+
+
+def test_what_is_alone_keeps_its_code_and_what_collides_its_prefix_while_that_has_room():
     embeddings = random_embeddings(300, 3, 32)
-    codebooks = residual_kmeans.fit(embeddings, 3, 256, 0)
-    items = [f"i{number}" for number in range(300)]
-    wanted = {
-        item: tuple(codes)
-        for item, codes in zip(items, residual_kmeans.encode(embeddings, codebooks).tolist(), strict=True)
-    }
-    codes = assign_codes(items, embeddings, codebooks, {})
-    assert {wanted[item] for item in items} <= set(codes.values()), "each wanted tuple goes to one of those who want it"
-    prefix_kept = [codes[item][:2] == wanted[item][:2] for item in items]
-    crowded = {
-        prefix
-        for prefix in (w[:2] for w in wanted.values())
-        if [w[:2] for w in wanted.values()].count(prefix) > codebooks.shape[1]
-    }
-    assert all(kept or wanted[item][:2] in crowded for item, kept in zip(items, prefix_kept, strict=True))
+    quantiser = fit_residual_kmeans(embeddings, 3, 256, 0)
+    items = ids(300)
+    wanted = dict(zip(items, map(tuple, quantiser.encode(embeddings).tolist()), strict=True))
+    codes = assign_codes(items, embeddings, quantiser, {})
+    assert set(wanted.values()) <= set(codes.values()), "each wanted tuple is used"
+    in_prefix = [w[:2] for w in wanted.values()]
+    for item in items:
+        assert codes[item][:2] == wanted[item][:2]
+        if in_prefix.count(wanted[item][:2]) == 1:
+            assert codes[item] == wanted[item]
 
 
-def test_a_full_prefix_overflows_to_the_next_best_one():
+@pytest.mark.parametrize("residuals", ["plain", "normalised"])
+def test_a_full_prefix_overflows_to_the_next_best_one(residuals):
     # Two levels of two codes; all items point at centroid 0.
-    codebooks = np.stack([np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]])
+    quantiser = Quantiser(
+        codebooks=np.stack([np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]]), residuals=residuals
+    )
     embeddings = np.tile(np.array([[1, 0.2, 0.1, 0]], dtype=np.float32), (4, 1))
-    codes = assign_codes(list("abcd"), embeddings, codebooks, {})
-    assert [codes[item] for item in "abcd"] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    with pytest.raises(InputError, match="5 items but only 4 semantic ids"):
-        assign_codes(["e"], embeddings[:1], codebooks, codes)
+    codes = assign_codes(list("abcd"), embeddings, quantiser, {})
+    assert sorted(codes.values()) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    # A night later: the nearest prefix holds the old items, and these stay.
+    old = assign_codes(list("ab"), embeddings[:2], quantiser, {})
+    assert {codes[:1] for codes in old.values()} == {(0,)}
+    assert {codes[:1] for codes in assign_codes(["c"], embeddings[:1], quantiser, old).values()} == {(1,)}
+    with pytest.raises(InputError, match=r"5 items but only 4 semantic ids \(2 levels of 2 codes\)"):
+        assign_codes(["e"], embeddings[:1], quantiser, codes)
 
 
-def test_fit_is_deterministic_and_uses_its_codes():
-    embeddings = random_embeddings(900, 1, 48)
-    codebooks = residual_kmeans.fit(embeddings, 3, 64, 0)
-    assert codebooks.shape == (3, 64, 48)
-    assert codebooks.dtype == np.float32
-    assert np.array_equal(codebooks, residual_kmeans.fit(embeddings, 3, 64, 0))
-    facts = residual_kmeans.diagnostics(residual_kmeans.encode(embeddings, codebooks), 64)
-    assert min(facts["perplexity"]) > 20
-    # A fifth of a half of the catalogue is one vector: no quantiser can tell these apart.
-    assert 0.05 < facts["collision"] < 0.5
+def test_the_overflow_of_a_prefix_are_those_it_serves_worst():
+    codebooks = np.array([[[1, 0, 0], [0, 1, 0]], [[0, 0, 0.1], [0, 0, -0.1]]], dtype=np.float32)
+    quantiser = Quantiser(codebooks=codebooks, residuals="plain")
+    points = unit(np.array([[1, 0, 0.1], [1, 0.7, 0], [1, 0, -0.1]]))
+    codes = assign_codes(["near", "far", "too"], points, quantiser, {})
+    assert codes == {"near": (0, 0), "too": (0, 1), "far": (1, 0)}
 
 
-def test_diagnostics_by_hand():
-    facts = residual_kmeans.diagnostics(np.array([[0, 0], [0, 0], [0, 1], [1, 1]]), 2)
-    assert facts["collision"] == pytest.approx(0.25)
-    assert facts["sharing"] == pytest.approx(0.5)
-    assert facts["utilisation"] == [1, 1]
-    assert facts["perplexity"][1] == pytest.approx(2)
-    assert facts["perplexity"][0] == pytest.approx(np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25))))
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(1, 40), old=st.integers(0, 40), seed=st.integers(0, 99))
+def test_the_extra_token_numbers_each_bucket(count, old, seed):
+    old = min(old, count)
+    embeddings = random_embeddings(count, seed)
+    quantiser = random_quantiser(seed, 2, 3)
+    wanted = quantiser.encode(embeddings)
+    levels, size = id_shape(quantiser, "extra_token", wanted)
+    assert (levels, size >= 2 * max(np.unique(wanted, axis=0, return_counts=True)[1])) == (3, True)
+    codes = assign_codes(ids(old), embeddings[:old], quantiser, {}, resolver="extra_token", codebook_size=size)
+    codes |= assign_codes(ids(count), embeddings, quantiser, codes, resolver="extra_token", codebook_size=size)
+    buckets: dict[tuple[int, ...], list[int]] = {}
+    for row, item in enumerate(ids(count)):
+        assert codes[item][:2] == tuple(wanted[row]), "no item leaves its bucket"
+        buckets.setdefault(codes[item][:2], []).append(codes[item][2])
+    # Old items come first in ``ids``: their numbers are the smaller ones.
+    assert all(numbers == list(range(len(numbers))) for numbers in buckets.values())
 
 
-@pytest.mark.parametrize(("items", "expected"), [(1, 4), (40, 14), (800, 100), (4344, 256), (100_000, 256)])
-def test_small_catalogues_get_small_codebooks_with_room(items, expected):
-    size = residual_kmeans.shrunk_codebook_size(items, 3, 256)
-    assert size == expected
-    assert size**3 > 4 * items
+def test_a_full_bucket_overflows_to_the_next_best_tuple():
+    quantiser = Quantiser(codebooks=np.eye(3, dtype=np.float32)[None], residuals="plain")
+    points = np.tile(np.array([[1, 0.5, 0]], dtype=np.float32), (5, 1))
+    codes = assign_codes(list("abcde"), points, quantiser, {}, resolver="extra_token", codebook_size=2)
+    assert codes == {"a": (0, 0), "b": (0, 1), "c": (1, 0), "d": (1, 1), "e": (2, 0)}
 
 
-def test_a_catalogue_that_does_not_fit_names_the_settings():
-    with pytest.raises(SettingsError, match=r"items.codebook_size=4 make 16 semantic ids for 17 items"):
-        residual_kmeans.fit(np.eye(17, dtype=np.float32), 2, 4, 0)
+def test_without_a_resolver_codes_are_the_quantisers():
+    embeddings = random_embeddings(30, 5)
+    quantiser = random_quantiser(5, 2, 3)
+    codes = assign_codes(ids(30), embeddings, quantiser, {"i000": (0, 0)}, resolver="none")
+    assert [codes[item] for item in ids(30)[1:]] == list(map(tuple, quantiser.encode(embeddings)[1:].tolist()))
+    assert len(set(codes.values())) < len(codes)
 
 
-def test_one_item_is_enough():
-    codebooks = residual_kmeans.fit(np.ones((1, 8), dtype=np.float32), 3, 256, 0)
-    assert len(assign_codes(["a"], np.ones((1, 8)), codebooks, {})["a"]) == 3
+@pytest.mark.parametrize("resolver", RESOLVERS)
+def test_a_catalogue_of_equal_vectors_gets_codes_too(resolver):
+    vectors = np.ones((200, 8), dtype=np.float32)
+    quantiser = fit_residual_kmeans(vectors, 3, 8, 0)
+    codes = assign_codes(ids(200), vectors, quantiser, {}, resolver=resolver)
+    assert len(set(codes.values())) == 200
+
+
+def test_codes_of_another_length_are_named():
+    with pytest.raises(InputError, match="item 'x' has 3 codes; this tokenizer has 2"):
+        assign_codes(["a"], np.ones((1, 16)), random_quantiser(0, 2, 4), {"x": (0, 0, 0)})
 
 
 @settings(max_examples=50, deadline=None)

@@ -99,6 +99,47 @@ def test_other_settings_are_another_tokenizer_beside_the_old_one(registry_home):
     assert {row["item_id"]: tuple(row["codes"]) for row in rows} == old
 
 
+@pytest.mark.parametrize(
+    ("quantiser", "resolver", "levels"),
+    [("kmeans", "reassign", 2), ("balanced_kmeans", "extra_token", 3), ("rqvae", "extra_token", 3)],
+)
+def test_every_quantiser_and_resolver_codes_night_after_night(registry_home, quantiser, resolver, levels):
+    settings = Settings(home=registry_home, items=ItemSettings(quantiser=quantiser, resolver=resolver, levels=2))
+    rows = textual(36)
+    # Collisions that no quantiser can avoid, within a night and between nights.
+    for row in rows[20:]:
+        row["title"] = "red lamp"
+    publish_items(settings, DAYS[0], rows[:30])
+    first = run(settings)
+    before = codes(settings)
+    publish_items(settings, DAYS[1], rows)
+    run(settings, DAYS[1])
+    after = codes(settings)
+    assert {item: after[item] for item in before} == before
+    assert len(set(after.values())) == 36
+    _, config = current_tokenizer(Registry(settings), DAYS[1])
+    assert {len(found) for found in after.values()} == {config["levels"]} == {levels}
+    assert max(map(max, after.values())) < config["codebook_size"]
+    assert config["resolver"] == resolver
+    moved = first.facts["moved_by_collisions"]
+    assert first.facts["moved_share"] == pytest.approx(moved / 30, abs=1e-4)
+    if resolver == "extra_token":
+        assert moved == 0
+        assert len({after[f"i{n:02d}"][:2] for n in range(20, 36)}) == 1, "equal texts share a tuple"
+    else:
+        assert moved >= 9
+
+
+def test_the_resolver_is_part_of_the_tokenizer_version(registry_home):
+    settings = Settings(home=registry_home)
+    publish_items(settings, DAYS[0], textual(12))
+    versions = set()
+    for resolver in ("reassign", "extra_token"):
+        run(settings.model_copy(update={"items": ItemSettings(resolver=resolver)}))
+        versions.add(current_tokenizer(Registry(settings), DAYS[0])[0])
+    assert len(versions) == len(Lake(settings.lake_root).partitions("item_codes")) == 2
+
+
 def test_without_text_supplied_codes_are_used_and_it_is_said(registry_home):
     settings = Settings(home=registry_home)
     rows = [{"item_id": f"i{n}", "supplied_codes": [n // 4, n % 4, 1], "item_hash": "h"} for n in range(12)]
