@@ -48,7 +48,7 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
         _flush(self.folder)
-        for other in self.folder.iterdir():
+        for other in (*self.folder.glob("step-*"), *self.folder.glob("scratch-*")):
             if other != target:
                 shutil.rmtree(other)
 

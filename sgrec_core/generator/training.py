@@ -280,7 +280,7 @@ def _sum_over_processes(model: nn.Module, loss: Tensor) -> Tensor:
 
 def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and the optimiser's moments by name."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[f"weight/{name}"] = parameter
         tensors |= {f"{moment}/{name}": value for moment, value in optimiser.state[parameter].items()}
