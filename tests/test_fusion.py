@@ -160,3 +160,27 @@ def test_higher_ranked_misses_cost_more(size: int, hit: int) -> None:
     assert (misses < 0).all()
     assert (np.diff(misses) > 0).all()
     assert rewards[min(hit, size - 1)] == 1
+
+
+@pytest.mark.parametrize("objective", fusion.OBJECTIVES)
+def test_fuse_is_each_objective_where_judged(objective: str) -> None:
+    draws = np.random.default_rng(3)
+    biz, sem = draws.normal(size=(2, 6, 8))
+    judged = np.array([True, False, True, True, False, True])
+    fused = fusion.fuse(objective, biz, np.where(judged[:, None], sem, np.nan), judged)
+    alone = {
+        "business": fusion.business(biz[judged]),
+        "a2po": fusion.a2po(biz[judged], sem[judged]),
+        "reward_sum": fusion.reward_sum(biz[judged], sem[judged]),
+        "adv_sum": fusion.adv_sum(biz[judged], sem[judged]),
+    }[objective]
+    np.testing.assert_allclose(fused.advantage[judged], alone.advantage, atol=1e-12)
+    expected = fusion.standardise(biz[~judged]) if objective in ("business", "a2po") else np.zeros((2, 8))
+    np.testing.assert_allclose(fused.advantage[~judged], expected, atol=1e-12)
+    assert (fused.gate[~judged] == 0).all()
+    np.testing.assert_allclose(fused.business_advantage, fusion.standardise(biz), atol=1e-12)
+
+
+def test_fuse_names_the_valid_objectives() -> None:
+    with pytest.raises(ValueError, match="unknown objective 'ppo'; valid are business, reward_sum, adv_sum, a2po"):
+        fusion.fuse("ppo", np.zeros((1, 2)), np.zeros((1, 2)), np.array([True]))

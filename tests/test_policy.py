@@ -1,5 +1,6 @@
 """The policy objective and its trainer."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,15 @@ from hypothesis.extra import numpy as hnp
 from test_generator import all_codes, small_generator
 
 from sgrec_core.generator import Generator, ItemTrie, beam_search, score_items
-from sgrec_core.policy import PolicyConfig, StoredGroups, clipped_policy_loss, train_stored
-from sgrec_core.rewards.fusion import standardise
+from sgrec_core.policy import (
+    PolicyConfig,
+    RolloutConfig,
+    StoredGroups,
+    clipped_policy_loss,
+    train_on_policy,
+    train_stored,
+)
+from sgrec_core.rewards.fusion import a2po, standardise
 
 
 def policy(**changes: Any) -> PolicyConfig:
@@ -117,3 +125,100 @@ def test_a_clipped_token_has_no_gradient() -> None:
     result.loss.backward()
     assert new.grad.flatten().tolist() == [0.0, -0.5]
     assert result.clip_fraction.item() == 0.5
+
+
+def on_policy(**changes: Any) -> RolloutConfig:
+    values = {"group_size": 4, "method": "beam", "updates": 1, "objective": "a2po", "sampling_ratio": 1.0}
+    return RolloutConfig(**{**values, "epsilon": 1e-8, **changes})
+
+
+def wants_item_five(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+    return (items == 5).astype(float)
+
+
+@pytest.mark.parametrize("method", ["beam", "sampling"])
+def test_fresh_rollouts_raise_what_is_rewarded(method: str) -> None:
+    model, trie, groups = rolled_out()
+    wanted = StoredGroups(groups.histories, np.full((8, 1), 5), np.zeros((8, 1, 2)), np.ones((8, 1)))
+    before = item_log_probs(model, trie, wanted)
+    config = policy(epochs=30, batch_size=8, learning_rate=3e-3)
+    rollout = on_policy(method=method, objective="business", group_size=12)
+    log = train_on_policy(model, trie, groups.histories, wants_item_five, None, config, rollout)
+    assert (item_log_probs(model, trie, wanted) - before).mean() > 0.3
+    assert len(log) == 30
+    assert log[0]["ratio"] == pytest.approx(1, abs=1e-4)
+    assert {step["covered_groups"] for step in log} == {0}
+
+
+def test_a_first_step_on_fresh_rollouts_equals_one_on_stored_ones() -> None:
+    fresh, trie, groups = rolled_out()
+    stored = copy.deepcopy(fresh)
+    reward, judge = np.random.default_rng(1).normal(size=(2, trie.items))
+    config = policy(batch_size=8, learning_rate=1e-3)
+    advantages = a2po(reward[groups.items], judge[groups.items]).advantage
+    log = train_stored(stored, trie, StoredGroups(groups.histories, groups.items, groups.log_probs, advantages), config)
+    other = train_on_policy(
+        fresh,
+        trie,
+        groups.histories,
+        lambda _, items: reward[items],
+        lambda _, items: judge[items],
+        config,
+        on_policy(),
+    )
+    assert other[0]["loss"] == pytest.approx(log[0]["loss"], abs=1e-5)
+    for name, weights in stored.state_dict().items():
+        torch.testing.assert_close(fresh.state_dict()[name], weights, atol=1e-5, rtol=1e-4)
+
+
+def test_groups_without_business_variance_or_outside_the_ratio_are_not_judged() -> None:
+    model, trie, groups = rolled_out()
+    asked: list[int] = []
+
+    def judge(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        asked.extend(rows.tolist())
+        return np.random.default_rng(0).normal(size=items.shape)
+
+    def business(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return items * (rows[:, None] < 4)
+
+    histories, config = groups.histories, policy(batch_size=8)
+    log = train_on_policy(model, trie, histories, business, judge, config, on_policy())
+    assert sorted(asked) == [0, 1, 2, 3]
+    assert log[0]["covered_groups"] == 4
+    asked.clear()
+    train_on_policy(model, trie, histories, business, judge, config, on_policy(sampling_ratio=1e-9))
+    assert asked == []
+    train_on_policy(model, trie, histories, business, judge, config, on_policy(objective="adv_sum"))
+    assert sorted(asked) == list(range(8))
+
+
+def test_a_group_with_an_unscored_candidate_keeps_its_business_advantage() -> None:
+    model, trie, groups = rolled_out()
+
+    def judge(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        scores = items.astype(float)
+        scores[rows == 2, 1] = np.nan
+        return scores
+
+    def business(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return items.astype(float)
+
+    log = train_on_policy(model, trie, groups.histories, business, judge, policy(batch_size=8), on_policy())
+    assert log[0]["covered_groups"] == 7
+    assert log[0]["agreement_rate"] == 1
+    assert np.isfinite(log[0]["loss"])
+
+
+def test_clipping_bites_from_the_second_update_on() -> None:
+    model, trie, groups = rolled_out()
+    log = train_on_policy(
+        model,
+        trie,
+        groups.histories,
+        wants_item_five,
+        None,
+        policy(batch_size=8, learning_rate=3e-2, clip=0.05),
+        on_policy(objective="business", updates=3, group_size=12),
+    )
+    assert [step["clip_fraction"] > 0 for step in log] == [False, True, True]

@@ -1,6 +1,6 @@
 """The generator: a decoder-only transformer over semantic ids, decoded into real items only."""
 
-from sgrec_core.generator.decoding import Beams, ItemScores, beam_search, rank_items, score_items
+from sgrec_core.generator.decoding import Beams, ItemScores, beam_search, rank_items, sample_items, score_items
 from sgrec_core.generator.model import Generator, GeneratorConfig
 from sgrec_core.generator.training import TrainingConfig, train_supervised
 from sgrec_core.generator.trie import ItemTrie
@@ -14,6 +14,7 @@ __all__ = [
     "TrainingConfig",
     "beam_search",
     "rank_items",
+    "sample_items",
     "score_items",
     "train_supervised",
 ]

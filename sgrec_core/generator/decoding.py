@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sgrec_core.generator.model import Generator, Prefix
@@ -93,31 +94,50 @@ def beam_search(
     if excluded is not None:
         width += excluded.shape[1]
     prefix = read_histories(model, trie, histories)
-    users = len(histories)
-    device = histories.device
 
-    # One empty beam per user, standing at the root; the hidden state of its history says what follows.
-    node = torch.zeros(users, 1, dtype=torch.int64, device=device)
-    log_probs = torch.zeros(users, 1, 0, device=device)
-    hidden = prefix.hidden[:, None]
+    first = valid_log_softmax(model.level_logits(prefix.hidden, 0), trie.children[0])
+    chosen, code = first.topk(min(width, trie.nodes_below[0]), dim=1)
+    node = trie.settled[trie.child(torch.zeros_like(code), code)]
+    log_probs = F.pad(chosen[..., None], (0, trie.levels - 1))
+    # Among the open beams of the level before: whose continuation a beam is.
+    parent = torch.zeros_like(code)
     past = None
-    for level, nodes_below in enumerate(trie.nodes_below):
-        step = valid_log_softmax(model.level_logits(hidden, level), trie.children[node])
-        reach = log_probs.sum(dim=-1, keepdim=True) + step
-        # No beam dies on the way: either all nodes of a level are kept, or `width` of them, each with a child.
-        _, flat = reach.flatten(1).topk(min(width, nodes_below), dim=1)
-        parent, code = flat // trie.codebook_size, flat % trie.codebook_size
-        chosen = step.flatten(1).gather(1, flat)
-        log_probs = torch.cat((_take(log_probs, parent), chosen[..., None]), dim=-1)
-        node = trie.child(node.gather(1, parent), code)
-        if level < trie.levels - 1:
-            if past is not None:
-                past = [(_take(key, parent), _take(value, parent)) for key, value in past]
-            token = 1 + level * trie.codebook_size + code
-            states, past = model.extend(prefix, token[..., None], past)
-            hidden = states[:, :, 0]
+    for level in range(1, trie.levels):
+        # A beam with a single item below it is finished: the codes that remain have probability 1. It keeps its place
+        # in the competition, and the model reads only the open beams, which stand first.
+        finished = trie.is_leaf(node)
+        reading = int((~finished).sum(dim=1).max())
+        if not reading:
+            break
+        order = finished.int().argsort(dim=1, stable=True)
+        node, log_probs, finished = node.gather(1, order), _take(log_probs, order), finished.gather(1, order)
+        order = order[:, :reading]
+        token = 1 + (level - 1) * trie.codebook_size + code.gather(1, order)
+        if past is not None:
+            parent = parent.gather(1, order)
+            past = [(_take(key, parent), _take(value, parent)) for key, value in past]
+        states, past = model.extend(prefix, token[..., None], past)
+
+        reached = log_probs.sum(dim=-1)
+        open_node = node[:, :reading].masked_fill(finished[:, :reading], 0)
+        step = valid_log_softmax(model.level_logits(states[:, :, 0], level), trie.children[open_node])
+        going_on = reached[:, :reading].masked_fill(finished[:, :reading], -torch.inf)[..., None] + step
+        staying = reached.masked_fill(~finished, -torch.inf)
+        # No beam dies on the way: either all nodes of a level are kept, or `width` of them, each with an item below.
+        candidates = torch.cat((going_on.flatten(1), staying), dim=1)
+        _, best = candidates.topk(min(width, trie.nodes_below[level]), dim=1)
+        stays = best >= going_on[0].numel()
+        beam = torch.where(stays, best - going_on[0].numel(), best // trie.codebook_size)
+        code = best % trie.codebook_size
+        parent = beam.clamp(max=reading - 1)
+        log_probs = _take(log_probs, beam)
+        log_probs[..., level] = torch.where(stays, 0.0, step.flatten(1).gather(1, best.clamp(max=step[0].numel() - 1)))
+        node = node.gather(1, beam)
+        node = torch.where(stays, node, trie.settled[trie.child(node.masked_fill(stays, 0), code)])
 
     items = trie.item(node)
+    order = log_probs.sum(dim=-1).argsort(dim=1, descending=True, stable=True)
+    items, log_probs = items.gather(1, order), _take(log_probs, order)
     if excluded is not None:
         banned = (items[..., None] == excluded[:, None, :]).any(dim=-1)
         items = items.masked_fill(banned, -1)
@@ -125,6 +145,31 @@ def beam_search(
         last = banned.int().argsort(dim=1, stable=True)
         items, log_probs = items.gather(1, last), _take(log_probs, last)
     return Beams(items[:, :count], log_probs[:, :count])
+
+
+@torch.inference_mode()
+def sample_items(
+    model: Generator, trie: ItemTrie, histories: Tensor, *, count: int, generator: torch.Generator | None = None
+) -> Beams:
+    """``count`` items drawn independently from the policy for each of B users, in the order drawn; items may repeat.
+
+    ``generator`` lies on the device of the model.
+    """
+    prefix = read_histories(model, trie, histories)
+    hidden = prefix.hidden[:, None].expand(-1, count, -1)
+    node = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+    chosen = []
+    past = None
+    for level in range(trie.levels):
+        step = valid_log_softmax(model.level_logits(hidden, level), trie.children[node])
+        code = torch.multinomial(step.exp().flatten(0, 1), 1, generator=generator).view_as(node)
+        chosen.append(step.gather(-1, code[..., None]).squeeze(-1))
+        node = trie.child(node, code)
+        if level < trie.levels - 1:
+            token = 1 + level * trie.codebook_size + code
+            states, past = model.extend(prefix, token[..., None], past)
+            hidden = states[:, :, 0]
+    return Beams(trie.item(node), torch.stack(chosen, dim=-1))
 
 
 def _take(values: Tensor, parent: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ class ItemTrie:
     """[items, L] node in which each code of an item is chosen; ``path[:, 0]`` is the root, 0."""
     leaf_items: Tensor
     """[items] item of each leaf, leaves in the order of their node numbers."""
+    settled: Tensor
+    """[nodes] where only one item lies below a node: its leaf; elsewhere the node itself."""
     nodes_below: tuple[int, ...]
     """Number of nodes that the codes of each level lead to; the last is the number of items."""
 
@@ -53,6 +55,7 @@ class ItemTrie:
         node = np.zeros(items, dtype=np.int64)
         path = np.empty((items, levels), dtype=np.int64)
         edges = []
+        nodes_of_level = []
         first = 1
         for level in range(levels):
             path[order, level] = node
@@ -60,15 +63,21 @@ class ItemTrie:
             edges.append((node * codebook_size + ordered[:, level])[opens])
             node = first + np.cumsum(opens) - 1
             first += int(opens.sum())
+            nodes_of_level.append(node)
         flat = np.concatenate(edges)
         children = np.zeros((first - items, codebook_size), dtype=bool)
         children.reshape(-1)[flat] = True
+        settled = np.arange(first)
+        for nodes in nodes_of_level:
+            alone = np.bincount(nodes, minlength=first)[nodes] == 1
+            settled[nodes[alone]] = nodes_of_level[-1][alone]
         return cls(
             codes=torch.from_numpy(table.copy()),
             children=torch.from_numpy(children),
             edges=torch.from_numpy(flat),
             path=torch.from_numpy(path),
             leaf_items=torch.from_numpy(order),
+            settled=torch.from_numpy(settled),
             nodes_below=tuple(len(level_edges) for level_edges in edges),
         )
 
@@ -92,12 +101,17 @@ class ItemTrie:
             edges=self.edges.to(device),
             path=self.path.to(device),
             leaf_items=self.leaf_items.to(device),
+            settled=self.settled.to(device),
             nodes_below=self.nodes_below,
         )
 
     def child(self, node: Tensor, code: Tensor) -> Tensor:
         """Nodes that valid (node, code) pairs lead to, any shape."""
         return 1 + torch.searchsorted(self.edges, (node * self.codebook_size + code).contiguous())
+
+    def is_leaf(self, node: Tensor) -> Tensor:
+        """Whether nodes stand for whole items."""
+        return node >= self.children.shape[0]
 
     def item(self, leaf: Tensor) -> Tensor:
         """Items of leaf nodes."""

@@ -239,7 +239,7 @@ def _read_leave_one_out(source: Source) -> PublicSet:
             sequences[user_id] = {"logged": ids[:-2], "validation": ids[-2:-1], "test": ids[-1:]}
     if source.kind == "scientific":
         return PublicSet(sequences=sequences, items=_read_items(source.path / "item.json"))
-    codes = _read_codes(source.path / "sid_index.json")
+    codes = read_codes(source.path / "sid_index.json")
     return PublicSet(sequences=sequences, items=[{"item_id": i, "supplied_codes": c} for i, c in codes.items()])
 
 
@@ -319,7 +319,7 @@ def _plain_text(value: object) -> str | None:
     return " ".join(text.split()) or None
 
 
-def _read_codes(path: Path) -> dict[str, list[int]]:
+def read_codes(path: Path) -> dict[str, list[int]]:
     """Semantic ids from ``sid_index.json``: item -> ["<a_105>", "<b_30>", ...]."""
     codes: dict[str, list[int]] = {}
     for item_id, tokens in _read_object(path, 'item -> ["<a_105>", "<b_30>", ...]').items():

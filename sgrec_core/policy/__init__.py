@@ -1,6 +1,14 @@
-"""Policy optimisation of the generator from rewarded rollout groups."""
+"""Policy optimisation of the generator from rewarded rollout groups, stored or fresh."""
 
 from sgrec_core.policy.objectives import PolicyLoss, clipped_policy_loss
-from sgrec_core.policy.trainer import PolicyConfig, StoredGroups, train_stored
+from sgrec_core.policy.trainer import PolicyConfig, RolloutConfig, StoredGroups, train_on_policy, train_stored
 
-__all__ = ["PolicyConfig", "PolicyLoss", "StoredGroups", "clipped_policy_loss", "train_stored"]
+__all__ = [
+    "PolicyConfig",
+    "PolicyLoss",
+    "RolloutConfig",
+    "StoredGroups",
+    "clipped_policy_loss",
+    "train_on_policy",
+    "train_stored",
+]

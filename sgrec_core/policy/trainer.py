@@ -1,23 +1,32 @@
-"""Policy training from stored rollout groups.
+"""Policy training, from stored rollout groups or from fresh ones.
 
-What was left out, and why: no value network (the group is the baseline); no fresh rollouts (the reward table holds
-the candidates and their log-probabilities, so a night can be retrained from its tables alone); no dropout (old and
-new policy must be the same function at the start); no length normalisation (all items have L codes).
+What was left out, and why: no value network (the group is the baseline); no dropout (old and new policy must be the
+same function at the start); no length normalisation (all items have L codes). `train_stored` makes no rollouts: the
+reward table holds the candidates and their log-probabilities, so a night can be retrained from its tables alone.
+`train_on_policy` rolls out anew at every step and has the groups rewarded on the spot.
 """
 
+import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sgrec_core.generator.decoding import score_items
+from sgrec_core.generator.decoding import Beams, beam_search, sample_items, score_items
 from sgrec_core.generator.model import Generator
 from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, rate_at
 from sgrec_core.generator.trie import ItemTrie
 from sgrec_core.policy.objectives import clipped_policy_loss
+from sgrec_core.rewards.fusion import fuse, fusion_facts, standardise
+
+BusinessReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Prompts [B] (rows of the histories) and candidates [B, G] (item indices) to rewards [B, G]."""
+SemanticReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""The same; a group with a NaN counts as not judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +34,7 @@ class PolicyConfig:
     """How to train the policy."""
 
     epochs: int
-    """Passes over the groups."""
+    """Passes over the groups, or over the prompts."""
     batch_size: int
     """Groups per step."""
     learning_rate: float
@@ -33,6 +42,22 @@ class PolicyConfig:
     beta: float
     """Weight of the KL penalty."""
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How fresh groups are made and rewarded."""
+
+    group_size: int
+    method: Literal["beam", "sampling"]
+    """The best items of a constrained beam search, all different; or independent draws, which may repeat."""
+    updates: int
+    """Optimiser steps on each batch of groups; from the second on the ratio leaves 1 and clipping can bite."""
+    objective: str
+    """One of `sgrec_core.rewards.fusion.OBJECTIVES`."""
+    sampling_ratio: float
+    """p of ``a2po``: share of the groups with business variance that are judged, drawn by ``seed``."""
+    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -71,46 +96,140 @@ def train_stored(
     count = len(groups.items)
     trie = trie.to(model.device)
     shuffle = np.random.default_rng(config.seed)
-    optimiser = optimiser_of(model, config.learning_rate, weight_decay=0.0)
-    batches = math.ceil(count / config.batch_size)
-    model.eval()
-    log: list[dict[str, float]] = []
+    learner = _Learner(model, trie, config, steps=config.epochs * math.ceil(count / config.batch_size))
     for _ in range(config.epochs):
         order = shuffle.permutation(count)
         for start in range(0, count, config.batch_size):
             rows = order[start : start + config.batch_size]
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * rate_at(len(log), config.epochs * batches)
             old = torch.as_tensor(groups.log_probs[rows], dtype=torch.float32, device=model.device)
-            scores = score_items(
-                model,
-                trie,
-                torch.as_tensor(groups.histories[rows], dtype=torch.int64, device=model.device),
-                torch.as_tensor(groups.items[rows], dtype=torch.int64, device=model.device),
-            )
-            objective = clipped_policy_loss(
-                scores.log_probs,
-                old,
-                old,
-                torch.as_tensor(groups.advantages[rows], dtype=torch.float32, device=model.device),
-                clip=config.clip,
-                beta=config.beta,
-            )
-            optimiser.zero_grad(set_to_none=True)
-            objective.loss.backward()
-            gradient_norm = nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-            optimiser.step()
-            log.append(
-                {
-                    "loss": objective.loss.item(),
-                    "kl_reference": objective.kl_reference.item(),
-                    "clip_fraction": objective.clip_fraction.item(),
-                    "ratio": objective.ratio.item(),
-                    "entropy": scores.entropy.mean().item(),
-                    "gradient_norm": gradient_norm.item(),
-                    "learning_rate": optimiser.param_groups[0]["lr"],
-                }
-            )
+            histories, items = learner.indices(groups.histories[rows]), learner.indices(groups.items[rows])
+            statistics = learner.step(histories, items, old, old, groups.advantages[rows])
             if progress is not None:
-                progress(len(rows), log[-1])
-    return log
+                progress(len(rows), statistics)
+    return learner.log
+
+
+def train_on_policy(
+    model: Generator,
+    trie: ItemTrie,
+    histories: np.ndarray,
+    business: BusinessReward,
+    semantic: SemanticReward | None,
+    config: PolicyConfig,
+    rollout: RolloutConfig,
+    *,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Improve ``model`` in place on fresh rollouts of the prompts ``histories`` [N, n]; statistics of each step.
+
+    Each step rolls out a batch of groups with the policy as it is, rewards them, and computes advantages from the raw
+    rewards. Groups without business variance are not judged under ``a2po``, nor are those outside ``sampling_ratio``;
+    what was not judged keeps its business advantage. The reference of the KL penalty is the policy at the start.
+    Without ``semantic`` nothing is judged. The statistics are those of `train_stored` and, for each step,
+    agreement_rate, mean_gate, covered_groups and the mean business reward.
+    """
+    trie = trie.to(model.device)
+    reference = copy.deepcopy(model).eval()
+    shuffle = np.random.default_rng(config.seed)
+    draws = torch.Generator(model.device).manual_seed(config.seed)
+    batches = math.ceil(len(histories) / config.batch_size)
+    learner = _Learner(model, trie, config, steps=config.epochs * batches * rollout.updates)
+    for _ in range(config.epochs):
+        order = shuffle.permutation(len(histories))
+        for start in range(0, len(order), config.batch_size):
+            rows = order[start : start + config.batch_size]
+            prompts = learner.indices(histories[rows])
+            beams = _roll_out(model, trie, prompts, rollout, draws)
+            items = beams.items.cpu().numpy()
+            rewards = business(rows, items)
+            judged, semantic_rewards = _judge(rows, items, rewards, semantic, rollout, shuffle)
+            fused = fuse(rollout.objective, rewards, semantic_rewards, judged, rollout.epsilon)
+            with torch.no_grad():
+                anchor = score_items(reference, trie, prompts, beams.items).log_probs
+            facts = asdict(fusion_facts(fused, judged)) | {"business_reward": float(rewards.mean())}
+            for _ in range(rollout.updates):
+                learner.step(prompts, beams.items, beams.log_probs, anchor, fused.advantage)
+                learner.log[-1] |= facts
+            if progress is not None:
+                progress(len(rows), learner.log[-1])
+    return learner.log
+
+
+def _roll_out(
+    model: Generator, trie: ItemTrie, prompts: Tensor, rollout: RolloutConfig, draws: torch.Generator
+) -> Beams:
+    if rollout.method == "sampling":
+        beams = sample_items(model, trie, prompts, count=rollout.group_size, generator=draws)
+    else:
+        beams = beam_search(model, trie, prompts, width=min(rollout.group_size, trie.items))
+    # Decoding runs in inference mode, whose tensors autograd may not keep.
+    return Beams(beams.items.clone(), beams.log_probs.clone())
+
+
+def _judge(
+    rows: np.ndarray,
+    items: np.ndarray,
+    business: np.ndarray,
+    semantic: SemanticReward | None,
+    rollout: RolloutConfig,
+    draws: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which groups were judged [B], and semantic rewards [B, G] with zeros in the others."""
+    rewards = np.zeros(items.shape)
+    judged = np.zeros(len(items), dtype=bool)
+    if semantic is None or rollout.objective == "business":
+        return judged, rewards
+    if rollout.objective == "a2po":
+        chosen = standardise(business).any(axis=1) & (draws.random(len(items)) < rollout.sampling_ratio)
+    else:
+        chosen = np.ones(len(items), dtype=bool)
+    if chosen.any():
+        found = semantic(rows[chosen], items[chosen])
+        complete = np.isfinite(found).all(axis=1)
+        judged[np.flatnonzero(chosen)[complete]] = True
+        rewards[judged] = found[complete]
+    return judged, rewards
+
+
+class _Learner:
+    """The model, its optimiser, and the log of what each step did."""
+
+    def __init__(self, model: Generator, trie: ItemTrie, config: PolicyConfig, *, steps: int) -> None:
+        self.model, self.trie, self.config, self.steps = model.eval(), trie, config, steps
+        self.optimiser = optimiser_of(model, config.learning_rate, weight_decay=0.0)
+        self.log: list[dict[str, float]] = []
+
+    def indices(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.int64, device=self.model.device)
+
+    def step(
+        self, histories: Tensor, items: Tensor, old: Tensor, reference: Tensor, advantages: np.ndarray
+    ) -> dict[str, float]:
+        """One update on groups items [B, G] with log-probabilities [B, G, L] of old and reference policy."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.learning_rate * rate_at(len(self.log), self.steps)
+        scores = score_items(self.model, self.trie, histories, items)
+        objective = clipped_policy_loss(
+            scores.log_probs,
+            old,
+            reference,
+            torch.as_tensor(advantages, dtype=torch.float32, device=self.model.device),
+            clip=self.config.clip,
+            beta=self.config.beta,
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        objective.loss.backward()
+        gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        self.optimiser.step()
+        self.log.append(
+            {
+                "loss": objective.loss.item(),
+                "kl_reference": objective.kl_reference.item(),
+                "clip_fraction": objective.clip_fraction.item(),
+                "ratio": objective.ratio.item(),
+                "entropy": scores.entropy.mean().item(),
+                "gradient_norm": gradient_norm.item(),
+                "learning_rate": self.optimiser.param_groups[0]["lr"],
+            }
+        )
+        return self.log[-1]

@@ -75,6 +75,66 @@ def adv_sum(business: Array, semantic: Array) -> Advantages[Array]:
     return _advantages(business, biz + sem, torch.ones_like(biz), biz, sem)
 
 
+OBJECTIVES = ("business", "reward_sum", "adv_sum", "a2po")
+
+
+def fuse(
+    objective: str, business_reward: Array, semantic: Array, judged: Array, eps: float = 1e-8
+) -> Advantages[Array]:
+    """Advantages of groups of which ``judged`` [N] have semantic rewards, by the name of the objective.
+
+    A group that was not judged keeps its business advantage under ``a2po``; under ``reward_sum`` and ``adv_sum``, which
+    are not defined for it, it gets none. Business and semantic advantage are the same whatever the objective.
+
+    Raises:
+        ValueError: the objective is unknown, or a judged group lacks a semantic reward.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {objective!r}; valid are {', '.join(OBJECTIVES)}")
+    gated = a2po(business_reward, semantic, judged, eps)
+    if objective == "a2po":
+        return gated
+    if objective == "business":
+        only = business(business_reward)
+        return Advantages(only.advantage, only.gate, gated.business_advantage, gated.semantic_advantage)
+    ungated = {"reward_sum": reward_sum, "adv_sum": adv_sum}[objective]
+    whole = ungated(business_reward[judged], semantic[judged])
+    advantage, gate = gated.advantage * 0, gated.gate * 0
+    advantage[judged], gate[judged] = whole.advantage, whole.gate
+    return Advantages(advantage, gate, gated.business_advantage, gated.semantic_advantage)
+
+
+@dataclass(frozen=True)
+class FusionFacts:
+    """What a fusion looks like from above; rates are over the candidates of covered groups."""
+
+    groups: int
+    groups_with_business_variance: int
+    covered_groups: int
+    """Judged groups with business variance: those that a semantic gradient can come from."""
+    agreement_rate: float
+    """Share of candidates whose business and semantic advantage have one sign, not zero."""
+    mean_gate: float
+    advantage_growth: float
+    """Mean |advantage| over mean |business advantage|, minus one, over all groups."""
+
+
+def fusion_facts(fused: Advantages[np.ndarray], judged: np.ndarray) -> FusionFacts:
+    """Facts of a fusion of groups of which ``judged`` [N] have semantic rewards."""
+    varied = fused.business_advantage.any(axis=1)
+    counted = judged & varied
+    biz, sem = fused.business_advantage[counted], fused.semantic_advantage[counted]
+    business_size = np.abs(fused.business_advantage).mean() if varied.any() else 0.0
+    return FusionFacts(
+        groups=len(judged),
+        groups_with_business_variance=int(varied.sum()),
+        covered_groups=int(counted.sum()),
+        agreement_rate=float(((np.sign(biz) == np.sign(sem)) & (biz != 0)).mean()) if counted.any() else 0.0,
+        mean_gate=float(fused.gate[counted].mean()) if counted.any() else 0.0,
+        advantage_growth=float(np.abs(fused.advantage).mean() / business_size - 1) if business_size else 0.0,
+    )
+
+
 def _standardise(rewards: Tensor) -> Tensor:
     # Subtracting the first candidate's reward first keeps equal rewards exactly equal, whatever their size.
     shifted = rewards - rewards[:, :1]

@@ -1,7 +1,7 @@
 """The rows of table ``rewards``: candidates, aspect scores and user weights joined and fused."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +84,7 @@ def fuse_rewards(
     judged = np.isfinite(holistic).reshape(groups, size).all(axis=1)
 
     business_reward = candidates["business_reward"].to_numpy().reshape(groups, size)
-    fused = _fuse(objective, business_reward, holistic.reshape(groups, size), judged, epsilon)
+    fused = fusion.fuse(objective, business_reward, holistic.reshape(groups, size), judged, epsilon)
     rows = pa.table(
         {
             "decision_id": candidates["decision_id"],
@@ -105,23 +105,7 @@ def fuse_rewards(
             "advantage": pa.array(fused.advantage.reshape(-1)),
         }
     )
-    return RewardTable(rows, _facts(fused, judged))
-
-
-def _fuse(
-    objective: str, business: np.ndarray, semantic: np.ndarray, judged: np.ndarray, epsilon: float
-) -> fusion.Advantages[np.ndarray]:
-    a2po = fusion.a2po(business, semantic, judged, epsilon)
-    if objective == "a2po":
-        return a2po
-    if objective == "business":
-        return fusion.business(business)
-    # Business and semantic advantage are the same in all fusions; what is fused, and how, differs.
-    ungated = {"reward_sum": fusion.reward_sum, "adv_sum": fusion.adv_sum}[objective]
-    advantage, gate = np.zeros_like(business), np.zeros_like(business)
-    whole = ungated(business[judged], semantic[judged])
-    advantage[judged], gate[judged] = whole.advantage, whole.gate
-    return fusion.Advantages(advantage, gate, a2po.business_advantage, a2po.semantic_advantage)
+    return RewardTable(rows, asdict(fusion.fusion_facts(fused, judged)))
 
 
 def _rows_of(keys: pa.Table, table: pa.Table) -> pa.Array:
@@ -147,19 +131,3 @@ def _holistic(scores: pa.Table, weights: pa.Table) -> np.ndarray:
         )
         holistic[usable_rows] = (score * weight).reshape(len(usable_rows), -1).sum(axis=1)
     return holistic
-
-
-def _facts(fused: fusion.Advantages[np.ndarray], judged: np.ndarray) -> dict[str, float | int]:
-    """Agreement rate and mean gate over the candidates of judged groups that have business variance."""
-    varied = fused.business_advantage.any(axis=1)
-    counted = judged & varied
-    biz, sem = fused.business_advantage[counted], fused.semantic_advantage[counted]
-    business_size = np.abs(fused.business_advantage).mean() if varied.any() else 0.0
-    return {
-        "groups": len(judged),
-        "groups_with_business_variance": int(varied.sum()),
-        "covered_groups": int(counted.sum()),
-        "agreement_rate": float(((np.sign(biz) == np.sign(sem)) & (biz != 0)).mean()) if counted.any() else 0.0,
-        "mean_gate": float(fused.gate[counted].mean()) if counted.any() else 0.0,
-        "advantage_growth": float(np.abs(fused.advantage).mean() / business_size - 1) if business_size else 0.0,
-    }
