@@ -37,6 +37,11 @@ judge-env:
 browser:
 	@$(SETUP) browser
 
+# Supervised training on this machine: tokens per second, FLOPs utilisation, packing against padding
+.PHONY: bench-training
+bench-training: env
+	@.venv/bin/python -m benchmarks.training
+
 # docs/tables.md from the contracts
 table-docs: env
 	@.venv/bin/python -m sgrec_core.quality.table_docs
