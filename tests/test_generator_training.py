@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,17 @@ def test_an_epoch_sees_every_window_once_in_steps_alike_in_tokens(lengths: list[
     assert len(steps) == 2 * math.ceil(len(windows.items) / batch_size)
     assert min(steps) >= 1
     assert sum(steps[: len(steps) // 2]) == sum(steps[len(steps) // 2 :]) == len(windows.items)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_a_compiled_training_gives_the_same_weights() -> None:
+    """Batches of the same windows, filled up to one shape."""
+    plain, compiled = generator(), generator()
+    losses = train_supervised(plain, catalogue(), TWENTY, CONFIG)
+    again = train_supervised(compiled, catalogue(), TWENTY, replace(CONFIG, compile=True))
+    np.testing.assert_allclose(again, losses, atol=1e-5)
+    for name, parameter in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], parameter, atol=1e-4, rtol=0)
 
 
 def weights(model: Generator) -> dict[str, Tensor]:

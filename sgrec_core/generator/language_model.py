@@ -120,7 +120,6 @@ class LanguageModel(nn.Module):
         hidden = self._read(input_ids=tokens, use_cache=False).last_hidden_state[:, len(self.prompt) - 1 :]
         return torch.einsum("bnlw,lkw->bnlk", hidden.unflatten(1, codes.shape[1:]), self._codebooks())
 
-    @torch.compiler.disable
     def packed_logits(self, codes: Tensor, packing: Packing) -> Tensor:
         """Logits [I, L, codebook size] of sequences of items laid end to end, codes [I, L]."""
         return torch.cat([self.sequence_logits(part).flatten(0, 1) for part in packing.rectangles(codes)])

@@ -127,10 +127,9 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing
         mixed = varlen_attn(query, key, value, bounds, bounds, longest, longest, window_size=(-1, 0))
         assert isinstance(mixed, Tensor)
         return mixed
-    return _rectangle_attention(query, key, value, packing)
+    return rectangle_attention(query, key, value, packing)
 
 
-@torch.compiler.disable  # The rectangles differ from batch to batch: compiled, each batch would be compiled anew.
 def _rectangle_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
     dtype = query.dtype
     if query.device.type == "cpu" and dtype == torch.bfloat16:
@@ -142,6 +141,18 @@ def _rectangle_attention(query: Tensor, key: Tensor, value: Tensor, packing: Pac
             q, k, v = (part.transpose(1, 2) for part in parts)
             mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed).to(dtype)
+
+
+rectangle_attention = _rectangle_attention
+
+
+def leave_rectangles_uncompiled() -> None:
+    """To be called before a model is compiled: the rectangles differ in every batch, and each would be compiled anew.
+
+    Not a decorator, because `torch.compiler` takes longer to import than all the rest.
+    """
+    global rectangle_attention
+    rectangle_attention = torch.compiler.disable(_rectangle_attention)
 
 
 class Attention(nn.Module):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgrec_core.generator.checkpoints import Checkpoints
-from sgrec_core.generator.model import Generator, Packing
+from sgrec_core.generator.model import Generator, Packing, leave_rectangles_uncompiled
 from sgrec_core.generator.trie import ItemTrie
 
 if TYPE_CHECKING:
@@ -172,8 +172,8 @@ def train_supervised(
 
     With ``checkpoints`` it goes on from the newest one there, bit for bit as if it had never stopped. ``progress`` gets
     (windows seen in this step, loss); windows of the steps before a checkpoint come in one call with a loss of nan.
-    Deterministic by ``config.seed`` on one machine with one number of threads; the seed is set on torch's global
-    generator, which dropout draws from.
+    Deterministic by ``config.seed`` on one machine with one number of threads (on a GPU as far as its kernels are; see
+    `torch.use_deterministic_algorithms`); the seed is set on torch's global generator, which dropout draws from.
 
     In a process group all processes must call it with equal arguments; all end with the same weights.
 
@@ -191,6 +191,7 @@ def train_supervised(
     loss_of: Callable[..., Tensor] = packed_loss
     filled_to = 0
     if config.compile:
+        leave_rectangles_uncompiled()
         loss_of = torch.compile(packed_loss, dynamic=False)
         filled_to = _largest(_largest(int(lengths.sum()), batches, lengths), processes, lengths)
 
