@@ -42,6 +42,11 @@ browser:
 bench-tokenizers: env
 	@.venv/bin/python -m benchmarks.tokenizers $(if $(DATA),--data $(DATA))
 
+# Supervised training on this machine: tokens per second, FLOPs utilisation, packing against padding
+.PHONY: bench-training
+bench-training: env
+	@.venv/bin/python -m benchmarks.training
+
 # docs/tables.md from the contracts
 table-docs: env
 	@.venv/bin/python -m sgrec_core.quality.table_docs

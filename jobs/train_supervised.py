@@ -2,16 +2,20 @@
 
 All positions of the training users' sequences of the last ``states.history_days`` days, held-out users left out. The
 night's starting policy goes on from the pinned champion when that reads the same semantic ids and has the same
-shape; otherwise it starts from scratch.
+shape; otherwise it starts from scratch. A job that was killed goes on from its last checkpoint.
 """
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from sgrec_core.errors import InputError
 from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, train_supervised
+from sgrec_core.generator.checkpoints import Checkpoints
 from sgrec_core.generator.dataset import Catalogue, chain_decisions
+from sgrec_core.generator.train import read_results, train_in_processes, write_inputs
 from sgrec_core.generator.training import cut_windows
 from sgrec_core.items import current_tokenizer
 from sgrec_core.job import Job, stage_command
@@ -45,7 +49,7 @@ def run(job: Job) -> None:
             "catalogue": catalogue.digest,
             "champion": champion and champion.fingerprint,
             "max_items": job.settings.states.max_history,
-            "supervised": settings.model_dump(),
+            "supervised": settings.model_dump(exclude={"checkpoint_steps"}),
         }
     )
     made_before = registry.find(SUPERVISED, fingerprint)
@@ -73,9 +77,23 @@ def run(job: Job) -> None:
         label_smoothing=settings.label_smoothing,
         bfloat16=settings.bfloat16,
         seed=settings.seed,
+        compile=settings.compile == "on" or (settings.compile == "auto" and device().type == "cuda"),
     )
+    work = _work_folder(job, fingerprint)
     with job.progress_bar(training.epochs * len(windows.items), "training windows") as advance:
-        losses = train_supervised(model, catalogue.trie, windows, training, progress=lambda count, _: advance(count))
+
+        def progress(count: int, loss: float) -> None:
+            advance(count)
+
+        if settings.processes == 1:
+            checkpoints = Checkpoints(work / "checkpoints", settings.checkpoint_steps)
+            losses = train_supervised(
+                model, catalogue.trie, windows, training, checkpoints=checkpoints, progress=progress
+            )
+        else:
+            write_inputs(work, model, catalogue.trie, windows, training, checkpoint_every=settings.checkpoint_steps)
+            train_in_processes(work, settings.processes, threads=job.settings.threads, progress=progress)
+            losses = read_results(work, model)
 
     version = register_generator(
         registry,
@@ -89,6 +107,7 @@ def run(job: Job) -> None:
         tables=table_versions(job.lake, job.stage.reads),
         tags={"sgrec.warm_started_from": str(champion) if warm else "scratch"},
     )
+    shutil.rmtree(work, ignore_errors=True)
     job.count("policy_version", version.version)
     job.count("decisions", sequences.decisions)
     job.count("sequences", len(sequences.items))
@@ -98,6 +117,16 @@ def run(job: Job) -> None:
     job.count("loss_first_epoch", losses[0])
     job.count("loss", losses[-1])
     job.count("warm_started_from", str(champion) if warm else "scratch")
+
+
+def _work_folder(job: Job, fingerprint: str) -> Path:
+    """Where the training of these inputs keeps what it needs to go on; those of the day's other inputs are removed."""
+    folder = job.settings.home.resolve() / "training"
+    work = folder / f"{job.day}-{fingerprint}"
+    for other in folder.glob(f"{job.day}-*"):
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    return work
 
 
 def _starting_model(

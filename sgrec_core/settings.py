@@ -95,12 +95,15 @@ class SupervisedSettings(Section):
     dropout: float = Field(0.2, ge=0, lt=1)
     epochs: int = Field(30, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")
-    batch_size: int = Field(128, ge=1, description="windows per step")
+    batch_size: int = Field(128, ge=1, description="windows of mean length per step; steps are alike in tokens")
     learning_rate: float = Field(1e-3, gt=0)
     warm_learning_rate: float = Field(3e-4, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     bfloat16: bool = Field(True, description="multiply matrices in bfloat16 while training")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on a GPU only")
+    processes: int = Field(1, ge=1, description="processes that share each batch: one a GPU")
+    checkpoint_steps: int = Field(200, ge=1, description="steps that a killed training repeats at most")
     seed: int = 0
 
 

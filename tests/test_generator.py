@@ -18,7 +18,7 @@ from sgrec_core.generator import (
     score_items,
     train_supervised,
 )
-from sgrec_core.generator.training import cut_windows
+from sgrec_core.generator.training import Batch, Windows, cut_windows, packed_loss
 
 
 def small_generator(levels: int, codebook_size: int, seed: int = 0, sharpness: float = 20.0) -> Generator:
@@ -286,14 +286,12 @@ def test_training_is_deterministic_by_seed() -> None:
 def test_positions_before_the_first_target_are_read_but_not_trained() -> None:
     trie, _ = training_set()
     model = small_generator(2, 4)
-    from sgrec_core.generator.training import supervised_loss
-
-    items = torch.tensor([[0, 1, 2, -1], [3, 4, -1, -1]])
-    loss = supervised_loss(model, trie, items, torch.tensor([2, 1]), 0.0)
-    logits = model.sequence_logits(trie.codes[items.clamp(min=0)]).log_softmax(-1)
+    windows = Windows(np.array([[0, 1, 2, -1], [3, 4, -1, -1]], dtype=np.int32), np.array([2, 1], dtype=np.int32))
+    loss = packed_loss(model, trie, Batch.of(windows, np.array([0, 1]), model.device), 0.0)
+    logits = model.sequence_logits(trie.codes[torch.tensor([[0, 1, 2], [3, 4, 0]])]).log_softmax(-1)
     expected = [logits[0, 2, level, trie.codes[2, level]] for level in (0, 1)]
     expected += [logits[1, 1, level, trie.codes[4, level]] for level in (0, 1)]
-    assert loss.item() == pytest.approx(-sum(value.item() for value in expected) / 4, rel=1e-5)
+    assert loss.item() == pytest.approx(-sum(value.item() for value in expected), rel=1e-5)
 
 
 def test_configuration_survives_json_and_names_bad_values() -> None:

@@ -5,6 +5,12 @@ Stages before them (tokenizer, business model, judge, aggregator) are stood in f
 
 import json
 import shutil
+
+
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -31,7 +37,7 @@ from sgrec_core.night import BUSINESS_REWARD, SUPERVISED, of_night
 from sgrec_core.offline import evaluate_version
 from sgrec_core.registry import CHALLENGER, CHAMPION, GENERATOR, Registry
 from sgrec_core.rewards import fusion
-from sgrec_core.settings import Settings
+from sgrec_core.settings import PROJECT_ROOT, Settings
 
 DAY, NEXT_DAY = "2026-01-05", "2026-01-06"
 ITEMS, LEVELS, CODES = 48, 3, 4
@@ -79,7 +85,7 @@ def write_day(lake: Lake, day: str) -> None:
         start = 7 * user + the_day.day
         for position in range(4):
             history = [item(start + step) for step in range(position + 1)]
-            time = datetime.combine(the_day, datetime.min.time(), UTC) + timedelta(minutes=position)
+            at = datetime.combine(the_day, datetime.min.time(), UTC) + timedelta(minutes=position)
             states.append(
                 {
                     "day": the_day,
@@ -87,7 +93,7 @@ def write_day(lake: Lake, day: str) -> None:
                     "state_id": f"s{user:02d}-{position}-{day}",
                     "user_id": f"u{user:02d}",
                     "request_id": f"r{position}",
-                    "as_of": time,
+                    "as_of": at,
                     "split": "train" if user % 7 else "validation",
                     "history": history,
                     "target_item": item(start + position + 1),
@@ -98,7 +104,7 @@ def write_day(lake: Lake, day: str) -> None:
             for role, step in (("logged", position), ("test", 5)):
                 if role == "logged" or position == 3:
                     labels.append(
-                        {"day": the_day, "role": role, "event_id": f"{user}-{role}-{position}", "event_time": time,
+                        {"day": the_day, "role": role, "event_id": f"{user}-{role}-{position}", "event_time": at,
                          "user_id": f"u{user:02d}", "item_id": item(start + step), "event_type": "click",
                          "request_id": f"r{position}"}
                     )  # fmt: skip
@@ -384,6 +390,44 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
     assert lake.read("aspect_scores").num_rows == new.num_rows
     second, _ = Registry(settings).load(Registry(settings).get(GENERATOR, again["challenger_version"]))
     assert all(torch.equal(second[name], weights) for name, weights in first.items())
+
+
+def test_a_killed_training_job_goes_on_where_it_was(two_nights: Any) -> None:
+    """Really killed, and compared with a forced run from the start, which the same inputs give the same figures."""
+    settings, _ = two_nights
+    changes = {"epochs": 300, "dropout": 0.1, "checkpoint_steps": 20}
+    other = world_settings(settings.home, supervised=changes)
+    sections = other.model_dump(include={"supervised"})["supervised"]
+    environment = {f"SGREC_SUPERVISED__{name.upper()}": str(value) for name, value in sections.items()}
+    environment |= {**os.environ, "SGREC_HOME": str(settings.home), "SGREC_THREADS": "1"}
+    checkpoints = settings.home / "training"
+    command = [sys.executable, "-m", "jobs.train_supervised", "--day", DAY]
+    with subprocess.Popen(command, env=environment, cwd=PROJECT_ROOT) as job:
+        while not list(checkpoints.glob(f"{DAY}-*/checkpoints/step-*")):
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.kill()
+    reached = int(next(checkpoints.glob(f"{DAY}-*/checkpoints/step-*")).name[5:])
+    lines = settings.reports(DAY) / "progress.jsonl"
+    before = len(lines.read_text().splitlines())
+    resumed = run_stage(other, "train_supervised", DAY)
+    done = [json.loads(line).get("done") for line in lines.read_text().splitlines()[before:]]
+    assert next(count for count in done if count) >= 60 * reached
+    assert not list(checkpoints.iterdir())
+    undisturbed = run_stage(other, "train_supervised", DAY, force=True)
+    assert resumed["facts"] == undisturbed["facts"]
+    run_stage(settings, "train_supervised", DAY)
+
+
+def test_a_training_job_of_two_processes_does_what_one_does(two_nights: Any) -> None:
+    settings, _ = two_nights
+    losses = []
+    for processes in (1, 2):
+        other = world_settings(settings.home, supervised={"epochs": 3, "processes": processes})
+        facts = run_stage(other, "train_supervised", DAY)["facts"]
+        losses.append([facts["loss_first_epoch"], facts["loss"]])
+    run_stage(settings, "train_supervised", DAY)
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
 
 
 def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> None:

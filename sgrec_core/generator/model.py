@@ -4,15 +4,19 @@ A user is read as one sequence of tokens: BOS, then the codes of each history it
 levels the hidden state at token ``i * L + l`` predicts code ``l`` of item ``i``, so every position of a sequence is
 trained at once. Level ``l`` has its own range of the vocabulary and its own slice of the output table.
 
-RMSNorm, rotary positions, SwiGLU, no biases. The transformer has two ways in:
+RMSNorm, rotary positions, SwiGLU, no biases; dropout on what enters the residual stream, none on attention weights,
+which the fused attention for packed batches does not offer. The transformer has three ways in:
 
-* `Generator.forward` reads whole sequences (training, and the history of a user before decoding);
+* `Generator.packed_logits` reads sequences laid end to end (training): norms and matrices see one long row of tokens
+  without padding, and attention alone knows where a sequence begins;
+* `Generator.forward` reads whole sequences, padded on the right (the history of a user before decoding);
 * `Generator.extend` reads a few more tokens for many continuations of the same history (beams or rollout
   candidates). Keys and values of the history are computed once per user and shared by all continuations.
 """
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,11 +74,91 @@ class Prefix:
     """[B, width] final hidden state of the last real token: predicts the first code of the next item."""
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Where sequences of items begin that are laid end to end: S sequences, I items in all."""
+
+    position: Tensor
+    """[I] int64 position of each item in its sequence."""
+    bounds: Tensor
+    """[S' + 1] int32 first item of each sequence, then I; sequences after S are empty and keep the shape."""
+    longest: int
+    """No sequence has more items."""
+    runs: tuple[tuple[int, int], ...]
+    """(sequences, items of each) of neighbours of the same length: a rectangle, read without padding."""
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, device: torch.device | str, *, count: int = 0, longest: int = 0) -> "Packing":
+        """Packing of sequences with ``lengths`` [S] items each, none 0. Equal lengths should be neighbours.
+
+        ``count`` is the least S', ``longest`` the least `longest`: given alike for all batches they leave nothing
+        but contents to differ, so that a compiled or captured step serves them all.
+        """
+        ends = np.cumsum(lengths)
+        bounds = np.full(max(count, len(lengths)) + 1, ends[-1], dtype=np.int32)
+        bounds[0] = 0
+        bounds[1 : 1 + len(ends)] = ends
+        position = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        changes = np.flatnonzero(np.diff(lengths)) + 1
+        runs = tuple((len(run), int(run[0])) for run in np.split(lengths, changes))
+        return cls(
+            torch.from_numpy(position).to(device),
+            torch.from_numpy(bounds).to(device),
+            max(longest, int(lengths.max())),
+            runs,
+        )
+
+    def rectangles(self, values: Tensor) -> list[Tensor]:
+        """Values [I * k, ...] of the items, k for each, as one [sequences, items * k, ...] a run; views."""
+        each = len(values) // len(self.position)
+        parts = values.split([count * items * each for count, items in self.runs])
+        return [part.unflatten(0, (count, -1)) for part, (count, _) in zip(parts, self.runs, strict=True)]
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
+    """Causal attention within each sequence: [T, heads, d] each, T = I * levels tokens."""
+    # Flash attention takes half precision and head widths in eights.
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0:
+        from torch.nn.attention.varlen import varlen_attn
+
+        levels = len(query) // len(packing.position)
+        bounds, longest = packing.bounds * levels, packing.longest * levels
+        # Nothing to the right: causal.
+        mixed = varlen_attn(query, key, value, bounds, bounds, longest, longest, window_size=(-1, 0))
+        assert isinstance(mixed, Tensor)
+        return mixed
+    return rectangle_attention(query, key, value, packing)
+
+
+def _rectangle_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype == torch.bfloat16:
+        # Fused attention on these short sequences takes four times as long in bfloat16 as in float32 on a CPU.
+        query, key, value = query.float(), key.float(), value.float()
+    mixed = []
+    with torch.autocast(query.device.type, enabled=False):
+        for parts in zip(*(packing.rectangles(part) for part in (query, key, value)), strict=True):
+            q, k, v = (part.transpose(1, 2) for part in parts)
+            mixed.append(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1))
+    return torch.cat(mixed).to(dtype)
+
+
+rectangle_attention = _rectangle_attention
+
+
+def leave_rectangles_uncompiled() -> None:
+    """To be called before a model is compiled: the rectangles differ in every batch, and each would be compiled anew.
+
+    Not a decorator, because `torch.compiler` takes longer to import than all the rest.
+    """
+    global rectangle_attention
+    rectangle_attention = torch.compiler.disable(_rectangle_attention)
+
+
 class Attention(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.dropout = config.dropout
         self.project_in = nn.Linear(config.width, 3 * config.width, bias=False)
         self.project_out = nn.Linear(config.width, config.width, bias=False)
 
@@ -82,9 +166,12 @@ class Attention(nn.Module):
         """Causal attention over whole sequences x [B, T, width]; also the keys and values [B, heads, T, d]."""
         query, key, value = self._heads(x, rotation)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.project_out(mixed.transpose(1, 2).flatten(2)), (key, value)
+
+    def packed(self, x: Tensor, rotation: Tensor, packing: Packing) -> Tensor:
+        """Causal attention within the sequences of a packed batch x [T, width]."""
+        return self.project_out(packed_attention(*self._heads(x, rotation), packing).flatten(1))
 
     def extend(
         self, x: Tensor, rotation: Tensor, prefix: LayerCache, prefix_mask: Tensor, past: LayerCache | None
@@ -142,6 +229,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, LayerCache]:
         mixed, cache = self.attention(self.attention_norm(x), rotation)
         return self._feed(x + self.dropout(mixed)), cache
+
+    def packed(self, x: Tensor, rotation: Tensor, packing: Packing) -> Tensor:
+        return self._feed(x + self.dropout(self.attention.packed(self.attention_norm(x), rotation, packing)))
 
     def extend(
         self, x: Tensor, rotation: Tensor, prefix: LayerCache, prefix_mask: Tensor, past: LayerCache | None
@@ -212,6 +302,23 @@ class Generator(nn.Module):
         hidden, _ = self(tokens)
         hidden = hidden.unflatten(1, (codes.shape[1], self.config.levels))
         return torch.einsum("bnlw,lkw->bnlk", hidden, self.codebooks)
+
+    def packed_logits(self, codes: Tensor, packing: Packing) -> Tensor:
+        """Logits [I, L, codebook size] of every code of sequences of items laid end to end, codes [I, L].
+
+        The same as `sequence_logits` of each sequence alone.
+        """
+        levels = self.config.levels
+        position = (packing.position[:, None] * levels + torch.arange(levels, device=codes.device)).flatten()
+        # Each token predicts the next one; the one before a sequence's first is BOS, not its neighbour's last.
+        before = F.pad(self.tokens(codes).flatten()[:-1], (1, 0))
+        x = self.embedding_dropout(self.embedding(before.masked_fill(position == 0, BOS)))
+        rotation = self.rotations[position]
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x = block.packed(x, rotation, packing)
+        hidden = self.final_norm(x).unflatten(0, (-1, levels))
+        return torch.einsum("ilw,lkw->ilk", hidden, self.codebooks)
 
     def read_histories(self, codes: Tensor, items: Tensor) -> Prefix:
         """Read histories: codes [B, n, L], of which the first ``items`` [B] items of each row are real."""
