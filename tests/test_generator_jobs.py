@@ -4,10 +4,8 @@ Stages before them (tokenizer, business model, judge, aggregator) are stood in f
 """
 
 import json
-import shutil
-
-
 import os
+import shutil
 import subprocess
 import sys
 import time

@@ -59,7 +59,9 @@ def relative_gain(
         rows = draw.integers(0, seeds, seeds)
         weight = np.bincount(draw.integers(0, users, users), minlength=users)
         seed_weight = np.bincount(rows, minlength=seeds)
-        gains[index] = (seed_weight @ (challenger @ weight)) / max(seed_weight @ (baseline @ weight), 1e-12) - 1
+        gains[index] = (
+            float(seed_weight @ (challenger @ weight)) / max(float(seed_weight @ (baseline @ weight)), 1e-12) - 1
+        )
     tail = (1 - confidence) / 2
     lower, upper = np.quantile(gains, (tail, 1 - tail))
     return Interval(float(challenger.mean() / baseline.mean() - 1), float(lower), float(upper))
