@@ -43,8 +43,8 @@ def main() -> None:
     llama = as_llama(model).to(options.device)
 
     theirs_fp32 = {batch: huggingface(llama, trie, batch) for batch in ((16,) if options.short else (8, 32))}
-    ours_fp32 = ours(model, trie, torch.float32)
-    ours_bf16 = ours(model, trie, torch.bfloat16)
+    ours_fp32 = ours(model, trie, bfloat16=False)
+    ours_bf16 = ours(model, trie, bfloat16=True)
     ours_fp32(histories[:16]), ours_bf16(histories[:16])
 
     # The best batch size of the baseline, found once; then pairs.
@@ -110,7 +110,7 @@ def main() -> None:
     text = f"""
 {users} users, beam {BEAM}, {trie.items} items of {trie.levels} codes, one thread; generator of
 {model.config.layers} layers of width {model.config.width} with {sum(p.numel() for p in model.parameters()):,} parameters. Hugging Face decodes in batches of {batch}
-(the best of those tried), `renormalize_logits`, its own beam search and dynamic cache; ours in batches of 128. The interval
+(the best of those tried), `renormalize_logits`, its own beam search and dynamic cache; ours in batches of 32. The interval
 is the range over {repetitions} alternating repetitions.
 """
     details = {"speed": speed, "batch": batch, "users": users, "items": trie.items, "config": model.config.as_json()}
@@ -154,9 +154,9 @@ def prepare(path: Path, *, epochs: int, device: str) -> tuple[Generator, ItemTri
     return model, scientific.trie, scientific.held_out("test")[0]
 
 
-def ours(model: Generator, trie: ItemTrie, dtype: torch.dtype) -> Callable[[np.ndarray], np.ndarray]:
+def ours(model: Generator, trie: ItemTrie, *, bfloat16: bool) -> Callable[[np.ndarray], np.ndarray]:
     """Histories [N, n] to items [N, 50] with `rank_items`."""
-    return lambda histories: rank_items(model, trie, histories, width=BEAM, dtype=dtype).items.numpy()
+    return lambda histories: rank_items(model, trie, histories, width=BEAM, bfloat16=bfloat16).items.numpy()
 
 
 def as_llama(model: Generator) -> "torch.nn.Module":

@@ -181,7 +181,7 @@ class Attention(nn.Module):
         ``past`` holds keys and values [B, N, T, heads, d] of tokens that the continuations read before; returned
         with the new ones appended.
         """
-        batch, continuations, new, _ = x.shape
+        continuations, new = x.shape[1:3]
         query, key, value = self._heads(x, rotation)
         if past is not None:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
@@ -190,22 +190,41 @@ class Attention(nn.Module):
 
         # [B, heads, N * S, d] against the one copy of the history's keys [B, heads, P, d].
         shared = query.permute(0, 3, 1, 2, 4).flatten(2, 3) @ prefix_key.transpose(2, 3)
-        shared = shared.masked_fill(~prefix_mask[:, None, None, :], -torch.inf)
-        own = torch.einsum("bnshd,bnthd->bhnst", query, key)
+        shared = shared.masked_fill_(~prefix_mask[:, None, None, :], -torch.inf)
+        # A continuation has few tokens of its own: products and sums take less time than many tiny matrices.
+        own = (query.unsqueeze(3) * key.unsqueeze(2)).sum(dim=-1).permute(0, 4, 1, 2, 3)
         total = own.shape[-1]
-        seen = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
-        own = own.masked_fill(~seen, -torch.inf).flatten(2, 3)
+        if new > 1:
+            seen = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
+            own = own.masked_fill(~seen, -torch.inf)
 
-        weights = torch.cat((shared, own), dim=-1).softmax(dim=-1)
+        weights = torch.cat((shared, own.flatten(2, 3)), dim=-1).softmax(dim=-1)
         from_prefix, from_own = weights.split((prefix_key.shape[2], total), dim=-1)
-        mixed = (from_prefix @ prefix_value).unflatten(2, (continuations, new))
-        mixed = mixed + torch.einsum("bhnst,bnthd->bhnsd", from_own.unflatten(2, (continuations, new)), value)
-        return self.project_out(mixed.permute(0, 2, 3, 1, 4).flatten(3)), (key, value)
+        mixed = (from_prefix @ prefix_value).unflatten(2, (continuations, new)).permute(0, 2, 3, 1, 4)
+        of_own = from_own.unflatten(2, (continuations, new)).permute(0, 2, 3, 4, 1)
+        mixed = mixed + (of_own.unsqueeze(-1) * value.unsqueeze(2)).sum(dim=3)
+        return self.project_out(mixed.flatten(3)), (key, value)
+
+    def newest(self, x: Tensor, rotation: Tensor, mask: Tensor, newest: Tensor) -> tuple[Tensor, LayerCache]:
+        """What `forward` gives for the token at ``newest`` [B] of each row of x [B, T, width], and the whole cache.
+
+        ``mask`` [B, T] is true up to that token.
+        """
+        rows = torch.arange(len(x), device=x.device)
+        width = x.shape[-1]
+        weight = self.project_in.weight
+        query = F.linear(x[rows, newest], weight[:width]).unflatten(-1, (self.heads, -1))
+        query = rotate(query, rotation[newest])
+        key, value = F.linear(x, weight[width:]).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        key, value = rotate(key, rotation).transpose(1, 2), value.transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query.unsqueeze(2), key, value, attn_mask=mask[:, None, None, :])
+        return self.project_out(mixed.flatten(1)), (key, value)
 
     def _heads(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value [..., heads, d], the first two rotated; ``rotation`` is [..., d] (cos, sin)."""
-        query, key, value = self.project_in(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return rotate(query, rotation), rotate(key, rotation), value
+        rotated, value = self.project_in(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=-3)
+        query, key = rotate(rotated, rotation.unsqueeze(-2)).unbind(-3)
+        return query, key, value.squeeze(-3)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -238,6 +257,10 @@ class Block(nn.Module):
     ) -> tuple[Tensor, LayerCache]:
         mixed, cache = self.attention.extend(self.attention_norm(x), rotation, prefix, prefix_mask, past)
         return self._feed(x + self.dropout(mixed)), cache
+
+    def newest(self, x: Tensor, rotation: Tensor, mask: Tensor, newest: Tensor) -> tuple[Tensor, LayerCache]:
+        mixed, cache = self.attention.newest(self.attention_norm(x), rotation, mask, newest)
+        return self._feed(x[torch.arange(len(x), device=x.device), newest] + self.dropout(mixed)), cache
 
     def _feed(self, x: Tensor) -> Tensor:
         gate, value = self.feed_in(self.feed_norm(x)).chunk(2, dim=-1)
@@ -323,11 +346,19 @@ class Generator(nn.Module):
     def read_histories(self, codes: Tensor, items: Tensor) -> Prefix:
         """Read histories: codes [B, n, L], of which the first ``items`` [B] items of each row are real."""
         tokens = F.pad(self.tokens(codes).flatten(1), (1, 0), value=BOS)
-        hidden, caches = self(tokens)
         length = 1 + items * self.config.levels
         mask = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None]
-        last = hidden[torch.arange(len(hidden), device=hidden.device), length - 1]
-        return Prefix(caches, mask, length, last)
+        rotation = self.rotations[: tokens.shape[1]]
+        x = self.embedding_dropout(self.embedding(tokens))
+        caches = []
+        for block in self.blocks[:-1]:
+            x, cache = block(x, rotation)
+            caches.append(cache)
+        # Of the last block only the newest token's output is read; of the others, keys and values.
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        x, cache = last.newest(x, rotation, mask, length - 1)
+        return Prefix([*caches, cache], mask, length, self.final_norm(x))
 
     def extend(
         self, prefix: Prefix, tokens: Tensor, past: list[LayerCache] | None = None
