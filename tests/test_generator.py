@@ -15,6 +15,7 @@ from sgrec_core.generator import (
     TrainingConfig,
     beam_search,
     rank_items,
+    sample_items,
     score_items,
     train_supervised,
 )
@@ -146,6 +147,40 @@ def test_scores_of_given_items_equal_those_of_the_search(case: tuple[Generator, 
     assert (scores.entropy >= -1e-6).all()
 
 
+@given(cases())
+@settings(deadline=None, max_examples=25)
+def test_sampled_items_are_real_and_carry_their_probabilities(case: tuple[Generator, ItemTrie, torch.Tensor]) -> None:
+    model, trie, histories = case
+    drawn = sample_items(model, trie, histories, count=5, generator=torch.Generator().manual_seed(1))
+    assert ((drawn.items >= 0) & (drawn.items < trie.items)).all()
+    scores = score_items(model, trie, histories, drawn.items.clone())
+    torch.testing.assert_close(drawn.log_probs.clone(), scores.log_probs.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_samples_follow_the_policy() -> None:
+    codes = np.random.default_rng(2).permutation(all_codes(3, 3))[:8]
+    model, trie = small_generator(3, 3, sharpness=6.0), ItemTrie.build(codes, 3)
+    history = torch.tensor([[1, 5, -1, -1]])
+    drawn = sample_items(model, trie, history, count=20_000, generator=torch.Generator().manual_seed(0)).items[0]
+    share = torch.bincount(drawn, minlength=8) / len(drawn)
+    everything = beam_search(model, trie, history, width=8)
+    expected = torch.zeros(8).scatter(0, everything.items[0].clone(), everything.scores[0].exp().clone())
+    assert expected.max() < 0.9
+    torch.testing.assert_close(share, expected, atol=0.02, rtol=0)
+
+
+def test_bfloat16_changes_few_entries_and_no_weights() -> None:
+    codes = np.random.default_rng(0).permutation(all_codes(3, 8))[:300]
+    model, trie = small_generator(3, 8, sharpness=5.0), ItemTrie.build(codes, 8)
+    before = {name: weights.clone() for name, weights in model.state_dict().items()}
+    histories = np.random.default_rng(1).integers(0, 300, (40, 4))
+    exact = rank_items(model, trie, histories, width=20).items.numpy()
+    rough = rank_items(model, trie, histories, width=20, bfloat16=True)
+    assert rough.log_probs.dtype == torch.float32
+    assert np.mean([np.isin(*rows).mean() for rows in zip(exact, rough.items.numpy(), strict=True)]) > 0.95
+    assert all(torch.equal(model.state_dict()[name], weights) for name, weights in before.items())
+
+
 def test_item_scores_have_gradients_that_match_finite_differences() -> None:
     model = small_generator(2, 3, sharpness=5.0).double()
     trie = ItemTrie.build(all_codes(2, 3)[:7], 3)
@@ -206,6 +241,20 @@ def test_trie_walks_to_every_item_and_to_nothing_else(catalogue: tuple[np.ndarra
             assert set(trie.children[at].nonzero().flatten().tolist()) == siblings
         node = trie.child(node, trie.codes[:, level])
     assert trie.item(node).tolist() == list(range(len(codes)))
+
+
+@given(catalogues())
+@settings(deadline=None)
+def test_a_node_with_one_item_below_is_settled(catalogue: tuple[np.ndarray, int]) -> None:
+    codes, codebook_size = catalogue
+    trie = ItemTrie.build(codes, codebook_size)
+    for item, row in enumerate(codes):
+        node = torch.tensor(0)
+        for depth, code in enumerate(row, start=1):
+            node = trie.child(node, torch.tensor(code))
+            alone = (codes[:, :depth] == row[:depth]).all(axis=1).sum() == 1
+            assert bool(trie.is_leaf(trie.settled[node])) == alone
+            assert trie.item(trie.settled[node]) == item if alone else trie.settled[node] == node
 
 
 @pytest.mark.parametrize(
