@@ -76,7 +76,7 @@ def run(job: Job) -> None:
             job.note(
                 f"{without} items have neither text nor supplied codes: theirs are hashes of their ids, without meaning"
             )
-    _append(job, version, new, codes)
+    _append(job, version, new, codes, wanted)
 
     # A resolver may add a code; an item has moved when those that it wanted are others.
     moved = sum(w is not None and codes[item["item_id"]][: len(w)] != w for item, w in zip(new, wanted, strict=True))
@@ -197,7 +197,9 @@ def _supplied_shape(supplied: dict[str, list[int]], levels: int, items: int) -> 
     return levels, size
 
 
-def _append(job: Job, version: str, new: list[dict[str, Any]], codes: dict[str, Codes]) -> None:
+def _append(
+    job: Job, version: str, new: list[dict[str, Any]], codes: dict[str, Codes], wanted: list[Codes | None]
+) -> None:
     """Add the rows of the new items in one commit."""
     job.lake.upsert(
         "item_codes",
@@ -207,6 +209,7 @@ def _append(job: Job, version: str, new: list[dict[str, Any]], codes: dict[str, 
                 "item_id": pa.array([item["item_id"] for item in new], pa.string()),
                 "item_hash": pa.array([item["item_hash"] for item in new], pa.string()),
                 "codes": pa.array([codes[item["item_id"]] for item in new], pa.list_(pa.int32())),
+                "wanted_codes": pa.array(wanted, pa.list_(pa.int32())),
             }
         ),
         metadata={"day": job.day, "tokenizer_version": version},

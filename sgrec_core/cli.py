@@ -37,7 +37,7 @@ DEFAULT_HOME = ".sgrec"
 JUDGE_INTERPRETER = ".venv-judge/bin/python"
 """What `make judge-env` makes; the judge's engine vllm does not share the main environment."""
 
-METRICS = {"hit_rate": "HR", "ndcg": "NDCG"}
+METRICS = {"hit_rate": "HR", "ndcg": "NDCG", "id_hit_rate": "HR, id-level ", "id_ndcg": "NDCG, id-level "}
 """How people call what the table ``evaluations`` names."""
 
 Input = Annotated[

@@ -69,7 +69,9 @@ def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: i
         SgrecError: there are none.
     """
     items = lake.read("items", where={"day": day}, columns=["item_id"])
-    codes = lake.read("item_codes", where={"tokenizer_version": tokenizer_version}, columns=["item_id", "codes"])
+    codes = lake.read(
+        "item_codes", where={"tokenizer_version": tokenizer_version}, columns=["item_id", "codes", "wanted_codes"]
+    )
     try:
         return Catalogue.build(
             items["item_id"], codes, codebook_size=codebook_size, tokenizer_version=tokenizer_version

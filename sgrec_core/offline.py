@@ -158,6 +158,10 @@ def evaluation_rows(ranking: Ranking, role: str, split: str, settings: Evaluatio
                 ranking.per_user(metric, cutoff), seed=settings.seed, resamples=settings.bootstrap_samples
             )
             add(metric, cutoff, interval.value, interval)
+    id_ranks = metrics.identity_ranks(ranking.items, ranking.targets, ranking.catalogue.identities)
+    for metric, measure in MEASURES.items():
+        for cutoff in metrics.CUTOFFS:
+            add(f"id_{metric}", cutoff, float(metrics.per_user(measure(id_ranks, cutoff), ranking.users).mean()))
     add("coverage", CUTOFF, metrics.coverage(ranking.items, len(ranking.catalogue), CUTOFF))
     add("gini", CUTOFF, metrics.gini(ranking.items, len(ranking.catalogue), CUTOFF))
 

@@ -24,12 +24,15 @@ class Catalogue:
     """[items, L] int64."""
     codebook_size: int
     tokenizer_version: str
+    wanted_codes: pa.Array | None = None
+    """[items] codes before collisions were resolved, null where there are none; without it all items differ."""
 
     @classmethod
     def build(
         cls, item_ids: pa.ChunkedArray, item_codes: pa.Table, *, codebook_size: int, tokenizer_version: str
     ) -> "Catalogue":
-        """Catalogue of those of ``item_ids`` that have a row in ``item_codes`` (columns item_id, codes).
+        """Catalogue of those of ``item_ids`` that have a row in ``item_codes`` (columns item_id, codes and,
+        if they are known, wanted_codes).
 
         Raises ValueError when none has.
         """
@@ -38,7 +41,8 @@ class Catalogue:
             raise ValueError(f"none of {len(item_ids)} items has codes of tokenizer {tokenizer_version}")
         lists = present["codes"].combine_chunks()
         codes = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64).reshape(present.num_rows, -1)
-        return cls(present["item_id"].combine_chunks(), codes, codebook_size, tokenizer_version)
+        wanted = present["wanted_codes"].combine_chunks() if "wanted_codes" in present.column_names else None
+        return cls(present["item_id"].combine_chunks(), codes, codebook_size, tokenizer_version, wanted)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -47,6 +51,14 @@ class Catalogue:
     def trie(self) -> ItemTrie:
         """The trie of these items."""
         return ItemTrie.build(self.codes, self.codebook_size)
+
+    @cached_property
+    def identities(self) -> np.ndarray:
+        """[items] a number for each semantic id as it was before collisions were resolved."""
+        numbers: dict[tuple[int, ...] | int, int] = {}
+        wanted = self.wanted_codes.to_pylist() if self.wanted_codes is not None else [None] * len(self)
+        names = [row if codes is None else tuple(codes) for row, codes in enumerate(wanted)]
+        return np.array([numbers.setdefault(name, len(numbers)) for name in names])
 
     @cached_property
     def digest(self) -> str:
