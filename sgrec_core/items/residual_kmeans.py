@@ -2,7 +2,7 @@
 
 With plain residuals one centroid near zero attracts almost all of them and the later levels collapse. Both cures are
 arguments here: normalised residuals compare directions, so that no centroid lies in everybody's middle; a balanced last
-level puts a price on popular codes. benchmarks/results/tokenizers.md has the figures, papers.md section 5 those of others.
+level puts a price on popular codes. `make bench-tokenizers` measures them.
 """
 
 from typing import Literal
