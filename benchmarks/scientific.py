@@ -18,8 +18,9 @@ from benchmarks.world import Decisions, World
 from sgrec_core.aggregator import weights
 from sgrec_core.generator import ItemTrie
 from sgrec_core.generator.training import cut_windows
-from sgrec_core.items import TextEncoder, residual_kmeans
+from sgrec_core.items import TextEncoder
 from sgrec_core.items.codes import assign_codes
+from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.judge import load_rubric
 from sgrec_core.judge.engines import EmbeddingEngine
 from sgrec_core.rewards.ranking import ranking_reward
@@ -34,9 +35,9 @@ def world(folder: Path, *, short: bool, cache: Path) -> World:
     sequences = source.sequences[::8] if short else source.sequences
     embeddings = TextEncoder(cache / "embeddings", threads=torch.get_num_threads()).encode(source.texts)
     names = [f"{number:06d}" for number in range(len(embeddings))]
-    codebooks = residual_kmeans.fit(embeddings, LEVELS, CODEBOOK_SIZE, seed=0)
-    codes = assign_codes(names, embeddings, codebooks, {})
-    trie = ItemTrie.build(np.array([codes[name] for name in names]), codebooks.shape[1])
+    quantiser = fit_quantiser("normalised_kmeans", embeddings, LEVELS, CODEBOOK_SIZE, seed=0)
+    codes = assign_codes(names, embeddings, quantiser, {})
+    trie = ItemTrie.build(np.array([codes[name] for name in names]), quantiser.codebook_size)
 
     training = [sequence[:-3] for sequence in sequences]
     feedback = _decisions(sequences, -3)

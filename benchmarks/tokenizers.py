@@ -33,12 +33,9 @@ Fit = Callable[[np.ndarray, int], Quantiser]
 FITS: dict[str, Fit] = {
     "kmeans": lambda vectors, seed: fit_quantiser("kmeans", vectors, LEVELS, SIZE, seed),
     "kmeans, balanced last level": lambda vectors, seed: fit_residual_kmeans(
-        vectors, LEVELS, SIZE, seed, residuals="plain", seeding="k-means++", balanced_last_level=True
+        vectors, LEVELS, SIZE, seed, residuals="plain", balanced_last_level=True
     ),
     "normalised_kmeans": lambda vectors, seed: fit_quantiser("normalised_kmeans", vectors, LEVELS, SIZE, seed),
-    "normalised_kmeans, k-means++ start": lambda vectors, seed: fit_residual_kmeans(
-        vectors, LEVELS, SIZE, seed, seeding="k-means++"
-    ),
     "balanced_kmeans": lambda vectors, seed: fit_quantiser("balanced_kmeans", vectors, LEVELS, SIZE, seed),
     "rqvae": lambda vectors, seed: fit_quantiser("rqvae", vectors, LEVELS, SIZE, seed),
 }
@@ -46,7 +43,6 @@ PAPERS_COLLISION = {
     "kmeans": 0.304,
     "kmeans, balanced last level": 0.156,
     "normalised_kmeans": 0.147,
-    "normalised_kmeans, k-means++ start": 0.147,
     "balanced_kmeans": 0.147,
     "rqvae": 0.111,
 }

