@@ -21,8 +21,6 @@ class AB:
     market: Market
     days: int
     """Days served, one after the other; histories go on from day to day."""
-    max_history: int
-    """Items of a history that an arm is told."""
     seeds: tuple[int, ...]
     """One run each: models trained with the seed, and users drawn with it."""
     resamples: int
@@ -37,8 +35,8 @@ class AB:
         return self.market.settings.slate
 
 
-PARAMETERS = AB(market=MARKET, days=3, max_history=20, seeds=(0, 1, 2, 3, 4), resamples=2000)
-SHORT_PARAMETERS = AB(market=SHORT, days=1, max_history=20, seeds=(0,), resamples=200)
+PARAMETERS = AB(market=MARKET, days=3, seeds=(0, 1, 2, 3, 4), resamples=2000)
+SHORT_PARAMETERS = AB(market=SHORT, days=1, seeds=(0,), resamples=200)
 
 GOALS = {"GMV": 0.0119, "CTR": 0.0116, "dislike rate": -0.0202}
 """Relative differences of the a2po arm from the business-only arm: the paper's, online."""
@@ -47,12 +45,12 @@ GOALS = {"GMV": 0.0119, "CTR": 0.0116, "dislike rate": -0.0202}
 def compare(models: Mapping[str, Arm], seed: int, *, short: bool = False) -> dict[str, Outcomes]:
     """Serve all users with each arm, see `sgrec_core.evaluation.simulated_ab`; ``seed`` draws requests and responses.
 
-    Arms take histories [S, max_history] and give at least ``slate`` ranked items; the users' histories start with what
+    Arms take histories [S, `simulated.MAX_HISTORY`] and give at least ``slate`` ranked items; the users' histories start with what
     the logs hold of them.
     """
     parameters = SHORT_PARAMETERS if short else PARAMETERS
     market = parameters.market
-    histories = read_log(market).last_histories()[:, : parameters.max_history]
+    histories = read_log(market).last_histories()
     served = {}
     for name, arm in models.items():
         # Anew for each arm: requests are answered as they are made.
