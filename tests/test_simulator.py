@@ -156,3 +156,28 @@ def test_events_of_a_request_stay_in_the_day_and_follow_it(tmp_path: Path) -> No
 def test_a_day_before_the_first_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"opened on 2026-01-05; it has no logs of 2026-01-04"):
         write(tmp_path, "2026-01-04")
+
+
+@pytest.mark.parametrize(
+    ("day", "expected"),
+    [
+        (FIRST_DAY, "fcb8cecb0c1f3ef23aeb8fbc8a60ad138d1f7196dc24b6df7b8784933d8e9bb7"),
+        ("2026-01-10", "1ed5706ae7daffb567ad85018f0eaf614a06484ff9e8f20190b8b7ee4a2b6bdc"),
+    ],
+)
+def test_the_same_settings_make_the_same_logs_until_the_revision_is_raised(day: str, expected: str) -> None:
+    assert simulator.REVISION == 1
+    rows = simulator.event_rows(simulator.simulate_day(TINY, day, FIRST_DAY), day)
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == expected
+
+
+def test_another_policy_fills_the_slates_of_the_same_requests() -> None:
+    def cheapest(requests: simulator.Requests) -> np.ndarray:
+        best = np.argsort(requests.items.price, kind="stable")[: requests.slate]
+        return np.tile(best, (len(requests.user), 1))
+
+    logged = simulator.simulate_day(TINY, FIRST_DAY, FIRST_DAY)
+    other = simulator.simulate_day(TINY, FIRST_DAY, FIRST_DAY, policy=cheapest)
+    assert set(np.unique(other.shown)) == set(np.argsort(other.items.price, kind="stable")[: TINY.slate])
+    np.testing.assert_array_equal(np.bincount(other.user), np.bincount(logged.user))
+    np.testing.assert_array_equal(other.time, logged.time)

@@ -65,3 +65,31 @@ def relative_gain(
     tail = (1 - confidence) / 2
     lower, upper = np.quantile(gains, (tail, 1 - tail))
     return Interval(float(challenger.mean() / baseline.mean() - 1), float(lower), float(upper))
+
+
+def relative_difference(
+    challenger: tuple[np.ndarray, np.ndarray],
+    baseline: tuple[np.ndarray, np.ndarray],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Interval of how far a ratio of sums lies above another, relative to it, by resampling users in pairs.
+
+    Each side is (numerators [U], denominators [U]) of the same users in the same order, and stands for
+    sum(numerators) / sum(denominators). NaN where the baseline's ratio is 0, also for resamples in which it is.
+    """
+    sides = np.stack([*challenger, *baseline], axis=1).astype(np.float64)
+
+    def relative(sums: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = (sums[..., 0] / sums[..., 1]) / (sums[..., 2] / sums[..., 3])
+        return np.where(np.isfinite(ratio), ratio - 1, np.nan)
+
+    draw = np.random.default_rng(seed)
+    sums = np.stack([sides[draw.integers(0, len(sides), len(sides))].sum(axis=0) for _ in range(resamples)])
+    tail = (1 - confidence) / 2
+    # A resample without a ratio makes the interval NaN: leaving it out would narrow the interval.
+    lower, upper = np.quantile(relative(sums), (tail, 1 - tail))
+    return Interval(float(relative(sides.sum(axis=0))), float(lower), float(upper))

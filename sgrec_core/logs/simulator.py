@@ -8,18 +8,20 @@ of the four aspects that the judge is asked about, with weights of the user's ow
     novelty             the user has seen little of its category, and not this item
     contextual          its occasion suits the hour and the weekday, its price the placement
 
-    utility  = sum over aspects of weight * aspect + quality
+    utility  = sum over aspects of weight * aspect + gain * quality
     P(click) = sigmoid(gain * (utility - threshold)) * position bias
 
 A logging policy with a noisy view of the utility and an eye on bids fills the slates, so what was shown is biased as
-in a real log. Any day can be written without the days before it: what a user was after on earlier days is redrawn
-from the seed, and stands in for the earlier clicks that today's familiarity depends on. New items appear every day.
+in a real log; other policies can be put in its place and meet the same users (`day_requests`). Any day can be written
+without the days before it: what a user was after on earlier days is redrawn from the seed, and stands in for the
+earlier clicks that today's familiarity depends on. New items appear every day.
 
 The truth lies in ``SGREC_HOME/simulator``, outside the landing. The night never reads it; it is there to measure
 afterwards what was learned.
 """
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -57,10 +59,11 @@ MEMORY_DAYS = 14
 USERS_AT_ONCE = 2000
 """Users simulated together: bounds memory at this many times the catalogue, a few times over."""
 CLICK_GAIN, CLICK_THRESHOLD = 9.0, 0.70
+QUALITY_GAIN = 0.04
 DAY_MILLISECONDS = 86_400_000
 
 # Streams of random numbers, so that a change in one does not shift the others.
-_ITEMS, _USERS, _INTERESTS, _DAY, _BIDS, _BAD_ROWS = range(6)
+_ITEMS, _USERS, _INTERESTS, _DAY, _BIDS, _BAD_ROWS, _TRIALS = range(7)
 
 
 @dataclass(frozen=True)
@@ -296,40 +299,150 @@ class SimulatedDay:
     """Bool, disjoint from clicked [S, slate]."""
 
 
-def simulate_day(settings: SimulatorSettings, day: str, first_day: str) -> SimulatedDay:
-    """What happens on ``day``; depends on the settings and the day alone."""
+def simulate_day(
+    settings: SimulatorSettings, day: str, first_day: str, *, policy: "Policy | None" = None
+) -> SimulatedDay:
+    """What happens on ``day``; depends on the settings, the day and the policy (default: `logging_policy`) alone."""
+    policy = policy or logging_policy
+    parts = []
+    for requests in day_requests(settings, day, first_day):
+        responses = requests.show(policy(requests))
+        asked = {"user": requests.user, "time": requests.time, "placement": requests.placement}
+        parts.append({**asked, **vars(responses)})
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((columns["time"], columns["user"]))
+    number = day_number(day, first_day)
+    items = draw_items(settings, number)
+    bids = _draw_bids(settings, items, number).round(4)
+    return SimulatedDay(items, draw_users(settings), bids, **{name: values[order] for name, values in columns.items()})
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What R slates led to; all arrays have shape [R, slate], see `SimulatedDay`."""
+
+    shown: np.ndarray
+    aspects: np.ndarray
+    utility: np.ndarray
+    click_probability: np.ndarray
+    clicked: np.ndarray
+    converted: np.ndarray
+    disliked: np.ndarray
+
+
+@dataclass(frozen=True)
+class Requests:
+    """R users who ask at the same turn (each for the first time today, or the second, ...), in their true state."""
+
+    user: np.ndarray
+    """Who asks [R], none twice."""
+    time: np.ndarray
+    """Milliseconds from the start of the day [R]."""
+    placement: np.ndarray
+    """[R]"""
+    items: Items
+    bids: np.ndarray
+    """Bid per click of each item today [N]."""
+    slate: int
+    """How many items to show."""
+    aspects: np.ndarray
+    """True aspects of every item [4, R, N]."""
+    utility: np.ndarray
+    """True utility of every item [R, N]."""
+    random: np.random.Generator
+    """What `logging_policy` draws from. A policy that leaves it alone can be compared with another that does, request by
+    request: clicks, purchases and dislikes are then decided by the same numbers."""
+    state: State
+    """Of the group of users that these belong to; `show` changes it."""
+    rows: np.ndarray
+    """Which rows of ``state`` they are [R]."""
+
+    def show(self, shown: np.ndarray) -> Responses:
+        """Show items ``shown`` [R, slate], no item twice in a row: the users respond, and what they click changes them.
+
+        To be called once, before the next turn is asked for.
+        """
+        rows = np.arange(len(shown))[:, None]
+        liking = self.utility[rows, shown]
+        position_bias = 1 / (1 + 0.08 * np.arange(shown.shape[1]))
+        click_probability = _sigmoid(CLICK_GAIN * (liking - CLICK_THRESHOLD)) * position_bias
+        clicked = self.random.random(shown.shape) < click_probability
+        bought = self.random.random(shown.shape) < _sigmoid(6 * (liking - 0.85))
+        disliked = ~clicked & (self.random.random(shown.shape) < 0.04 * _sigmoid(-10 * (liking - 0.35)))
+        for position in range(shown.shape[1]):
+            clicking = np.flatnonzero(clicked[:, position])
+            item = shown[clicking, position]
+            user = self.rows[clicking]
+            self.state.familiarity[user, self.items.category[item]] += 0.34
+            self.state.last_category[user] = self.items.category[item]
+            self.state.last_occasion[user] = self.items.occasion[item]
+            self.state.clicked[user, item] = True
+        return Responses(
+            shown=shown,
+            aspects=np.moveaxis(self.aspects[:, rows, shown], 0, -1),
+            utility=liking,
+            click_probability=click_probability,
+            clicked=clicked,
+            converted=clicked & bought,
+            disliked=disliked,
+        )
+
+
+Policy = Callable[[Requests], np.ndarray]
+"""Requests to the items to show [R, slate], best first."""
+
+
+def logging_policy(requests: Requests) -> np.ndarray:
+    """Fills the logs: sees the utility through noise, favours bids a little and explores a little."""
+    utility, random, slate = requests.utility, requests.random, requests.slate
+    score = 10 * utility + 0.3 * np.log(requests.bids) + random.gumbel(0, 1.5, utility.shape)
+    score[random.random(utility.shape) < 1 / utility.shape[1]] += 20
+    best = np.argpartition(-score, slate - 1, axis=1)[:, :slate]
+    rank = np.argsort(-np.take_along_axis(score, best, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(best, rank, axis=1)
+
+
+def day_requests(
+    settings: SimulatorSettings, day: str, first_day: str, *, trial: int | None = None
+) -> Iterator[Requests]:
+    """The requests of ``day``, turn by turn; each must be shown its slates before the next is asked for.
+
+    Who asks when and where does not depend on what is shown. With ``trial`` (not negative) all that is drawn during the
+    day (requests, moments, responses) is drawn afresh, in the same market with the same users and interests; without
+    it, as in the logs.
+    """
     number = day_number(day, first_day)
     items, users = draw_items(settings, number), draw_users(settings)
     weekend = date.fromisoformat(day).weekday() >= 5
-    bids = (
-        items.price * 0.02 * np.random.default_rng([settings.seed, _BIDS, number]).lognormal(0, 0.3, len(items.price))
-    )
+    bids = _draw_bids(settings, items, number)
     after = interests(settings, users, number)
-    parts = []
     for start in range(0, settings.users, USERS_AT_ONCE):
         chosen = slice(start, start + USERS_AT_ONCE)
-        random = np.random.default_rng([settings.seed, _DAY, number, start])
+        stream = [_DAY, number, start] if trial is None else [_TRIALS, number, start, trial]
+        random = np.random.default_rng([settings.seed, *stream])
         group = Users(**{name: values[chosen] for name, values in vars(users).items()})
-        for part in _simulate_users(settings, random, group, items, bids, after[:, chosen], weekend):
-            parts.append({**part, "user": part["user"] + start})
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.lexsort((columns["time"], columns["user"]))
-    return SimulatedDay(items, users, bids.round(4), **{name: values[order] for name, values in columns.items()})
+        yield from _group_requests(settings, random, start, group, items, bids, after[:, chosen], weekend)
 
 
-def _simulate_users(
+def _draw_bids(settings: SimulatorSettings, items: Items, number: int) -> np.ndarray:
+    random = np.random.default_rng([settings.seed, _BIDS, number])
+    return items.price * 0.02 * random.lognormal(0, 0.3, len(items.price))
+
+
+def _group_requests(
     settings: SimulatorSettings,
     random: np.random.Generator,
+    start: int,
     users: Users,
     items: Items,
     bids: np.ndarray,
     after: np.ndarray,
     weekend: bool,
-) -> list[dict[str, np.ndarray]]:
-    """The slates of a group of users, one dict of columns for each round of requests."""
-    count, catalogue, slate = len(users.manner), len(items.category), min(settings.slate, len(items.category))
-    requests = random.poisson(settings.requests_per_user, count)
-    most = max(1, int(requests.max()))
+) -> Iterator[Requests]:
+    """The requests of the group of users whose first is number ``start``."""
+    count, catalogue = len(users.manner), len(items.category)
+    turns = random.poisson(settings.requests_per_user, count)
+    most = max(1, int(turns.max()))
     hours = (users.active_hour[:, None] + random.normal(0, 3, (count, most))) % 24
     # The last half hour stays free, so that clicks and purchases fall on the same day.
     times = np.sort((hours / 24 * (DAY_MILLISECONDS - 1_800_000)).astype(np.int64), axis=1)
@@ -344,10 +457,8 @@ def _simulate_users(
         last_occasion=np.full(count, -1),
         clicked=np.zeros((count, catalogue), bool),
     )
-    position_bias = 1 / (1 + 0.08 * np.arange(slate))
-    parts = []
     for turn in range(most):
-        who = np.flatnonzero(requests > turn)
+        who = np.flatnonzero(turns > turn)
         if not len(who):
             break
         group = Users(**{name: values[who] for name, values in vars(users).items()})
@@ -355,42 +466,19 @@ def _simulate_users(
         time = times[who, turn]
         placement = random.choice(len(PLACEMENTS), len(who), p=[0.45, 0.25, 0.2, 0.1])
         aspects = true_aspects(group, items, now, hour=time // 3_600_000, placement=placement, weekend=weekend)
-        utility = np.einsum("ua,aun->un", group.weights, aspects) + 0.04 * items.quality
-        # The logging policy sees utility through noise, favours bids a little and explores a little.
-        policy_score = 10 * utility + 0.3 * np.log(bids) + random.gumbel(0, 1.5, utility.shape)
-        policy_score[random.random(utility.shape) < 1 / catalogue] += 20
-        best = np.argpartition(-policy_score, slate - 1, axis=1)[:, :slate]
-        rank = np.argsort(-np.take_along_axis(policy_score, best, axis=1), axis=1, kind="stable")
-        shown = np.take_along_axis(best, rank, axis=1)
-        rows = np.arange(len(who))[:, None]
-        liking = utility[rows, shown]
-        click_probability = _sigmoid(CLICK_GAIN * (liking - CLICK_THRESHOLD)) * position_bias
-        clicked = random.random(shown.shape) < click_probability
-        bought = random.random(shown.shape) < _sigmoid(6 * (liking - 0.85))
-        disliked = ~clicked & (random.random(shown.shape) < 0.04 * _sigmoid(-10 * (liking - 0.35)))
-        parts.append(
-            {
-                "user": who,
-                "time": time,
-                "placement": placement,
-                "shown": shown,
-                "aspects": np.moveaxis(aspects[:, rows, shown], 0, -1),
-                "utility": liking,
-                "click_probability": click_probability,
-                "clicked": clicked,
-                "converted": clicked & bought,
-                "disliked": disliked,
-            }
+        yield Requests(
+            user=who + start,
+            time=time,
+            placement=placement,
+            items=items,
+            bids=bids,
+            slate=min(settings.slate, catalogue),
+            aspects=aspects,
+            utility=np.einsum("ua,aun->un", group.weights, aspects) + QUALITY_GAIN * items.quality,
+            random=random,
+            state=state,
+            rows=who,
         )
-        for position in range(slate):
-            clicking = np.flatnonzero(clicked[:, position])
-            item = shown[clicking, position]
-            user = who[clicking]
-            state.familiarity[user, items.category[item]] += 0.34
-            state.last_category[user] = items.category[item]
-            state.last_occasion[user] = items.occasion[item]
-            state.clicked[user, item] = True
-    return parts
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
