@@ -37,15 +37,21 @@ judge-env:
 browser:
 	@$(SETUP) browser
 
-# Semantic-id tokenizers on public sets; needs the data (DATA=PATH) and about ten minutes
-.PHONY: bench-tokenizers
+# Benchmarks: DATA=PATH names the folder of the public sets, SHORT=1 is a check in minutes; full runs take hours on two
+# cores. Results go to benchmarks/results/, those of short runs beside them under a name of their own.
+DATA ?= ../shared/data
+BENCH = .venv/bin/python -m
+OPTIONS = $(if $(SHORT),--short) --data $(DATA)
+.PHONY: bench-a2po bench-decode bench-tokenizers bench-training
+bench-a2po: env
+	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
+	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
+bench-decode: env
+	@$(BENCH) benchmarks.decode $(OPTIONS)
 bench-tokenizers: env
-	@.venv/bin/python -m benchmarks.tokenizers $(if $(DATA),--data $(DATA))
-
-# Supervised training on this machine: tokens per second, FLOPs utilisation, packing against padding
-.PHONY: bench-training
+	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env
-	@.venv/bin/python -m benchmarks.training
+	@$(BENCH) benchmarks.training $(OPTIONS)
 
 # docs/tables.md from the contracts
 table-docs: env

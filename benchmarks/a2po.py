@@ -52,6 +52,9 @@ POLICY = {
 """Chosen by ``--tune`` on validation, seed 1000, by the mean of business and a2po."""
 GRID = [(rate, epochs) for rate in (1e-4, 3e-4) for epochs in (1, 3, 6)]
 TUNING_SEED = 1000
+ARMS = ("business", "a2po/embedding", "a2po/noisy_oracle", "permuted control/noisy_oracle")
+"""What the simulated A/B test serves; the first is the baseline."""
+OUTCOME = "outcome:"
 MEASURES = {"HR@10": hit_rate, "NDCG@10": ndcg}
 PAPER = {"HR@10": 0.034, "NDCG@10": 0.053}
 """Gain of S-GRec over MiniOneRec on Office (papers.md, section 1)."""
@@ -114,15 +117,34 @@ def supervised(world: World, options: argparse.Namespace, seed: int) -> Generato
 def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Ranks of the test decisions under each objective, and what the fusions looked like."""
     torch.set_num_threads(1)
+    key = digest(options.world, options.short, seed, revision(), json.dumps(POLICY[options.world]))
+    kept, kept_facts = options.cache / f"a2po-{key}.npz", options.cache / f"a2po-{key}.json"
+    if kept_facts.exists() and "+changes" not in revision():
+        return {"ranks": dict(np.load(kept)), "facts": json.loads(kept_facts.read_text())}
     world = load_world(options)
     start = supervised(world, options, seed)
     groups, advantages, facts = fused_groups(world, start, seed)
     ranks = {"supervised": evaluate(start, world, world.test)}
+    arms = {}
     for name, advantage in advantages.items():
         model = improved(start, world, groups, advantage, POLICY[world.name], seed)
         ranks[name] = evaluate(model, world, world.test)
+        if name in ARMS:
+            arms[name] = partial(recommend, model, world)
         print(f"seed {seed} {name}: NDCG@10 {ndcg(ranks[name], 10).mean():.4f}", flush=True)
+    if options.world == "simulator":
+        from benchmarks import simulated_ab
+
+        for name, outcomes in simulated_ab.compare(arms, seed, short=options.short).items():
+            ranks |= {f"{OUTCOME}{field}:{name}": values for field, values in vars(outcomes).items()}
+    np.savez(kept, **ranks)
+    kept_facts.write_text(json.dumps(facts))
     return {"ranks": ranks, "facts": facts}
+
+
+def recommend(model: Generator, world: World, histories: np.ndarray) -> np.ndarray:
+    """[S, 16] ranked items: an arm of the simulated A/B test."""
+    return rank_items(model, world.trie, histories, width=GROUP, batch_size=64).items.numpy()
 
 
 def fused_groups(
@@ -213,7 +235,7 @@ def tune(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, Any]]) -> None:
     world = load_world(options)
-    names = list(runs[0]["ranks"])
+    names = [name for name in runs[0]["ranks"] if not name.startswith(OUTCOME)]
 
     def values(name: str, measure: str) -> np.ndarray:
         """[seeds, users]"""
@@ -256,6 +278,8 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
                 met=kept.value >= -0.009,
             )
         )
+    if world.name == "simulator":
+        claims += simulated_ab_claims(options, runs)
     for name in names:
         row = [name]
         for measure in MEASURES:
@@ -290,13 +314,44 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
             "| --- | --- | --- | --- | --- |",
             *judges,
             "",
-            "None of these judges is the paper's LLM.",
+            "None of these judges is the paper's LLM. Adam's step does not depend on the scale of the gradient, so the scaled",
+            "control can differ from business only through the clipped gradient norm and the weight of the KL penalty.",
         ]
     )
     details = {"facts": facts, "policy": POLICY[world.name], "supervised": SUPERVISED, "shape": SHAPE}
     target = {} if options.output is None else {"folder": options.output}
     name = f"a2po-{world.name}" + ("-short" if options.short else "")
     print(write(name, claims, seeds=seeds, text=text, details=details, **target).read_text())
+
+
+def simulated_ab_claims(options: argparse.Namespace, runs: list[dict[str, Any]]) -> list[Claim]:
+    """Relative differences of the arms from business, users' outcomes summed over the seeds."""
+    from benchmarks import simulated_ab
+    from sgrec_core.evaluation.simulated_ab import Outcomes
+
+    def outcomes(run: dict[str, Any], arm: str) -> Outcomes:
+        fields = Outcomes.__dataclass_fields__
+        return Outcomes(**{field: run["ranks"][f"{OUTCOME}{field}:{arm}"] for field in fields})
+
+    served = [{arm: outcomes(run, arm) for arm in ARMS} for run in runs]
+    claims = []
+    for arm, found in simulated_ab.differences(served, ARMS[0], short=options.short).items():
+        for metric, interval in found.items():
+            goal = simulated_ab.GOALS.get(metric)
+            sign = -1 if goal is not None and goal < 0 else 1
+            sure = min(sign * interval.lower, sign * interval.upper) > 0
+            of_paper = goal is not None and arm.startswith("a2po")
+            claims.append(
+                Claim(
+                    name=f"simulated A/B, {metric}: {arm} against {ARMS[0]}",
+                    value=100 * interval.value,
+                    interval=(100 * interval.lower, 100 * interval.upper),
+                    unit="%",
+                    goal=f"{100 * goal:+.2f} or better, sure" if of_paper and goal is not None else "",
+                    met=sure and sign * interval.value >= sign * goal if of_paper and goal is not None else None,
+                )
+            )
+    return claims
 
 
 def mean(facts: list[dict[str, Any]], judge: str, name: str) -> float:
