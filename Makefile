@@ -42,12 +42,15 @@ browser:
 DATA ?= ../shared/data
 BENCH = .venv/bin/python -m
 OPTIONS = $(if $(SHORT),--short) --data $(DATA)
-.PHONY: bench-a2po bench-decode bench-tokenizers bench-training
+.PHONY: bench-a2po bench-decode bench-generator bench-tokenizers bench-training
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
 bench-decode: env
 	@$(BENCH) benchmarks.decode $(OPTIONS)
+bench-generator: env
+	@$(BENCH) benchmarks.generator --set scientific $(OPTIONS)
+	@$(BENCH) benchmarks.generator --set beauty $(OPTIONS)
 bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env
