@@ -3,7 +3,7 @@
 The tests share one tiny marketplace and build on each other, in the order of the file: `sgrec backfill` computes two
 days; a second call runs nothing; Airflow's backfill runs every task for the right day and finds all up to date; the
 other commands of ``sgrec`` work on what the nights left; the second day starts from the first one's champion; a forced
-re-run makes the same rows.
+re-run makes the same rows; a night with the other judge leaves the rewards of the first as they are.
 """
 
 import json
@@ -111,13 +111,13 @@ def test_airflow_backfill_runs_the_right_days_and_changes_nothing(
     home: Path, computed: subprocess.CompletedProcess[str]
 ) -> None:
     before, lines = state_of(home), {day: len(events_of(home, day)) for day in DAYS}
-    with airflow_services() as airflow:
+    with airflow_services() as (airflow, services):
         airflow("dags", "reserialize")
         airflow("dags", "unpause", "--yes", DAG_ID)
         # Bounds are instants and a day's instant is 02:00: midnight of the last day would leave it out.
         bounds = ("--from-date", DAYS[0], "--to-date", f"{DAYS[1]}T23:59:59")
         airflow("backfill", "create", "--dag-id", DAG_ID, *bounds, "--max-active-runs", "1")
-        runs = wait_for_backfill(home)
+        runs = wait_for_backfill(home, services)
     assert [(run["partition_key"], run["state"]) for run in runs] == [(day, "success") for day in DAYS]
     assert runs[0]["end_date"] <= runs[1]["start_date"], "nights start from the champion of the one before"
     for run in runs:
@@ -246,9 +246,31 @@ def test_a_forced_re_run_makes_the_same_rows_and_models(
     assert facts_of(home, DAYS[1], "score_aspects")["judge_paid"] == 0
 
 
+@pytest.mark.vllm
+def test_a_night_with_vllm_is_labelled_and_stands_beside_the_other(
+    home: Path, second_night: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = Lake(home / "lake").read("rewards", where={"day": DAYS[1]})
+    # A share of the groups: an LLM on two cores takes its time.
+    monkeypatch.setenv("SGREC_JUDGE__SAMPLING_RATIO", "0.2")
+    monkeypatch.setenv("SGREC_JUDGE__MAX_PAIRS", "20")
+    done = sgrec("nightly", "--day", DAYS[1], "--judge", "vllm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "scores meaningless" in done.stdout
+    summary = json.loads((home / "reports" / DAYS[1] / "summary.json").read_text())
+    assert summary["judge"]["engine"] == "vllm"
+    assert summary["judge"]["meaningless"] is True
+    assert summary["judge"]["paid"] > 0
+    assert summary["judge"]["failed"] == 0
+    lake = Lake(home / "lake")
+    versions = rewards["reward_version"].unique().to_pylist()
+    assert lake.read("rewards", where={"day": DAYS[1], "reward_version": versions}).equals(rewards)
+    assert set(lake.read("rewards", where={"day": DAYS[1]})["reward_version"].to_pylist()) > set(versions)
+
+
 @contextmanager
 def airflow_services() -> Iterator[Any]:
-    """A real scheduler and API server on the home's SQLite; gives a function that calls Airflow's command line."""
+    """A real scheduler and API server on the home's SQLite: a function that calls Airflow's command line, and both."""
     settings = Settings()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -269,29 +291,30 @@ def airflow_services() -> Iterator[Any]:
         done = subprocess.run(command, env=environment, cwd=PROJECT_ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    services: list[subprocess.Popen[bytes]] = []
+    services: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for service in ("api-server", "scheduler"):
             with (settings.home / f"{service}.log").open("wb") as output:
                 command = [sys.executable, "-m", "airflow", service]
-                services.append(
-                    subprocess.Popen(
-                        command, env=environment, cwd=PROJECT_ROOT, stdout=output, stderr=output, start_new_session=True
-                    )
+                services[service] = subprocess.Popen(
+                    command, env=environment, cwd=PROJECT_ROOT, stdout=output, stderr=output, start_new_session=True
                 )
-        yield airflow
+        yield airflow, services
     finally:
-        for process in services:
+        for process in services.values():
             end_with_descendants(process)
 
 
-def wait_for_backfill(home: Path) -> list[dict[str, Any]]:
+def wait_for_backfill(home: Path, services: dict[str, "subprocess.Popen[bytes]"]) -> list[dict[str, Any]]:
     """The runs of the backfill, once none is queued or running, in the order in which they began."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         runs = query(home, "select * from dag_run where run_type = 'backfill' order by start_date")
         if runs and all(run["state"] in ("success", "failed") for run in runs):
             return runs
+        for name, process in services.items():
+            if process.poll() is not None:
+                pytest.fail(f"{name} ended: {(home / f'{name}.log').read_text()[-3000:]}")
         if time.monotonic() > deadline:
             pytest.fail(f"backfill not done: {runs}\n{(home / 'scheduler.log').read_text()[-3000:]}")
         time.sleep(1)
