@@ -36,7 +36,7 @@ class SimulatorSettings(Section):
     users: int = Field(1500, ge=10)
     items: int = Field(300, ge=20)
     new_items_per_day: int = Field(10, ge=0)
-    requests_per_user: float = Field(5.0, gt=0)
+    requests_per_user: float = Field(8.0, gt=0)
     slate: int = Field(8, ge=2)
     bad_share: float = Field(0.005, ge=0, lt=1)
 
