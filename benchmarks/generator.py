@@ -33,30 +33,18 @@ GENERATOR: dict[str, dict[str, Any]] = {
     "scientific": {"epochs": 30, "dropout": 0.2},
     "beauty": {"epochs": 30, "dropout": 0.2},
 }
-SASREC = {
-    "scientific": SASRecConfig(
-        width=128,
-        layers=2,
-        heads=2,
-        dropout=0.5,
-        learning_rate=1e-3,
-        weight_decay=0.1,
-        epochs=100,
-        batch_size=256,
-        check_every=5,
-    ),
-    "beauty": SASRecConfig(
-        width=128,
-        layers=2,
-        heads=2,
-        dropout=0.5,
-        learning_rate=1e-3,
-        weight_decay=0.1,
-        epochs=60,
-        batch_size=256,
-        check_every=5,
-    ),
-}
+_SASREC = SASRecConfig(
+    width=128,
+    layers=2,
+    heads=2,
+    dropout=0.5,
+    learning_rate=1e-3,
+    weight_decay=0.1,
+    epochs=100,
+    batch_size=256,
+    check_every=5,
+)
+SASREC = {"scientific": _SASREC, "beauty": replace(_SASREC, epochs=60)}
 PUBLISHED = {"beauty": {"SASRec": {"HR@10": 0.0605, "NDCG@10": 0.0318}, "TIGER": {"HR@10": 0.0648, "NDCG@10": 0.0384}}}
 GOAL = 0.10
 TUNING_SEED = 1000
