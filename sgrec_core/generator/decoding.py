@@ -174,7 +174,9 @@ def sample_items(
 
 def _take(values: Tensor, parent: Tensor) -> Tensor:
     """Rows [B, W', ...] of values [B, W, ...] that ``parent`` [B, W'] names."""
-    return values[torch.arange(len(values), device=values.device)[:, None], parent]
+    users, beams = values.shape[:2]
+    rows = parent + beams * torch.arange(users, device=values.device)[:, None]
+    return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, parent.shape)
 
 
 def rank_items(
