@@ -22,8 +22,9 @@ from benchmarks.world import Decisions, World
 from sgrec_core.aggregator.weights import Pairs, fit, state_features
 from sgrec_core.generator import ItemTrie
 from sgrec_core.generator.training import Windows, cut_windows
-from sgrec_core.items import TextEncoder, embeddings_cache, item_text, residual_kmeans
+from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.items.codes import assign_codes
+from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.judge.engines import EmbeddingEngine, JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.logs import simulator
@@ -287,8 +288,8 @@ def world(*, short: bool, cache: Path) -> World:
 
     tokens = ItemSettings()
     vectors = TextEncoder(embeddings_cache(_settings(cache)), threads=1).encode(log.texts)
-    codebooks = residual_kmeans.fit(vectors, tokens.levels, tokens.codebook_size, tokens.seed)
-    codes = assign_codes(log.items.ids, vectors, codebooks, {})
+    quantiser = fit_quantiser(tokens.quantiser, vectors, tokens.levels, tokens.codebook_size, tokens.seed)
+    codes = assign_codes(log.items.ids, vectors, quantiser, {})
 
     oracle = log.preference[prompts]
     noise = np.random.default_rng(0).normal(size=oracle.shape).astype(np.float32)
@@ -296,8 +297,8 @@ def world(*, short: bool, cache: Path) -> World:
         PAIR_ACCURACY, oracle, oracle + simulator.QUALITY_GAIN * log.items.quality
     )
     return World(
-        name="simulated" + ("-short" if short else ""),
-        trie=ItemTrie.build(np.array([codes[item] for item in log.items.ids]), codebooks.shape[1]),
+        name="simulator",
+        trie=ItemTrie.build(np.array([codes[item] for item in log.items.ids]), quantiser.codebook_size),
         windows=log.windows(),
         feedback=_decisions(log, prompts),
         business=business_reward(log, prompts),

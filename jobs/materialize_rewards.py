@@ -4,10 +4,12 @@ The version of the rewards is a hash of judge, aggregator, business model, token
 makes other rows beside these.
 """
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.rewards.fusion import SMALLEST_DEVIATION
 from sgrec_core.rewards.table import fuse_rewards, version_of_day
 from sgrec_core.sampling import digest
 
@@ -21,7 +23,7 @@ def run(job: Job) -> None:
         where={"judge_version": judge},
         columns=["state_id", "item_id", "item_hash", "aspects", "scores"],
     )
-    scores = scores.filter(pc.is_in(scores["state_id"], value_set=candidates["state_id"].unique()))
+    scores = scores.filter(pc.is_in(_call_keys(scores), value_set=_call_keys(_judgeable(candidates, job))))
     weights = job.lake.read("user_weights", where={"day": job.day})
     version = version_of_day(job.lake, job.day, job.settings)
     # Rows of aspect_scores are shared by nights, so their content stands for them.
@@ -44,6 +46,24 @@ def run(job: Job) -> None:
         fate = "keep their business advantage" if fusion.objective in ("a2po", "business") else "get no advantage"
         why = "" if weights.num_rows else "; there are no user weights for the day"
         job.note(f"{groups - covered} of {groups} groups with business variance were not judged and {fate}{why}")
+
+
+def _judgeable(candidates: pa.Table, job: Job) -> pa.Table:
+    """The candidates that the judge is asked about.
+
+    Other rows of ``aspect_scores`` must not move the rewards: training on fresh groups adds scores of these states, of
+    groups, too, that score_aspects skips for want of business variance.
+    """
+    if job.settings.fusion.objective not in ("a2po", "business"):
+        return candidates
+    spread = candidates.group_by("decision_id").aggregate([("business_reward", "stddev")])
+    varied = spread.filter(pc.greater(spread["business_reward_stddev"], SMALLEST_DEVIATION))["decision_id"]
+    return candidates.filter(pc.is_in(candidates["decision_id"], value_set=varied))
+
+
+def _call_keys(rows: pa.Table) -> pa.ChunkedArray:
+    """One text for each (state, item)."""
+    return pc.binary_join_element_wise(rows["state_id"], rows["item_id"], "\x1f")
 
 
 main = stage_command("materialize_rewards", run)

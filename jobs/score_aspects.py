@@ -28,7 +28,7 @@ from sgrec_core.judge import (
     judge_version,
     make_engine,
 )
-from sgrec_core.judge.calls import Call, day_states, day_texts, request, score_rows
+from sgrec_core.judge.calls import Call, day_states, day_texts, paid_before, request, score_rows
 from sgrec_core.judge.engines import NO_TEXT
 from sgrec_core.rewards.fusion import SMALLEST_DEVIATION
 from sgrec_core.sampling import hash_share
@@ -167,7 +167,8 @@ def _affordable(
     limit = job.settings.judge.max_calls
     if limit is None:
         return units
-    left = limit - _paid_before(job, version)
+    # Training on fresh groups may have paid since.
+    left = max(0, limit - paid_before(job.lake, job.day, version))
     seen = set(known)
     for number, unit in enumerate(units):
         new = {call for call in unit.calls if call not in seen and items[call[1]][1]}
@@ -176,16 +177,6 @@ def _affordable(
         left -= len(new)
         seen |= new
     return units
-
-
-def _paid_before(job: Job, version: str) -> int:
-    """Calls that earlier runs for this day paid, from the commits of the table."""
-    table = job.lake.open("aspect_scores")
-    return sum(
-        int(commit["sgrec.judge_paid"])
-        for commit in (table.history() if table else [])
-        if commit.get("sgrec.day") == job.day and commit.get("sgrec.judge_version") == version
-    )
 
 
 def _score_shards(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_core.errors import SgrecError
+from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.job import Job, stage_command
@@ -31,10 +31,16 @@ from sgrec_core.night import (
 from sgrec_core.policy import PolicyConfig, RolloutConfig, StoredGroups, train_on_policy, train_stored
 from sgrec_core.registry import CHALLENGER, GENERATOR, ModelVersion, Registry
 from sgrec_core.rewards.table import version_of_day
+from sgrec_core.sampling import hash_share
 
 
 def run(job: Job) -> None:
     settings = job.settings.policy
+    if settings.mode == "on_policy" and job.settings.judge.engine == "vllm":
+        raise SettingsError(
+            "policy.mode=on_policy scores in the process that trains, and the environment of the engine vllm has no"
+            " MLflow; valid with judge.engine=vllm is policy.mode=stored"
+        )
     registry = Registry(job.settings)
     start = of_night(registry, SUPERVISED, job.day, stage="train_supervised")
     reward_version = version_of_day(job.lake, job.day, job.settings)
@@ -72,15 +78,18 @@ def run(job: Job) -> None:
         seed=settings.seed,
     )
     groups = _stored_groups(job, catalogue, reward_version, start)
+    used = 0
     if settings.mode == "stored":
         used = len(groups.with_signal().items)
         with job.progress_bar(config.epochs * used, "training groups") as advance:
             log = train_stored(model, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
     else:
-        used = len(groups.items)
         log = _train_on_policy(job, registry, model, catalogue, groups, config)
-
     statistics = log[-1] if log else {}
+    if settings.mode == "on_policy" and log:
+        statistics = _of_all_steps(log[settings.updates - 1 :: settings.updates])
+        used = int(statistics["groups_with_advantage"])
+
     version = register_generator(
         registry,
         GENERATOR,
@@ -140,8 +149,7 @@ def _train_on_policy(
     def semantic(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         assert judge is not None, "without user weights nothing is judged"
         names = [state_ids[row] for row in rows]
-        calls = [(state, item) for state, group in zip(names, items, strict=True) for item in catalogue.ids(group)]
-        scores = judge.scores(calls).reshape(*items.shape, -1)
+        scores = judge.scores([(state, catalogue.ids(group)) for state, group in zip(names, items, strict=True)])
         unknown = np.full(len(judge.aspects), np.nan)
         return np.einsum("bga,ba->bg", scores, np.stack([weight_of.get(state, unknown) for state in names]))
 
@@ -150,25 +158,42 @@ def _train_on_policy(
         method=settings.rollout,
         updates=settings.updates,
         objective=fusion.objective,
-        sampling_ratio=job.settings.judge.sampling_ratio,
         epsilon=fusion.epsilon,
     )
     _, business_config = registry.load(business)
-    with job.progress_bar(config.epochs * len(groups.items), "training on fresh groups") as advance:
-        log = train_on_policy(
-            model,
-            catalogue.trie,
-            groups.histories,
-            business_reward(business_config, job.lake, job.day, job.settings, states, catalogue),
-            semantic if judge is not None else None,
-            config,
-            rollout,
-            progress=lambda count, _: advance(count),
-        )
-    if judge is not None:
-        judge.publish()
-        job.count("on_policy_judge_paid", judge.paid)
+    # The same share of the decisions as score_aspects judges.
+    shares = hash_share(states["decision_id"].to_pylist(), f"judge-groups-{job.settings.judge.seed}")
+    try:
+        with job.progress_bar(config.epochs * len(groups.items), "training on fresh groups") as advance:
+            log = train_on_policy(
+                model,
+                catalogue.trie,
+                groups.histories,
+                business_reward(business_config, job.lake, job.day, job.settings, states, catalogue),
+                semantic if judge is not None else None,
+                config,
+                rollout,
+                may_judge=shares < job.settings.judge.sampling_ratio,
+                progress=lambda count, _: advance(count),
+            )
+    finally:
+        # What was paid is kept, whatever happened.
+        if judge is not None:
+            judge.publish()
+    job.count("on_policy_judge_paid", judge.paid if judge is not None else 0)
     return log
+
+
+def _of_all_steps(log: list[dict[str, float]]) -> dict[str, float]:
+    """Statistics of on-policy training: of the last step; counts of groups are sums and rates means over groups."""
+    counts = ("groups", "groups_with_business_variance", "covered_groups", "groups_with_advantage")
+    sums = {name: sum(step[name] for step in log) for name in counts}
+    covered = max(sums["covered_groups"], 1)
+    rates = {
+        name: sum(step[name] * step["covered_groups"] for step in log) / covered
+        for name in ("agreement_rate", "mean_gate")
+    }
+    return {**log[-1], **sums, **rates}
 
 
 def _nominate(job: Job, registry: Registry, version: ModelVersion) -> None:

@@ -104,7 +104,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="train_generator",
         engine="torch",
-        reads=("user_states", "candidates", "rewards", "item_codes"),
+        # The last five for training on fresh groups (policy.mode=on_policy).
+        reads=("user_states", "candidates", "rewards", "item_codes")
+        + ("items", "users", "events", "aspect_scores", "user_weights"),
         publishes=(),
         registers="sgrec-generator",
         summary="improve the starting policy with A2PO and register it as challenger",

@@ -181,6 +181,11 @@ def test_fuse_is_each_objective_where_judged(objective: str) -> None:
     np.testing.assert_allclose(fused.business_advantage, fusion.standardise(biz), atol=1e-12)
 
 
+def test_an_item_that_comes_twice_gets_one_ranking_reward() -> None:
+    rewards = ranking_reward(np.array([[7, 3, 7, 5]]), np.array([5]))[0]
+    assert rewards[0] == rewards[2] < rewards[1] < 0 < rewards[3]
+
+
 def test_fuse_names_the_valid_objectives() -> None:
     with pytest.raises(ValueError, match="unknown objective 'ppo'; valid are business, reward_sum, adv_sum, a2po"):
         fusion.fuse("ppo", np.zeros((1, 2)), np.zeros((1, 2)), np.array([True]))

@@ -25,7 +25,7 @@ import jobs.generate_candidates
 import jobs.materialize_rewards
 import jobs.train_generator
 import jobs.train_supervised
-from sgrec_core.errors import InputError, SgrecError
+from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.generator.recommend import Recommender
 from sgrec_core.items import TOKENIZER
 from sgrec_core.job import Job
@@ -382,12 +382,36 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
     new = lake.read("aspect_scores")
     assert new.num_rows == scored + facts["on_policy_judge_paid"]
 
+    # New scores of these states move neither the rewards nor what the night made.
+    versions = Lake(settings.lake_root).version("rewards"), len(Registry(settings).versions(GENERATOR))
+    run_stage(settings, "materialize_rewards", NEXT_DAY)
+    run_stage(settings, "train_generator", NEXT_DAY)
+    assert (lake.version("rewards"), len(Registry(settings).versions(GENERATOR))) == versions
+
     first, _ = Registry(settings).load(Registry(settings).get(GENERATOR, facts["challenger_version"]))
     again = run_stage(settings, "train_generator", NEXT_DAY, force=True)["facts"]
     assert again["on_policy_judge_paid"] == 0
     assert lake.read("aspect_scores").num_rows == new.num_rows
     second, _ = Registry(settings).load(Registry(settings).get(GENERATOR, again["challenger_version"]))
     assert all(torch.equal(second[name], weights) for name, weights in first.items())
+
+
+def test_on_policy_training_pays_no_more_than_it_may(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    policy = {"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3}
+    limited = run_stage(world_settings(home, policy=policy, judge={"max_calls": 7}), "train_generator", NEXT_DAY)
+    assert 0 < limited["facts"]["on_policy_judge_paid"] <= 7
+    no_more = world_settings(home, policy={**policy, "epochs": 2}, judge={"max_calls": 7})
+    assert (
+        run_stage(no_more, "train_generator", NEXT_DAY)["facts"]["on_policy_judge_paid"]
+        <= 7 - limited["facts"]["on_policy_judge_paid"]
+    )
+
+
+def test_on_policy_training_refuses_an_engine_of_another_environment(two_nights: Any) -> None:
+    settings = world_settings(two_nights[0].home, policy={"mode": "on_policy"}, judge={"engine": "vllm"})
+    with pytest.raises(SettingsError, match="policy.mode=stored"):
+        jobs.train_generator.run(Job("train_generator", NEXT_DAY, settings))
 
 
 def test_a_killed_training_job_goes_on_where_it_was(two_nights: Any) -> None:

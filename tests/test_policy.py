@@ -128,7 +128,7 @@ def test_a_clipped_token_has_no_gradient() -> None:
 
 
 def on_policy(**changes: Any) -> RolloutConfig:
-    values = {"group_size": 4, "method": "beam", "updates": 1, "objective": "a2po", "sampling_ratio": 1.0}
+    values = {"group_size": 4, "method": "beam", "updates": 1, "objective": "a2po"}
     return RolloutConfig(**{**values, "epsilon": 1e-8, **changes})
 
 
@@ -187,8 +187,10 @@ def test_groups_without_business_variance_or_outside_the_ratio_are_not_judged() 
     assert sorted(asked) == [0, 1, 2, 3]
     assert log[0]["covered_groups"] == 4
     asked.clear()
-    train_on_policy(model, trie, histories, business, judge, config, on_policy(sampling_ratio=1e-9))
-    assert asked == []
+    few = np.arange(8) % 2 == 0
+    train_on_policy(model, trie, histories, business, judge, config, on_policy(), may_judge=few)
+    assert sorted(asked) == [0, 2]
+    asked.clear()
     train_on_policy(model, trie, histories, business, judge, config, on_policy(objective="adv_sum"))
     assert sorted(asked) == list(range(8))
 

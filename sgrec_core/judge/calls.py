@@ -81,10 +81,21 @@ def score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: s
     )
 
 
+def paid_before(lake: Lake, day: str, version: str) -> int:
+    """Calls that earlier runs for ``day`` paid to judge ``version``, from the commits of the table."""
+    table = lake.open("aspect_scores")
+    return sum(
+        int(commit["sgrec.judge_paid"])
+        for commit in (table.history() if table else [])
+        if commit.get("sgrec.day") == day and commit.get("sgrec.judge_version") == version
+    )
+
+
 class CachedJudge:
     """The night's judge on demand: scores that ``aspect_scores`` holds are read, others asked for once.
 
-    What was asked for becomes rows of the table by `publish`, in one commit.
+    What was asked for becomes rows of the table, ``judge.shard_size`` calls a commit; `publish` writes the rest.
+    ``judge.max_calls`` stops paying, after what earlier runs of the night paid.
     """
 
     def __init__(self, settings: Settings, lake: Lake, day: str, state_ids: Iterable[str]) -> None:
@@ -105,18 +116,34 @@ class CachedJudge:
             if state in self._states and (failure is None or failure == NO_TEXT)
         }
         self._new: list[tuple[Call, JudgeResult]] = []
+        self._shard_size = settings.judge.shard_size
+        limit = settings.judge.max_calls
+        self._left = float("inf") if limit is None else max(0, limit - paid_before(lake, day, self.version))
 
-    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Aspect scores [N, A] of (state, item) pairs; NaN where the judge failed."""
-        calls = [(state, item, self._texts[item][0]) for state, item in pairs]
-        missing = sorted({call for call in calls if call not in self._scores})
+    def scores(self, groups: Sequence[tuple[str, Sequence[str]]]) -> np.ndarray:
+        """Aspect scores [B, G, A] of groups of items, each of one state.
+
+        NaN where the judge failed, and for whole groups that ``judge.max_calls`` does not pay for.
+        """
+        calls = [[(state, item, self._texts[item][0]) for item in items] for state, items in groups]
+        missing: list[Call] = []
+        wanted = set(self._scores)
+        for group in calls:
+            new = sorted({call for call in group if call not in wanted})
+            price = sum(bool(self._texts[item][1]) for _, item, _ in new)
+            if price <= self._left:
+                self._left -= price
+                missing += new
+                wanted |= set(new)
         if missing:
             results = self._engine.score([request(call, self._states[call[0]], self._texts) for call in missing])
             self._new += zip(missing, results, strict=True)
             self._scores |= {call: result.scores for call, result in zip(missing, results, strict=True)}
             self.paid += sum(result.failure != NO_TEXT for result in results)
+            if len(self._new) >= self._shard_size:
+                self.publish()
         unknown = [np.nan] * len(self.aspects)
-        return np.array([self._scores[call] or unknown for call in calls], dtype=np.float64)
+        return np.array([[self._scores.get(call) or unknown for call in group] for group in calls], dtype=np.float64)
 
     def publish(self) -> None:
         """Upsert what was asked for since the last time."""

@@ -55,8 +55,6 @@ class RolloutConfig:
     """Optimiser steps on each batch of groups; from the second on the ratio leaves 1 and clipping can bite."""
     objective: str
     """One of `sgrec_core.rewards.fusion.OBJECTIVES`."""
-    sampling_ratio: float
-    """p of ``a2po``: share of the groups with business variance that are judged, drawn by ``seed``."""
     epsilon: float
 
 
@@ -118,19 +116,21 @@ def train_on_policy(
     config: PolicyConfig,
     rollout: RolloutConfig,
     *,
+    may_judge: np.ndarray | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Improve ``model`` in place on fresh rollouts of the prompts ``histories`` [N, n]; statistics of each step.
 
     Each step rolls out a batch of groups with the policy as it is, rewards them, and computes advantages from the raw
-    rewards. Groups without business variance are not judged under ``a2po``, nor are those outside ``sampling_ratio``;
-    what was not judged keeps its business advantage. The reference of the KL penalty is the policy at the start.
+    rewards. Under ``a2po`` groups without business variance are not judged, nor those of prompts outside ``may_judge``
+    [N] (the sampled share p; default: all); what was not judged keeps its business advantage. The reference of the KL penalty is the policy at the start.
     Without ``semantic`` nothing is judged. The statistics are those of `train_stored` and, for each step,
-    agreement_rate, mean_gate, covered_groups and the mean business reward.
+    those of `fusion_facts`, groups_with_advantage and the mean business reward.
     """
     trie = trie.to(model.device)
     reference = copy.deepcopy(model).eval()
     shuffle = np.random.default_rng(config.seed)
+    judgeable = np.ones(len(histories), dtype=bool) if may_judge is None else may_judge
     draws = torch.Generator(model.device).manual_seed(config.seed)
     batches = math.ceil(len(histories) / config.batch_size)
     learner = _Learner(model, trie, config, steps=config.epochs * batches * rollout.updates)
@@ -142,11 +142,13 @@ def train_on_policy(
             beams = _roll_out(model, trie, prompts, rollout, draws)
             items = beams.items.cpu().numpy()
             rewards = business(rows, items)
-            judged, semantic_rewards = _judge(rows, items, rewards, semantic, rollout, shuffle)
+            judged, semantic_rewards = _judge(rows, items, rewards, semantic, rollout, judgeable[rows])
             fused = fuse(rollout.objective, rewards, semantic_rewards, judged, rollout.epsilon)
             with torch.no_grad():
                 anchor = score_items(reference, trie, prompts, beams.items).log_probs
-            facts = asdict(fusion_facts(fused, judged)) | {"business_reward": float(rewards.mean())}
+            facts = asdict(fusion_facts(fused, judged))
+            facts["groups_with_advantage"] = int(fused.advantage.any(axis=1).sum())
+            facts["business_reward"] = float(rewards.mean())
             for _ in range(rollout.updates):
                 learner.step(prompts, beams.items, beams.log_probs, anchor, fused.advantage)
                 learner.log[-1] |= facts
@@ -160,6 +162,11 @@ def _roll_out(
 ) -> Beams:
     if rollout.method == "sampling":
         beams = sample_items(model, trie, prompts, count=rollout.group_size, generator=draws)
+        # Best first, like beams: the ranking reward goes by place.
+        order = beams.scores.argsort(dim=1, descending=True, stable=True)
+        beams = Beams(
+            beams.items.gather(1, order), beams.log_probs.gather(1, order[..., None].expand_as(beams.log_probs))
+        )
     else:
         beams = beam_search(model, trie, prompts, width=min(rollout.group_size, trie.items))
     # Decoding runs in inference mode, whose tensors autograd may not keep.
@@ -172,7 +179,7 @@ def _judge(
     business: np.ndarray,
     semantic: SemanticReward | None,
     rollout: RolloutConfig,
-    draws: np.random.Generator,
+    judgeable: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which groups were judged [B], and semantic rewards [B, G] with zeros in the others."""
     rewards = np.zeros(items.shape)
@@ -180,7 +187,7 @@ def _judge(
     if semantic is None or rollout.objective == "business":
         return judged, rewards
     if rollout.objective == "a2po":
-        chosen = standardise(business).any(axis=1) & (draws.random(len(items)) < rollout.sampling_ratio)
+        chosen = standardise(business).any(axis=1) & judgeable
     else:
         chosen = np.ones(len(items), dtype=bool)
     if chosen.any():
