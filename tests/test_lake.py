@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from sgrec_core.errors import ContractError
-from sgrec_core.lake import Lake
+from sgrec_core.lake import Lake, load_contract
 
 DAY = {"day": "2026-01-05"}
 
@@ -175,3 +175,14 @@ def test_spark_publishes_and_reads_under_the_same_contract(lake: Lake) -> None:
         publish_spark(lake, "users", frame.withColumn("user_id", F.lit("x")), partition=DAY, fingerprint="cc" * 8)
     assert lake.version("users") == version
     assert sorted(Path(lake.uri("users")).rglob("*.parquet")) == files, "a failed write leaves no files behind"
+
+
+def test_a_table_of_an_older_contract_is_named_with_what_to_do(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    contract = load_contract("item_codes")
+    older = pa.schema([field for field in contract.arrow_schema if field.name != "wanted_codes"])
+    DeltaTable.create(lake.uri("item_codes"), older, partition_by=["tokenizer_version"])
+    with pytest.raises(ContractError, match=r"item_codes lacks column wanted_codes.*SGREC_HOME"):
+        lake.read("item_codes")
+    with pytest.raises(ContractError, match="item_codes lacks column wanted_codes"):
+        lake.upsert("item_codes", contract.arrow_schema.empty_table())

@@ -77,6 +77,8 @@ class Lake:
         delta = self.open(table, version)
         if delta is None:
             return schema.empty_table().select(wanted)
+        if version is None:
+            _check_age(contract, delta)
         partition, other = _split(contract, where or {})
         needed = list(dict.fromkeys([*wanted, *contract.key, *other]))
         rows = delta.to_pyarrow_table(columns=needed, filters=_expression(contract, partition))
@@ -191,11 +193,23 @@ class Lake:
                 name=table,
                 description=contract.description,
             )
+        _check_age(contract, delta)
         present = {key for key in delta.metadata().configuration if key.startswith("delta.constraints.")}
         for name, condition in contract.delta_constraints.items():
             if f"delta.constraints.{name}" not in present:
                 delta.alter.add_constraint({name: condition})
         return DeltaTable(self.uri(table))
+
+
+def _check_age(contract: Contract, delta: DeltaTable) -> None:
+    """ContractError when the table was made before a column was added to its contract: a merge would drop that column."""
+    names = {field.name for field in delta.schema().fields}
+    missing = [name for name in contract.arrow_schema.names if name not in names]
+    if missing:
+        raise ContractError(
+            f"table {contract.table} lacks column {', '.join(missing)}: it comes from an older version of sgrec. Start a"
+            " new home (SGREC_HOME), or add the column with ALTER"
+        )
 
 
 def application_id(table: str, partition: Mapping[str, object]) -> str:
