@@ -3,9 +3,9 @@
     python -m benchmarks.generator --set scientific [--short] [--data ../shared/data] [--seeds 0 1 2] [--tune]
     python -m benchmarks.generator --set beauty
 
-Both read the same training windows and the same histories of at most 20 items, in one run. Settings were chosen on
-validation with ``--tune`` (seed 1000); SASRec also stops at its best epoch on validation, the generator's epochs are
-fixed. Semantic ids are those that come with the set.
+Both read the same training windows and the same histories of at most 20 items, in one run. SASRec stops at its best
+epoch on validation, the generator's epochs are fixed. Width, dropout and epochs are to be chosen on validation with
+``--tune`` (seed 1000); learning rates and weight decay are the usual ones. Semantic ids are those that come with the set.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgrec_core.evaluation import metrics
-from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap, relative_gain
+from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap, relative_gain, student_quantile
 
 RANKED = np.array([[4, 2, 7], [1, 0, 3], [5, 6, -1]])
 TARGETS = np.array([4, 3, 9])
@@ -106,6 +106,21 @@ def test_a_relative_gain_of_all_seeds_and_users_is_found_and_noise_is_not() -> N
     assert gain.value == pytest.approx(better.mean() / baseline.mean() - 1)
     same = relative_gain(draw.permuted(baseline, axis=1), baseline, seed=1)
     assert same.lower < 0 < same.upper
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042)])
+def test_student_quantiles_are_those_of_the_tables(degrees: int, expected: float) -> None:
+    assert student_quantile(0.975, degrees) == pytest.approx(expected, rel=2e-3)
+
+
+def test_intervals_hold_the_truth_when_trainings_differ_more_than_users() -> None:
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        baseline = np.full((5, 50), 1.0)
+        gain = relative_gain(baseline + draw.normal(0, 0.1, (5, 1)), baseline, seed=0, resamples=50)
+        covered += gain.lower <= 0 <= gain.upper
+    assert covered >= 184
 
 
 def test_a_gain_that_hangs_on_one_seed_is_not_sure() -> None:

@@ -24,7 +24,7 @@ from sgrec_core.errors import InputError
 from sgrec_core.generator import Generator, GeneratorConfig, ItemTrie, TrainingConfig, train_supervised
 from sgrec_core.generator.checkpoints import Checkpoints
 from sgrec_core.generator.train import main, read_results, train_in_processes, write_inputs
-from sgrec_core.generator.training import Batch, Windows, cut_windows, packed_loss
+from sgrec_core.generator.training import Batch, Windows, _largest, _split, cut_windows, packed_loss
 from sgrec_core.settings import PROJECT_ROOT
 
 ITEMS, MAX_ITEMS = 40, 6
@@ -101,7 +101,7 @@ def test_filled_batches_have_one_shape() -> None:
 
 @given(st.lists(st.integers(1, MAX_ITEMS + 1), min_size=1, max_size=60), st.integers(1, 8))
 @settings(max_examples=20, deadline=None)
-def test_an_epoch_sees_every_window_once_in_steps_alike_in_tokens(lengths: list[int], batch_size: int) -> None:
+def test_an_epoch_sees_every_window_once(lengths: list[int], batch_size: int) -> None:
     windows = random_windows(lengths)
     steps: list[int] = []
     config = replace(CONFIG, batch_size=batch_size, epochs=2)
@@ -109,6 +109,20 @@ def test_an_epoch_sees_every_window_once_in_steps_alike_in_tokens(lengths: list[
     assert len(steps) == 2 * math.ceil(len(windows.items) / batch_size)
     assert min(steps) >= 1
     assert sum(steps[: len(steps) // 2]) == sum(steps[len(steps) // 2 :]) == len(windows.items)
+
+
+@given(st.lists(st.integers(2, 21), min_size=1, max_size=60), st.integers(1, 12))
+def test_parts_are_alike_in_items(lengths: list[int], parts: int) -> None:
+    sizes = np.array(lengths)
+    rows = np.random.default_rng(0).permutation(len(sizes))
+    cut = _split(rows, sizes, parts)
+    assert np.concatenate(cut).tolist() == rows.tolist()
+    held = [int(sizes[part].sum()) for part in cut]
+    assert max(held) <= _largest(int(sizes.sum()), parts, sizes)
+    if len(rows) >= parts:
+        assert min(held) > 0
+    # A share and a window at the most: what makes steps alike.
+    assert _largest(int(sizes.sum()), parts, sizes) <= sizes.sum() / parts + sizes.max() + 1
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")

@@ -9,6 +9,7 @@ codes of its level, not over all words: decoding never leaves them. Left out: it
 attention; windows of one length are read together.
 """
 
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,6 +192,10 @@ class LanguageModel(nn.Module):
     def level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """Logits [..., codebook size] of code ``level`` from hidden states [..., width]."""
         return hidden @ self._codebooks()[level].T
+
+    def in_bfloat16(self) -> "LanguageModel":
+        """A copy that reads in bfloat16, for decoding."""
+        return copy.deepcopy(self).bfloat16().eval()
 
     def _codebooks(self) -> Tensor:
         """[levels, codebook size, width]: the rows of the output table that belong to codes."""
