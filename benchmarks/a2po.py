@@ -281,26 +281,25 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
             for words, interval in found.items():
                 first = words == "business"
                 claims.append(
-                    Claim(
-                        name=f"{measure} of a2po, judge {judge}, over {words}",
-                        value=100 * interval.value,
-                        interval=(100 * interval.lower, 100 * interval.upper),
-                        unit="%",
+                    Claim.percent(
+                        f"{measure} of a2po, judge {judge}, over {words}",
+                        interval,
                         goal=f">= {100 * goal:.1f} and sure against all three" if first else "> 0",
                         met=sure and interval.value >= goal if first else interval.lower > 0,
                     )
                 )
-        kept = relative_gain(values(f"a2po p=5%/{judge}", "NDCG@10"), values(ours, "NDCG@10"), seed=0)
-        none = relative_gain(values("business", "NDCG@10"), values(ours, "NDCG@10"), seed=0)
-        for words, interval, goal in (("p=5%", kept, 0.991), ("p=0, business alone,", none, None)):
+        for words, name, goal in (
+            ("p=5%", f"a2po p=5%/{judge}", 0.991),
+            ("p=0, business alone,", "business", None),
+        ):
+            lost = gain(name, ours, "NDCG@10")
+            kept = Interval(1 + lost.value, 1 + lost.lower, 1 + lost.upper)
             claims.append(
-                Claim(
-                    name=f"NDCG@10 that {words} keeps of p=100%, judge {judge}",
-                    value=100 * (1 + interval.value),
-                    interval=(100 * (1 + interval.lower), 100 * (1 + interval.upper)),
-                    unit="%",
+                Claim.percent(
+                    f"NDCG@10 that {words} keeps of p=100%, judge {judge}",
+                    kept,
                     goal="" if goal is None else f">= {100 * goal:.1f}, sure",
-                    met=None if goal is None else 1 + interval.lower >= goal,
+                    met=None if goal is None else kept.lower >= goal,
                 )
             )
     if world.name == "simulator":
@@ -347,9 +346,8 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
         ]
     )
     details = {"facts": facts, "policy": POLICY[world.name], "supervised": SUPERVISED, "shape": SHAPE}
-    target = {} if options.output is None else {"folder": options.output}
     name = f"a2po-{world.name}" + ("-short" if options.short else "")
-    print(write(name, claims, seeds=seeds, text=text, details=details, **target).read_text())
+    print(write(name, claims, seeds=seeds, text=text, details=details, folder=options.output).read_text())
 
 
 def simulated_ab_claims(options: argparse.Namespace, runs: list[dict[str, Any]]) -> list[Claim]:
@@ -370,11 +368,9 @@ def simulated_ab_claims(options: argparse.Namespace, runs: list[dict[str, Any]])
             sure = min(sign * interval.lower, sign * interval.upper) > 0
             of_paper = goal is not None and arm.startswith("a2po")
             claims.append(
-                Claim(
-                    name=f"simulated A/B, {metric}: {arm} against {ARMS[0]}",
-                    value=100 * interval.value,
-                    interval=(100 * interval.lower, 100 * interval.upper),
-                    unit="%",
+                Claim.percent(
+                    f"simulated A/B, {metric}: {arm} against {ARMS[0]}",
+                    interval,
                     goal=f"{100 * goal:+.2f} or better, sure" if of_paper and goal is not None else "",
                     met=sure and sign * interval.value >= sign * goal if of_paper and goal is not None else None,
                 )

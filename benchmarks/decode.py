@@ -118,15 +118,8 @@ def main() -> None:
 is the range over {repetitions} alternating repetitions.
 """
     details = {"speed": speed, "batch": batch, "users": users, "items": trie.items, "config": model.config.as_json()}
-    print(
-        write(
-            "decode" + short_name, claims, seeds=[0], text=text, details=details, **folder(options.output)
-        ).read_text()
-    )
-
-
-def folder(path: Path | None) -> dict[str, Path]:
-    return {} if path is None else {"folder": path}
+    page = write("decode" + short_name, claims, seeds=[0], text=text, details=details, folder=options.output)
+    print(page.read_text())
 
 
 def prepare(path: Path, *, epochs: int, device: str) -> tuple[Generator, ItemTrie, np.ndarray]:

@@ -139,11 +139,9 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, n
         gain = relative_gain(ours, theirs, seed=0)
         wanted = label == "NDCG"
         claims.append(
-            Claim(
-                name=f"{label}@10 of the generator over SASRec, {options.set}",
-                value=100 * gain.value,
-                interval=(100 * gain.lower, 100 * gain.upper),
-                unit="%",
+            Claim.percent(
+                f"{label}@10 of the generator over SASRec, {options.set}",
+                gain,
                 goal=f">= {100 * GOAL:.0f}" if wanted else "",
                 met=gain.value >= GOAL and gain.lower > 0 if wanted else None,
             )
@@ -174,9 +172,8 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, n
         "training": TRAINING,
         "sasrec": vars(SASREC[options.set]),
     }
-    target = {} if options.output is None else {"folder": options.output}
     name = f"generator-{options.set}" + ("-short" if options.short else "")
-    print(write(name, claims, seeds=seeds, text=text, details=details, **target).read_text())
+    print(write(name, claims, seeds=seeds, text=text, details=details, folder=options.output).read_text())
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sgrec_core.evaluation.significance import Interval
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,6 +29,12 @@ class Claim:
     goal: str
     met: bool | None
     """None for a figure without a goal."""
+
+    @classmethod
+    def percent(cls, name: str, share: Interval, *, goal: str = "", met: bool | None = None) -> "Claim":
+        """A share of one, with its interval, in percent."""
+        interval = (100 * share.lower, 100 * share.upper)
+        return cls(name=name, value=100 * share.value, interval=interval, unit="%", goal=goal, met=met)
 
 
 def machine() -> dict[str, Any]:
@@ -45,8 +54,9 @@ def machine() -> dict[str, Any]:
     }
 
 
+@cache
 def revision() -> str:
-    """The git revision of the code that ran, with ``+changes`` where files differ from it."""
+    """The git revision of the code that runs, at the first call, with ``+changes`` where files differ from it."""
     try:
         git = ["git", "-C", str(Path(__file__).parent)]
         name = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -64,15 +74,16 @@ def write(
     seeds: list[int],
     text: str,
     details: dict[str, Any],
-    folder: Path = RESULTS,
+    folder: Path | None = None,
 ) -> Path:
-    """Write ``<name>.json`` and ``<name>.md`` into ``folder``; the path of the latter.
+    """Write ``<name>.json`` and ``<name>.md`` into ``folder``, `RESULTS` by default; the path of the latter.
 
     ``text`` is Markdown that says how the figures were taken and what they mean; ``details`` goes into the JSON alone.
     """
     command = "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     header = {"command": command, "revision": revision(), "machine": machine(), "seeds": seeds}
     content = {**header, "claims": [asdict(claim) for claim in claims], "details": details}
+    folder = folder or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     rows = ["| claim | value | interval | goal | met |", "| --- | --- | --- | --- | --- |"]

@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version
-from sgrec_core.rewards.fusion import SMALLEST_DEVIATION
-from sgrec_core.rewards.table import fuse_rewards, version_of_day
+from sgrec_core.rewards.table import fuse_rewards, varied_groups, version_of_day
 from sgrec_core.sampling import digest
 
 
@@ -56,9 +55,7 @@ def _judgeable(candidates: pa.Table, job: Job) -> pa.Table:
     """
     if job.settings.fusion.objective not in ("a2po", "business"):
         return candidates
-    spread = candidates.group_by("decision_id").aggregate([("business_reward", "stddev")])
-    varied = spread.filter(pc.greater(spread["business_reward_stddev"], SMALLEST_DEVIATION))["decision_id"]
-    return candidates.filter(pc.is_in(candidates["decision_id"], value_set=varied))
+    return candidates.filter(pc.is_in(candidates["decision_id"], value_set=varied_groups(candidates)))
 
 
 def _call_keys(rows: pa.Table) -> pa.ChunkedArray:

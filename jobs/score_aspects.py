@@ -15,6 +15,7 @@ Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are pub
 killed job continues where it was, and ends with the table of an undisturbed one.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,17 @@ from sgrec_core.judge import (
     judge_version,
     make_engine,
 )
-from sgrec_core.judge.calls import Call, day_states, day_texts, paid_before, request, score_rows
-from sgrec_core.judge.engines import NO_TEXT
-from sgrec_core.rewards.fusion import SMALLEST_DEVIATION
+from sgrec_core.judge.calls import (
+    Call,
+    CallCounts,
+    day_states,
+    day_texts,
+    known_scores,
+    paid_before,
+    publish_scores,
+    request,
+)
+from sgrec_core.rewards.table import varied_groups
 from sgrec_core.sampling import hash_share
 
 
@@ -62,7 +71,7 @@ def run(job: Job) -> None:
     groups, without_variance = _groups(job, items)
     pairs = _pairs(job, items)
     units = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
-    known = _known(job, version)
+    known = known_scores(job.lake, version).keys()
     chosen = _affordable(job, units, known, items, version)
     wanted = {call for unit in units for call in unit.calls}
     skipped = {call for unit in without_variance for call in unit.calls} - wanted
@@ -74,7 +83,7 @@ def run(job: Job) -> None:
         [call for call in calls[start : start + size] if call not in known] for start in range(0, len(calls), size)
     ]
     engine = make_engine(job.settings, has_context)
-    paid, without_text, failed = _score_shards(job, [shard for shard in shards if shard], items, engine, version)
+    made = _score_shards(job, [shard for shard in shards if shard], items, engine, version)
 
     job.count("judge_groups", len(groups))
     job.count("judge_groups_without_variance", len(without_variance))
@@ -83,9 +92,9 @@ def run(job: Job) -> None:
     job.count("judge_cached", len(wanted & known))
     job.count("judge_skipped", len(skipped))
     job.count("judge_unaffordable", len(wanted - known - set(calls)))
-    job.count("judge_without_text", without_text)
-    job.count("judge_paid", paid)
-    job.count("judge_failed", failed)
+    job.count("judge_without_text", made.without_text)
+    job.count("judge_paid", made.paid)
+    job.count("judge_failed", made.failed)
     if len(chosen) < len(units):
         job.note(
             f"judge.max_calls={job.settings.judge.max_calls}: {len(units) - len(chosen)} of {len(units)} groups and "
@@ -99,7 +108,7 @@ def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], li
     rows = job.lake.read("candidates", where={"day": job.day}, columns=columns)
     decisions, starts = np.unique(rows["decision_id"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
     states, candidates = rows["state_id"].to_pylist(), rows["item_id"].to_pylist()
-    rewards = rows["business_reward"].to_numpy()
+    varied = set(varied_groups(rows).to_pylist())
     if unknown := sorted(set(candidates) - items.keys()):
         raise ContractError(
             f"table candidates of {job.day}: {len(unknown)} items are not in the day's items, first {unknown[0]!r}; "
@@ -113,7 +122,7 @@ def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], li
     ends = [*starts[1:], len(candidates)]
     for decision, start, end, order in zip(decisions.tolist(), starts, ends, orders.tolist(), strict=True):
         calls = tuple((states[row], candidates[row], items[candidates[row]][0]) for row in range(start, end))
-        if not needs_every_group and rewards[start:end].std() <= SMALLEST_DEVIATION:
+        if not needs_every_group and decision not in varied:
             without_variance.append(Unit(order=order, name=decision, calls=calls))
         elif needs_every_group or order < judge.sampling_ratio:
             # Stretched over [0, 1) again, so that sampled groups and pairs queue side by side.
@@ -149,16 +158,8 @@ def _pairs(job: Job, items: dict[str, tuple[str, str]]) -> list[Unit]:
     ]
 
 
-def _known(job: Job, version: str) -> set[Call]:
-    """Calls of this judge version that need no second one."""
-    columns = ["state_id", "item_id", "item_hash", "failure"]
-    rows = job.lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
-    keys = zip(*(rows[name].to_pylist() for name in columns), strict=True)
-    return {(state, item, content) for state, item, content, failure in keys if failure is None or failure == NO_TEXT}
-
-
 def _affordable(
-    job: Job, units: list[Unit], known: set[Call], items: dict[str, tuple[str, str]], version: str
+    job: Job, units: list[Unit], known: Set[Call], items: dict[str, tuple[str, str]], version: str
 ) -> list[Unit]:
     """The units that ``judge.max_calls`` pays for: whole ones, in their order, up to the first that is too dear.
 
@@ -181,34 +182,16 @@ def _affordable(
 
 def _score_shards(
     job: Job, shards: list[list[Call]], items: dict[str, tuple[str, str]], engine: Engine, version: str
-) -> tuple[int, int, int]:
-    """Score and publish shard after shard.
-
-    Returns:
-        How many calls were paid, how many had no item text to pay for, and how many of the paid ones failed.
-    """
+) -> CallCounts:
+    """Score and publish shard after shard."""
     states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
-    paid = without_text = failed = 0
+    made = CallCounts()
     with job.progress_bar(sum(map(len, shards)), "judging") as advance:
         for shard in shards:
             results = engine.score([request(call, states[call[0]], items) for call in shard])
-            textless = sum(result.failure == NO_TEXT for result in results)
-            failures = sum(result.failure is not None for result in results) - textless
-            job.lake.upsert(
-                "aspect_scores",
-                score_rows(shard, results, version, engine.rubric.aspect_ids),
-                metadata={
-                    "day": job.day,
-                    "judge_version": version,
-                    "judge_paid": len(shard) - textless,
-                    "judge_failed": failures,
-                },
-            )
-            paid += len(shard) - textless
-            without_text += textless
-            failed += failures
+            made += publish_scores(job.lake, job.day, version, engine.rubric.aspect_ids, shard, results)
             advance(len(shard))
-    return paid, without_text, failed
+    return made
 
 
 main = stage_command("score_aspects", run)

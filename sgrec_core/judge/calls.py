@@ -4,6 +4,7 @@ A call is a distinct (state, item, item content); with ``judge_version`` it is t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def request(call: Call, state: Mapping[str, Any], texts: Texts) -> JudgeRequest:
     )
 
 
-def score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: str, aspects: list[str]) -> pa.Table:
+def _score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: str, aspects: list[str]) -> pa.Table:
     """Rows of ``aspect_scores``."""
     return pa.table(
         {
@@ -79,6 +80,48 @@ def score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: s
             "failure": pa.array([result.failure for result in results], pa.string()),
         }
     )
+
+
+def known_scores(lake: Lake, version: str) -> dict[Call, list[float] | None]:
+    """Calls of judge ``version`` that need no second one, and what came of them; None for an item without text.
+
+    Failed calls are not among them: they are tried again.
+    """
+    columns = ["state_id", "item_id", "item_hash", "scores", "failure"]
+    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
+    values = zip(*(rows[name].to_pylist() for name in columns), strict=True)
+    return {
+        (state, item, content): scores
+        for state, item, content, scores, failure in values
+        if failure is None or failure == NO_TEXT
+    }
+
+
+@dataclass(frozen=True)
+class CallCounts:
+    """Of calls that were made: paid ones, those about items without text, and the paid ones that failed."""
+
+    paid: int = 0
+    without_text: int = 0
+    failed: int = 0
+
+    def __add__(self, other: "CallCounts") -> "CallCounts":
+        return CallCounts(self.paid + other.paid, self.without_text + other.without_text, self.failed + other.failed)
+
+
+def publish_scores(
+    lake: Lake, day: str, version: str, aspects: list[str], calls: Sequence[Call], results: Sequence[JudgeResult]
+) -> CallCounts:
+    """Upsert rows of ``aspect_scores`` in one commit, which says what they cost `paid_before`."""
+    without_text = sum(result.failure == NO_TEXT for result in results)
+    failed = sum(result.failure is not None for result in results) - without_text
+    counts = CallCounts(len(calls) - without_text, without_text, failed)
+    lake.upsert(
+        "aspect_scores",
+        _score_rows(calls, results, version, aspects),
+        metadata={"day": day, "judge_version": version, "judge_paid": counts.paid, "judge_failed": counts.failed},
+    )
+    return counts
 
 
 def paid_before(lake: Lake, day: str, version: str) -> int:
@@ -107,13 +150,8 @@ class CachedJudge:
         self._states = day_states(lake, day, state_ids)
         self._engine = make_engine(settings, has_context)
         self.aspects = self._engine.rubric.aspect_ids
-        columns = ["state_id", "item_id", "item_hash", "scores", "failure"]
-        rows = lake.read("aspect_scores", where={"judge_version": self.version}, columns=columns)
-        values = zip(*(rows[name].to_pylist() for name in columns), strict=True)
-        self._scores: dict[Call, list[float] | None] = {
-            (state, item, content): scores
-            for state, item, content, scores, failure in values
-            if state in self._states and (failure is None or failure == NO_TEXT)
+        self._scores = {
+            call: scores for call, scores in known_scores(lake, self.version).items() if call[0] in self._states
         }
         self._new: list[tuple[Call, JudgeResult]] = []
         self._shard_size = settings.judge.shard_size
@@ -149,15 +187,5 @@ class CachedJudge:
         """Upsert what was asked for since the last time."""
         if self._new:
             calls, results = zip(*self._new, strict=True)
-            failed = sum(result.failure not in (None, NO_TEXT) for result in results)
-            self._lake.upsert(
-                "aspect_scores",
-                score_rows(calls, results, self.version, self.aspects),
-                metadata={
-                    "day": self._day,
-                    "judge_version": self.version,
-                    "judge_paid": sum(result.failure != NO_TEXT for result in results),
-                    "judge_failed": failed,
-                },
-            )
+            publish_scores(self._lake, self._day, self.version, self.aspects, calls, results)
             self._new = []

@@ -269,34 +269,40 @@ def _occasions_by_hour(weekend: bool) -> np.ndarray:
     return np.clip(table, 0, 1)
 
 
-@dataclass(frozen=True)
-class SimulatedDay:
-    """A day as it truly happened: S slates of ``slate`` items each."""
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """What R slates of ``slate`` items each led to."""
+
+    shown: np.ndarray
+    """Item indices by position [R, slate]."""
+    aspects: np.ndarray
+    """True aspects of what was shown [R, slate, 4]."""
+    utility: np.ndarray
+    """[R, slate]"""
+    click_probability: np.ndarray
+    """Position bias included [R, slate]."""
+    clicked: np.ndarray
+    """Bool [R, slate]."""
+    converted: np.ndarray
+    """Bool, a subset of clicked [R, slate]."""
+    disliked: np.ndarray
+    """Bool, disjoint from clicked [R, slate]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedDay(Responses):
+    """A day as it truly happened: all its slates, sorted by user and time, and what they led to."""
 
     items: Items
     users: Users
     bids: np.ndarray
     """Bid per click of each item today [N]."""
     user: np.ndarray
-    """Who asked [S]; slates are sorted by user and time."""
+    """Who asked [R]."""
     time: np.ndarray
-    """Milliseconds from the start of the day [S]."""
+    """Milliseconds from the start of the day [R]."""
     placement: np.ndarray
-    """[S]"""
-    shown: np.ndarray
-    """Item indices by position [S, slate]."""
-    aspects: np.ndarray
-    """True aspects of what was shown [S, slate, 4]."""
-    utility: np.ndarray
-    """[S, slate]"""
-    click_probability: np.ndarray
-    """Position bias included [S, slate]."""
-    clicked: np.ndarray
-    """Bool [S, slate]."""
-    converted: np.ndarray
-    """Bool, a subset of clicked [S, slate]."""
-    disliked: np.ndarray
-    """Bool, disjoint from clicked [S, slate]."""
+    """[R]"""
 
 
 def simulate_day(
@@ -314,20 +320,12 @@ def simulate_day(
     number = day_number(day, first_day)
     items = draw_items(settings, number)
     bids = _draw_bids(settings, items, number).round(4)
-    return SimulatedDay(items, draw_users(settings), bids, **{name: values[order] for name, values in columns.items()})
-
-
-@dataclass(frozen=True)
-class Responses:
-    """What R slates led to; all arrays have shape [R, slate], see `SimulatedDay`."""
-
-    shown: np.ndarray
-    aspects: np.ndarray
-    utility: np.ndarray
-    click_probability: np.ndarray
-    clicked: np.ndarray
-    converted: np.ndarray
-    disliked: np.ndarray
+    return SimulatedDay(
+        items=items,
+        users=draw_users(settings),
+        bids=bids,
+        **{name: values[order] for name, values in columns.items()},
+    )
 
 
 @dataclass(frozen=True)

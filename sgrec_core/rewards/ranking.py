@@ -8,8 +8,8 @@ def ranking_reward(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
     The candidate that is the target gets 1. In a group that holds the target, a miss at beam rank k (from 0) gets
     -(1 / log2(k + 2)) / sum_j 1 / log2(j + 2), the sum over all ranks of the group: the higher a miss was ranked,
-    the more it costs. An item that comes twice, as samples may, has the rank of its first
-    place. Without the target all get 0.
+    the more it costs. An item that comes twice, as samples may, has the rank of its first place. Without the target all
+    get 0.
     """
     hits = items == targets[:, None]
     discount = 1.0 / np.log2(np.arange(items.shape[1]) + 2.0)

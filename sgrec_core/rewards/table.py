@@ -45,6 +45,12 @@ def version_of_day(lake: "Lake", day: str, settings: "Settings") -> str:
     return digest(json.dumps([judge, *versions, settings.fusion.model_dump()], sort_keys=True))
 
 
+def varied_groups(candidates: pa.Table) -> pa.ChunkedArray:
+    """decision_id of the groups whose business rewards vary; to A2PO the others have no advantage to gate."""
+    spread = candidates.group_by("decision_id").aggregate([("business_reward", "stddev")])
+    return spread.filter(pc.greater(spread["business_reward_stddev"], fusion.SMALLEST_DEVIATION))["decision_id"]
+
+
 def fuse_rewards(
     candidates: pa.Table,
     item_hashes: pa.Table,
