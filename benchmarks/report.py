@@ -90,7 +90,8 @@ def write(
     for claim in claims:
         interval = "" if claim.interval is None else f"{claim.interval[0]:.4g} to {claim.interval[1]:.4g}"
         met = {True: "yes", False: "no", None: ""}[claim.met]
-        rows.append(f"| {claim.name} | {claim.value:.4g} {claim.unit} | {interval} | {claim.goal} | {met} |")
+        name_cell = claim.name.replace("|", r"\|")
+        rows.append(f"| {name_cell} | {claim.value:.4g} {claim.unit} | {interval} | {claim.goal} | {met} |")
     on = header["machine"]
     taken = f"`{command}` at {header['revision'][:12]}, {on['accelerator'] or on['processor']}, {on['cores']} cores, torch {on['torch']}."
     page = folder / f"{name}.md"
