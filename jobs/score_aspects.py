@@ -15,7 +15,6 @@ Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are pub
 killed job continues where it was, and ends with the table of an undisturbed one.
 """
 
-from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +33,7 @@ from sgrec_core.judge.calls import (
     CallCounts,
     day_states,
     day_texts,
-    known_scores,
+    known_calls,
     paid_before,
     publish_scores,
     request,
@@ -71,7 +70,7 @@ def run(job: Job) -> None:
     groups, without_variance = _groups(job, items)
     pairs = _pairs(job, items)
     units = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
-    known = known_scores(job.lake, version).keys()
+    known = known_calls(job.lake, version)
     chosen = _affordable(job, units, known, items, version)
     wanted = {call for unit in units for call in unit.calls}
     skipped = {call for unit in without_variance for call in unit.calls} - wanted
@@ -159,7 +158,7 @@ def _pairs(job: Job, items: dict[str, tuple[str, str]]) -> list[Unit]:
 
 
 def _affordable(
-    job: Job, units: list[Unit], known: Set[Call], items: dict[str, tuple[str, str]], version: str
+    job: Job, units: list[Unit], known: set[Call], items: dict[str, tuple[str, str]], version: str
 ) -> list[Unit]:
     """The units that ``judge.max_calls`` pays for: whole ones, in their order, up to the first that is too dear.
 

@@ -3,12 +3,13 @@
 A call is a distinct (state, item, item content); with ``judge_version`` it is the key of ``aspect_scores``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sgrec_core.errors import ContractError
 from sgrec_core.items.encoder import item_text
@@ -82,19 +83,23 @@ def _score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: 
     )
 
 
-def known_scores(lake: Lake, version: str) -> dict[Call, list[float] | None]:
-    """Calls of judge ``version`` that need no second one, and what came of them; None for an item without text.
+def known_calls(lake: Lake, version: str) -> set[Call]:
+    """Calls of judge ``version`` that need no second one: scored ones and those about items without text.
 
     Failed calls are not among them: they are tried again.
     """
-    columns = ["state_id", "item_id", "item_hash", "scores", "failure"]
-    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
-    values = zip(*(rows[name].to_pylist() for name in columns), strict=True)
-    return {
-        (state, item, content): scores
-        for state, item, content, scores, failure in values
-        if failure is None or failure == NO_TEXT
-    }
+    return set(_calls(_known_rows(lake, version)))
+
+
+def _known_rows(lake: Lake, version: str, *columns: str) -> pa.Table:
+    """Rows of `known_calls` with their keys and ``columns``."""
+    columns = ("state_id", "item_id", "item_hash", "failure", *columns)
+    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=list(columns))
+    return rows.filter(pc.or_kleene(pc.is_null(rows["failure"]), pc.equal(rows["failure"], NO_TEXT)))
+
+
+def _calls(rows: pa.Table) -> Iterator[Call]:
+    return zip(*(rows[name].to_pylist() for name in ("state_id", "item_id", "item_hash")), strict=True)
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,11 @@ class CachedJudge:
         self._states = day_states(lake, day, state_ids)
         self._engine = make_engine(settings, has_context)
         self.aspects = self._engine.rubric.aspect_ids
-        self._scores = {
-            call: scores for call, scores in known_scores(lake, self.version).items() if call[0] in self._states
+        known = _known_rows(lake, self.version, "scores")
+        self._scores: dict[Call, list[float] | None] = {
+            call: scores
+            for call, scores in zip(_calls(known), known["scores"].to_pylist(), strict=True)
+            if call[0] in self._states
         }
         self._new: list[tuple[Call, JudgeResult]] = []
         self._shard_size = settings.judge.shard_size
