@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.rewards.fusion import UNGATED
 from sgrec_core.rewards.table import fuse_rewards, varied_groups, version_of_day
 from sgrec_core.sampling import digest
 
@@ -42,7 +43,7 @@ def run(job: Job) -> None:
     job.count("objective", fusion.objective)
     groups, covered = rewards.facts["groups_with_business_variance"], rewards.facts["covered_groups"]
     if covered < groups:
-        fate = "keep their business advantage" if fusion.objective in ("a2po", "business") else "get no advantage"
+        fate = "get no advantage" if fusion.objective in UNGATED else "keep their business advantage"
         why = "" if weights.num_rows else "; there are no user weights for the day"
         job.note(f"{groups - covered} of {groups} groups with business variance were not judged and {fate}{why}")
 
@@ -53,7 +54,7 @@ def _judgeable(candidates: pa.Table, job: Job) -> pa.Table:
     Other rows of ``aspect_scores`` must not move the rewards: training on fresh groups adds scores of these states, of
     groups, too, that score_aspects skips for want of business variance.
     """
-    if job.settings.fusion.objective not in ("a2po", "business"):
+    if job.settings.fusion.objective in UNGATED:
         return candidates
     return candidates.filter(pc.is_in(candidates["decision_id"], value_set=varied_groups(candidates)))
 

@@ -38,6 +38,7 @@ from sgrec_core.judge.calls import (
     publish_scores,
     request,
 )
+from sgrec_core.rewards.fusion import UNGATED
 from sgrec_core.rewards.table import varied_groups
 from sgrec_core.sampling import hash_share
 
@@ -115,8 +116,7 @@ def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], li
         )
     judge = job.settings.judge
     orders = hash_share(decisions.tolist(), f"judge-groups-{judge.seed}")
-    # reward_sum and adv_sum take the semantic reward of groups without business variance as well.
-    needs_every_group = job.settings.fusion.objective in ("reward_sum", "adv_sum")
+    needs_every_group = job.settings.fusion.objective in UNGATED
     chosen, without_variance = [], []
     ends = [*starts[1:], len(candidates)]
     for decision, start, end, order in zip(decisions.tolist(), starts, ends, orders.tolist(), strict=True):

@@ -140,7 +140,9 @@ class AggregatorSettings(Section):
 
 
 class FusionSettings(Section):
-    objective: Literal["business", "reward_sum", "adv_sum", "a2po"] = "a2po"
+    objective: Literal["business", "reward_sum", "adv_sum", "a2po", "a2po_centred"] = Field(
+        "a2po", description="a2po_centred takes the mean of the group off again after the paper's gate"
+    )
     epsilon: float = Field(1e-8, gt=0)
 
 

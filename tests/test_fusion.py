@@ -63,6 +63,21 @@ def test_a2po_keeps_the_business_sign_and_stays_within_twice_its_size(pair: tupl
     assert (fused.gate[np.sign(fused.business_advantage) != np.sign(fused.semantic_advantage)] == 0).all()
 
 
+@given(reward_pairs(), st.integers(0, 1000))
+def test_centred_a2po_sums_to_zero_and_differs_by_one_number_a_group(
+    pair: tuple[np.ndarray, np.ndarray], seed: int
+) -> None:
+    business, semantic = pair
+    judged = np.random.default_rng(seed).random(len(business)) < 0.5
+    gated, centred = fusion.a2po(business, semantic, judged), fusion.a2po_centred(business, semantic, judged)
+    np.testing.assert_allclose(centred.advantage.sum(axis=1), 0, atol=1e-9)
+    taken_off = gated.advantage - centred.advantage
+    np.testing.assert_allclose(taken_off, np.broadcast_to(taken_off[:, :1], taken_off.shape), atol=1e-9)
+    np.testing.assert_array_equal(centred.gate, gated.gate)
+    alone = fusion.business(business)
+    np.testing.assert_allclose(centred.advantage[~judged], alone.advantage[~judged], atol=1e-9)
+
+
 @given(reward_pairs(), st.floats(-1e6, 1e6))
 def test_a_group_without_business_variance_gets_nothing(pair: tuple[np.ndarray, np.ndarray], constant: float) -> None:
     business, semantic = pair
@@ -171,11 +186,12 @@ def test_fuse_is_each_objective_where_judged(objective: str) -> None:
     alone = {
         "business": fusion.business(biz[judged]),
         "a2po": fusion.a2po(biz[judged], sem[judged]),
+        "a2po_centred": fusion.a2po_centred(biz[judged], sem[judged]),
         "reward_sum": fusion.reward_sum(biz[judged], sem[judged]),
         "adv_sum": fusion.adv_sum(biz[judged], sem[judged]),
     }[objective]
     np.testing.assert_allclose(fused.advantage[judged], alone.advantage, atol=1e-12)
-    expected = fusion.standardise(biz[~judged]) if objective in ("business", "a2po") else np.zeros((2, 8))
+    expected = fusion.standardise(biz[~judged]) if objective not in fusion.UNGATED else np.zeros((2, 8))
     np.testing.assert_allclose(fused.advantage[~judged], expected, atol=1e-12)
     assert (fused.gate[~judged] == 0).all()
     np.testing.assert_allclose(fused.business_advantage, fusion.standardise(biz), atol=1e-12)
@@ -187,5 +203,7 @@ def test_an_item_that_comes_twice_gets_one_ranking_reward() -> None:
 
 
 def test_fuse_names_the_valid_objectives() -> None:
-    with pytest.raises(ValueError, match="unknown objective 'ppo'; valid are business, reward_sum, adv_sum, a2po"):
+    with pytest.raises(
+        ValueError, match="unknown objective 'ppo'; valid are business, reward_sum, adv_sum, a2po, a2po_centred"
+    ):
         fusion.fuse("ppo", np.zeros((1, 2)), np.zeros((1, 2)), np.array([True]))

@@ -123,6 +123,13 @@ def test_without_judge_or_aggregator_rewards_are_business_only(without: str) -> 
     assert table.rows["aspects"].null_count == 0
 
 
+def test_centred_a2po_takes_the_mean_of_each_group_off_and_keeps_what_was_not_judged() -> None:
+    gated, centred = fuse(scores(scores=None)), fuse(scores(scores=None), objective="a2po_centred")
+    advantage = matrix(gated, "advantage")
+    np.testing.assert_allclose(matrix(centred, "advantage"), advantage - advantage.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(matrix(centred, "advantage")[2], fusion.standardise(BUSINESS)[2], atol=1e-12)
+
+
 def test_objectives_that_need_every_group_judged_leave_the_others_out() -> None:
     summed = fuse(scores(scores=None), objective="adv_sum")
     semantic = matrix(summed, "semantic_advantage")

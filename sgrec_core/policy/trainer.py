@@ -21,7 +21,7 @@ from sgrec_core.generator.model import Generator
 from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, rate_at
 from sgrec_core.generator.trie import ItemTrie
 from sgrec_core.policy.objectives import clipped_policy_loss
-from sgrec_core.rewards.fusion import fuse, fusion_facts, standardise
+from sgrec_core.rewards.fusion import UNGATED, fuse, fusion_facts, standardise
 
 BusinessReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Prompts [B] (rows of the histories) and candidates [B, G] (item indices) to rewards [B, G]."""
@@ -122,7 +122,7 @@ def train_on_policy(
     """Improve ``model`` in place on fresh rollouts of the prompts ``histories`` [N, n]; statistics of each step.
 
     Each step rolls out a batch of groups with the policy as it is, rewards them, and computes advantages from the raw
-    rewards. Under ``a2po`` groups without business variance are not judged, nor those of prompts outside ``may_judge``
+    rewards. Unless the objective is `UNGATED`, groups without business variance are not judged, nor those of prompts outside ``may_judge``
     [N] (the sampled share p; default: all); what was not judged keeps its business advantage. The reference of the KL penalty is the policy at the start.
     Without ``semantic`` nothing is judged. The statistics are those of `train_stored` and, for each step,
     those of `fusion_facts`, groups_with_advantage and the mean business reward.
@@ -186,10 +186,10 @@ def _judge(
     judged = np.zeros(len(items), dtype=bool)
     if semantic is None or rollout.objective == "business":
         return judged, rewards
-    if rollout.objective == "a2po":
-        chosen = standardise(business).any(axis=1) & judgeable
-    else:
+    if rollout.objective in UNGATED:
         chosen = np.ones(len(items), dtype=bool)
+    else:
+        chosen = standardise(business).any(axis=1) & judgeable
     if chosen.any():
         found = semantic(rows[chosen], items[chosen])
         complete = np.isfinite(found).all(axis=1)

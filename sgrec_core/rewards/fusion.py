@@ -2,10 +2,10 @@
 
 Rewards go in as [N, G]: N rollout groups of G candidates. numpy or torch in, the same out; computed in float64.
 Standardisation is within the group with the population deviation, and a deviation at or below 1e-8 gives zeros.
-Nothing is re-centred after fusion.
+Nothing is re-centred after fusion but by `a2po_centred`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -53,6 +53,18 @@ def a2po(business: Array, semantic: Array, judged: Array | None = None, eps: flo
     return _advantages(business, biz + gate * sem, gate, biz, sem)
 
 
+def a2po_centred(business: Array, semantic: Array, judged: Array | None = None, eps: float = 1e-8) -> Advantages[Array]:
+    """`a2po` less the mean of the group, so that a group's advantages sum to zero again. Ours, not the paper's.
+
+    The gate adds to each candidate by its own size, so that A2PO's advantages of a group do not sum to zero: with one hit
+    in 16 they sum to about -1.3, which pushes down what the policy ranks high (docs/lab-notes.md, "the gate un-centres
+    the advantages"). Centred, an advantage may differ in sign from A_biz.
+    """
+    fused = a2po(business, semantic, judged, eps)
+    advantage = _double(fused.advantage)
+    return replace(fused, advantage=_like(business, advantage - advantage.mean(dim=1, keepdim=True)))
+
+
 def business(rewards: Array) -> Advantages[Array]:
     """Ablation "business only": A = A_biz."""
     biz = _standardise(_double(rewards))
@@ -75,7 +87,9 @@ def adv_sum(business: Array, semantic: Array) -> Advantages[Array]:
     return _advantages(business, biz + sem, torch.ones_like(biz), biz, sem)
 
 
-OBJECTIVES = ("business", "reward_sum", "adv_sum", "a2po")
+OBJECTIVES = ("business", "reward_sum", "adv_sum", "a2po", "a2po_centred")
+UNGATED = ("reward_sum", "adv_sum")
+"""Objectives that learn from groups without business variance as well, and only from judged ones."""
 
 
 def fuse(
@@ -83,14 +97,16 @@ def fuse(
 ) -> Advantages[Array]:
     """Advantages of groups of which ``judged`` [N] have semantic rewards, by the name of the objective.
 
-    A group that was not judged keeps its business advantage under ``a2po``; under ``reward_sum`` and ``adv_sum``, which
-    are not defined for it, it gets none. Business and semantic advantage are the same whatever the objective.
+    A group that was not judged keeps its business advantage; under the `UNGATED` objectives, which are not defined for
+    it, it gets none. Business and semantic advantage are the same whatever the objective.
 
     Raises:
         ValueError: the objective is unknown, or a judged group lacks a semantic reward.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}; valid are {', '.join(OBJECTIVES)}")
+    if objective == "a2po_centred":
+        return a2po_centred(business_reward, semantic, judged, eps)
     gated = a2po(business_reward, semantic, judged, eps)
     if objective == "a2po":
         return gated

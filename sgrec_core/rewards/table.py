@@ -67,12 +67,11 @@ def fuse_rewards(
         item_hashes: item_id and item_hash of the day's items; scores of other content of an item do not count.
         scores: rows of ``aspect_scores`` of one judge version.
         weights: rows of ``user_weights`` of the day.
-        objective: ``a2po``, ``business``, ``reward_sum`` or ``adv_sum``.
+        objective: one of `fusion.OBJECTIVES`.
         epsilon: the eps of A2PO's gate.
 
     A group is judged when every candidate has scores and its state has weights for the same aspects. Groups that are
-    not judged keep their business advantage; for ``reward_sum`` and ``adv_sum``, which are not defined for them, they
-    get none.
+    not judged keep their business advantage; under the objectives `fusion.UNGATED` they get none.
     """
     candidates = candidates.sort_by([("decision_id", "ascending"), ("rank", "ascending")])
     groups = pc.count_distinct(candidates["decision_id"]).as_py()
