@@ -22,7 +22,7 @@ from sgrec_core.items import TextEncoder
 from sgrec_core.items.codes import assign_codes
 from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.judge import load_rubric
-from sgrec_core.judge.engines import EmbeddingEngine
+from sgrec_core.judge.embedding import EmbeddingEngine
 from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.settings import Settings
 

@@ -25,7 +25,8 @@ from sgrec_core.generator.training import Windows, cut_windows
 from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.items.codes import assign_codes
 from sgrec_core.items.fitting import fit_quantiser
-from sgrec_core.judge.engines import EmbeddingEngine, JudgeRequest
+from sgrec_core.judge.embedding import EmbeddingEngine
+from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.logs import simulator
 from sgrec_core.logs.context import DAYPARTS

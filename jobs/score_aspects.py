@@ -38,9 +38,12 @@ from sgrec_core.judge.calls import (
     publish_scores,
     request,
 )
+from sgrec_core.judge.prompt import flags
 from sgrec_core.rewards.fusion import UNGATED
 from sgrec_core.rewards.table import varied_groups
 from sgrec_core.sampling import hash_share
+
+FLAGGED_SHOWN = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +98,32 @@ def run(job: Job) -> None:
     job.count("judge_without_text", made.without_text)
     job.count("judge_paid", made.paid)
     job.count("judge_failed", made.failed)
+    if made.format_measured:
+        job.count("judge_left_format", made.left_format / made.format_measured)
+    if engine.usage.prompt:
+        for name, value in vars(engine.usage).items():
+            job.count(f"judge_tokens_{name}", value)
+    flagged = _flagged({item for _, item, _ in wanted}, items, engine)
+    job.count("judge_flagged", len(flagged))
+    if flagged:
+        job.count("judge_flagged_items", dict(list(flagged.items())[:FLAGGED_SHOWN]))
+        job.note(
+            f"{len(flagged)} judged items have texts with markup, chat markers, hidden characters or words that address the"
+            " judge; they were judged as data, look at them: " + ", ".join(list(flagged)[:5])
+        )
     if len(chosen) < len(units):
         job.note(
             f"judge.max_calls={job.settings.judge.max_calls}: {len(units) - len(chosen)} of {len(units)} groups and "
             "pairs were not judged; such groups fall back to the business reward"
         )
+
+
+def _flagged(wanted: set[str], items: dict[str, tuple[str, str]], engine: Engine) -> dict[str, list[str]]:
+    """item_id -> what is suspicious about its text, the most suspicious first."""
+    found = {item: flags(items[item][1], engine.rubric.limits.item) for item in wanted}
+    return dict(
+        sorted(((item, signs) for item, signs in found.items() if signs), key=lambda pair: (-len(pair[1]), pair[0]))
+    )
 
 
 def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:

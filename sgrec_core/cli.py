@@ -50,7 +50,7 @@ Input = Annotated[
     ),
 ]
 Judge = Annotated[
-    Literal["embedding", "vllm"] | None,
+    Literal["embedding", "vllm", "server"] | None,
     typer.Option(
         "--judge", help="Engine of the judge. Default: SGREC_JUDGE__ENGINE, else embedding.", show_default=False
     ),

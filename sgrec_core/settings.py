@@ -115,11 +115,28 @@ class RolloutSettings(Section):
 
 
 class JudgeSettings(Section):
-    engine: Literal["embedding", "vllm"] = "embedding"
+    engine: Literal["embedding", "vllm", "server"] = Field(
+        "embedding", description="server: any server with OpenAI's chat completions, for example `vllm serve`"
+    )
+    rubric: Path | None = Field(None, description="a YAML file like sgrec_core/judge/rubric.yaml, which is the default")
+    mode: Literal["labels", "reasoning"] = Field(
+        "labels",
+        description="expected score over the probabilities of an aspect's labels, or reasoning and levels as JSON",
+    )
+    reasoning_characters: int = Field(600, ge=1, description="room for the reasoning, with mode=reasoning")
+    format_sample: int = Field(
+        32, ge=0, description="with mode=reasoning, so many calls a run are answered without the schema as well"
+    )
     model: str = Field(
         "tiny", description="a Hugging Face name or folder; 'tiny' is an untrained model made on the spot"
     )
     revision: str | None = Field(None, description="commit of a model given by its Hugging Face name; needed for those")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model, with engine=vllm")
+    server_url: str = "http://localhost:8000/v1"
+    served_name: str | None = Field(None, description="what the server calls the model, where that is not judge.model")
+    concurrency: int = Field(64, ge=1, description="calls to the server at once")
+    timeout: float = Field(120.0, gt=0, description="seconds that a call to the server may take")
+    retries: int = Field(3, ge=0, description="further tries of a call to the server that failed")
     max_model_len: int = Field(8192, ge=512, description="tokens of prompt and answer; longer prompts become failures")
     kv_cache_gib: float = Field(1.0, gt=0, description="memory for vLLM's key-value cache on a CPU")
     sampling_ratio: float = Field(1.0, gt=0, le=1, description="p: share of the groups with business variance")

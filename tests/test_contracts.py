@@ -78,10 +78,8 @@ def test_a_lossy_type_is_refused() -> None:
 @pytest.mark.parametrize("scores", [[0.5, 1.5], [float("nan")], [0.5, None]])
 def test_elements_of_lists_are_checked(scores: list) -> None:
     contract = load_contract("aspect_scores")
-    row = {"judge_version": "v", "state_id": "s", "item_id": "i", "item_hash": "h", "aspects": ["a"], "evidence": None}
-    data = pa.table(
-        {**{k: [v] for k, v in row.items()}, "scores": pa.array([scores], pa.list_(pa.float32())), "failure": [None]}
-    )
+    row = {"judge_version": "v", "state_id": "s", "item_id": "i", "item_hash": "h", "aspects": ["a"], "scores": scores}
+    data = pa.Table.from_pylist([row], schema=contract.arrow_schema)
     with pytest.raises(ContractError, match="column scores"):
         contract.check(contract.conform(data))
 

@@ -96,13 +96,11 @@ def test_delta_itself_refuses_rows_that_break_a_constraint(lake: Lake) -> None:
 
 
 def scores(state: str, value: float | None) -> pa.Table:
-    return pa.table(
-        {
-            "judge_version": ["v"], "state_id": [state], "item_id": ["i"], "item_hash": ["h"], "aspects": [["s0"]],
-            "scores": pa.array([None if value is None else [value]], pa.list_(pa.float32())),
-            "evidence": pa.array([None], pa.string()), "failure": ["timeout" if value is None else None],
-        }
-    )  # fmt: skip
+    row = {
+        "judge_version": "v", "state_id": state, "item_id": "i", "item_hash": "h", "aspects": ["s0"],
+        "scores": None if value is None else [value], "failure": "timeout" if value is None else None,
+    }  # fmt: skip
+    return pa.Table.from_pylist([row], schema=load_contract("aspect_scores").arrow_schema)
 
 
 def test_upsert_adds_new_keys_and_replaces_known_ones(lake: Lake) -> None:

@@ -84,6 +84,9 @@ def test_a_good_night(good_night: Path) -> None:
         "unaffordable": 0,
         "paid": 92,
         "failed": 1,
+        "left_format": 0.031,
+        "flagged": 1,
+        "flagged_items": {"i<3>": ["markup", "chat marker"]},
     }
     assert summary["reward"] == FACTS["materialize_rewards"]
     evaluation = summary["evaluation"]

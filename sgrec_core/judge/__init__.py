@@ -2,7 +2,9 @@
 
 import json
 
-from sgrec_core.judge.engines import EmbeddingEngine, JudgeRequest, JudgeResult, VllmEngine
+from sgrec_core.judge.embedding import EmbeddingEngine
+from sgrec_core.judge.language_model import LanguageModelEngine
+from sgrec_core.judge.request import JudgeRequest, JudgeResult
 from sgrec_core.judge.rubric import Aspect, Level, Rubric, load_rubric
 from sgrec_core.lake import Lake
 from sgrec_core.sampling import digest
@@ -13,9 +15,9 @@ __all__ = [
     "EmbeddingEngine",
     "JudgeRequest",
     "JudgeResult",
+    "LanguageModelEngine",
     "Level",
     "Rubric",
-    "VllmEngine",
     "day_has_context",
     "is_meaningless",
     "judge_version",
@@ -23,7 +25,7 @@ __all__ = [
     "make_engine",
 ]
 
-Engine = EmbeddingEngine | VllmEngine
+Engine = EmbeddingEngine | LanguageModelEngine
 
 
 def make_engine(settings: Settings, has_context: bool) -> Engine:
@@ -34,8 +36,9 @@ def make_engine(settings: Settings, has_context: bool) -> Engine:
     Raises:
         SettingsError: the rubric or the model setting is not valid.
     """
-    rubric = load_rubric(has_context)
-    return VllmEngine(settings, rubric) if settings.judge.engine == "vllm" else EmbeddingEngine(settings, rubric)
+    rubric = load_rubric(has_context, settings.judge.rubric)
+    kind = EmbeddingEngine if settings.judge.engine == "embedding" else LanguageModelEngine
+    return kind(settings, rubric)
 
 
 def judge_version(settings: Settings, has_context: bool) -> str:
@@ -57,4 +60,4 @@ def day_has_context(lake: Lake, day: str) -> bool:
 
 def is_meaningless(settings: Settings) -> bool:
     """Whether the judge's scores say nothing, because an untrained model made on the spot gives them."""
-    return settings.judge.engine == "vllm" and settings.judge.model == "tiny"
+    return settings.judge.engine != "embedding" and settings.judge.model == "tiny"

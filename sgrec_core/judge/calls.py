@@ -4,7 +4,7 @@ A call is a distinct (state, item, item content); with ``judge_version`` it is t
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from sgrec_core.errors import ContractError
 from sgrec_core.items.encoder import item_text
 from sgrec_core.judge import day_has_context, judge_version, make_engine
-from sgrec_core.judge.engines import NO_TEXT, JudgeRequest, JudgeResult
+from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult
 from sgrec_core.lake import Lake
 from sgrec_core.settings import Settings
 
@@ -77,6 +77,8 @@ def _score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: 
             "item_hash": [content for _, _, content in calls],
             "aspects": [aspects] * len(calls),
             "scores": pa.array([result.scores for result in results], pa.list_(pa.float32())),
+            "probabilities": pa.array([result.probabilities for result in results], pa.list_(pa.float32())),
+            "format_mass": pa.array([result.format_mass for result in results], pa.float64()),
             "evidence": pa.array([result.evidence for result in results], pa.string()),
             "failure": pa.array([result.failure for result in results], pa.string()),
         }
@@ -109,9 +111,13 @@ class CallCounts:
     paid: int = 0
     without_text: int = 0
     failed: int = 0
+    format_measured: int = 0
+    """Calls of which it was measured how likely the model would have left the format."""
+    left_format: float = 0.0
+    """The sum of these probabilities."""
 
     def __add__(self, other: "CallCounts") -> "CallCounts":
-        return CallCounts(self.paid + other.paid, self.without_text + other.without_text, self.failed + other.failed)
+        return CallCounts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def publish_scores(
@@ -120,7 +126,8 @@ def publish_scores(
     """Upsert rows of ``aspect_scores`` in one commit, which says what they cost `paid_before`."""
     without_text = sum(result.failure == NO_TEXT for result in results)
     failed = sum(result.failure is not None for result in results) - without_text
-    counts = CallCounts(len(calls) - without_text, without_text, failed)
+    masses = [result.format_mass for result in results if result.format_mass is not None]
+    counts = CallCounts(len(calls) - without_text, without_text, failed, len(masses), len(masses) - sum(masses))
     lake.upsert(
         "aspect_scores",
         _score_rows(calls, results, version, aspects),

@@ -6,11 +6,18 @@ also breaks the chat markers of every model family that we know (``<|im_end|>``,
 """
 
 import json
+import re
 import unicodedata
 from typing import Any
 
-from sgrec_core.judge.rubric import Rubric
+from sgrec_core.judge.request import JudgeRequest
+from sgrec_core.judge.rubric import Aspect, Rubric
 
+REASONING = "reasoning"
+"""The key of the reasoning in an answer."""
+
+_BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Classes of the characters that turn the direction of text."""
 _LOOK_ALIKES = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")"})
 
 
@@ -31,6 +38,55 @@ def clean(text: str, limit: int) -> str:
     )
     line = " ".join(kept.translate(_LOOK_ALIKES).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+_SIGNS = {
+    "markup": re.compile(r"[<>\[\]]"),
+    "chat marker": re.compile(
+        r"<\s*/?\s*[|\w ]{1,40}\|?\s*>|\[/?\s*(INST|SYS|AVAILABLE_TOOLS)\s*\]|<<\s*/?SYS\s*>>"
+        r"|(^|\n)\W{0,4}(system|assistant|user|human|developer|instruction|response)\W{0,3}:",
+        re.IGNORECASE,
+    ),
+    "JSON": re.compile(r"""["']\s*:\s*\\?["'\[{0-9]|\{\s*["']"""),
+    "instruction": re.compile(
+        r"(?i:\b(ignore|disregard|forget|override|bypass)\b.{0,30}\b(previous|prior|above|earlier|everything|history|rubric|rules|instructions?)\b)"
+        r"|(?i:\b(rubric|system prompt|evaluator|language model|as an ai|the judge|previous instructions)\b)"
+        r"|(?i:\b(answer|reply|respond|rate|output|print|select|choose|pick|give|score)\b).{0,40}\b(A|s[0-3]|(?i:highest|best|top) (?i:level|score)|1\.0)(?=\W|$)"
+        r"|(?i:\bs[0-3]\s*[=:])|(?i:\blevel) A\b",
+    ),
+    "label": re.compile(r"^\W*[A-E]\W*$|\b([A-E])\b(\W+\1\b){2,}"),
+}
+
+
+def flags(text: str, limit: int) -> list[str]:
+    """What is suspicious about a text that reaches the judge: for people to look at, not a filter.
+
+    Every text is cleaned in the same way, flagged or not. One or more of: ``control character``, ``bidirectional``,
+    ``invisible``, ``markup``, ``chat marker``, ``JSON``, ``instruction`` (English words for it), ``label``, ``long``
+    (more than four times what is kept).
+    """
+    raw = text[: 4 * limit]
+    found = []
+    if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r" for character in raw):
+        found.append("control character")
+    if any(unicodedata.bidirectional(character) in _BIDIRECTIONAL for character in raw):
+        found.append("bidirectional")
+    if any(
+        unicodedata.category(character) in ("Cf", "Co", "Cn")
+        and unicodedata.bidirectional(character) not in _BIDIRECTIONAL
+        for character in raw
+    ):
+        found.append("invisible")
+    # What is invisible may stand in the midst of a word that is looked for.
+    visible = "".join(
+        character
+        for character in unicodedata.normalize("NFKC", raw)
+        if character in "\t\n\r" or unicodedata.category(character)[0] != "C"
+    )
+    found += [name for name, sign in _SIGNS.items() if sign.search(visible)]
+    if len(text) > 4 * limit:
+        found.append("long")
+    return found
 
 
 def describe(document: str | None, limit: int) -> str | None:
@@ -73,58 +129,73 @@ def system_message(rubric: Rubric) -> str:
         + "\n".join(f"  {level.label}: {level.meaning}" for level in aspect.levels)
         for aspect in rubric.aspects
     )
-    example = json.dumps({aspect.id: aspect.levels[0].label for aspect in rubric.aspects}, separators=(",", ":"))
-    # Replaced one by one rather than formatted: the texts hold braces of their own.
-    return rubric.system_prompt.replace("{aspects}", aspects).replace("{example}", example).strip()
+    return _fill(rubric.prompt.system, {"aspects": aspects})
 
 
-def user_message(
-    rubric: Rubric, *, profile: str | None, context: str | None, history_texts: list[str], item_text: str
-) -> str:
-    """User state first, item last, so that requests of one state share the longer part."""
+def label_question(rubric: Rubric, aspect: Aspect) -> str:
+    """Asks for the level of one aspect as one letter."""
+    words = {"id": aspect.id, "title": aspect.title, "labels": ", ".join(aspect.value_of)}
+    return _fill(rubric.prompt.label_question, words)
+
+
+def reasoning_question(rubric: Rubric) -> str:
+    """Asks for the reasoning and all levels as one JSON object."""
+    example = {REASONING: "..."} | {aspect.id: aspect.levels[0].label for aspect in rubric.aspects}
+    return _fill(rubric.prompt.reasoning_question, {"example": json.dumps(example, separators=(",", ":"))})
+
+
+def user_message(rubric: Rubric, request: JudgeRequest, question: str) -> str:
+    """User state first, then the item, the question last, so that requests of one state share the longer part."""
     limits = rubric.limits
-    history = [clean(text, limits.history_entry) for text in history_texts[-limits.history_entries :]]
+    entries = request.history_texts[-limits.history_entries :] if limits.history_entries else ()
+    history = [clean(text, limits.history_entry) for text in entries]
     parts = {
-        "profile": describe(profile, limits.profile),
-        "context": describe(context, limits.context),
+        "profile": describe(request.profile, limits.profile),
+        "context": describe(request.context, limits.context),
         "history": "\n".join(f"{number}. {text}" for number, text in enumerate(history, 1)),
-        "item": clean(item_text, limits.item),
+        "item": clean(request.item_text, limits.item),
+        "question": question,
     }
-    head, *rest = rubric.user_prompt.split("{")
-    message = head
-    for piece in rest:
-        name, _, tail = piece.partition("}")
-        message += (parts[name] or rubric.absent) + tail
-    return message.strip()
+    return _fill(rubric.prompt.user, {name: text or rubric.prompt.absent for name, text in parts.items()})
 
 
-def answer_schema(rubric: Rubric) -> dict[str, Any]:
-    """The JSON schema of an answer: one level label an aspect, nothing else."""
-    properties = {aspect.id: {"type": "string", "enum": list(aspect.value_of)} for aspect in rubric.aspects}
+def _fill(template: str, words: dict[str, str]) -> str:
+    """``template`` with each {name} replaced; in one pass, because the words may hold braces of their own."""
+    return re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), template).strip()
+
+
+def answer_schema(rubric: Rubric, reasoning_characters: int) -> dict[str, Any]:
+    """The JSON schema of a reasoned answer: the reasoning first, then one level label an aspect, nothing else."""
+    properties: dict[str, Any] = {REASONING: {"type": "string", "maxLength": reasoning_characters}}
+    properties |= {aspect.id: {"type": "string", "enum": list(aspect.value_of)} for aspect in rubric.aspects}
     return {
         "type": "object",
         "properties": properties,
-        "required": rubric.aspect_ids,
+        "required": list(properties),
         "additionalProperties": False,
     }
 
 
-def read_answer(rubric: Rubric, text: str) -> list[float]:
-    """The scores in an answer, in the order of ``rubric.aspects``.
+def read_answer(rubric: Rubric, text: str) -> tuple[list[float], str]:
+    """The scores in an answer, in the order of ``rubric.aspects``, and the reasoning, cleaned.
 
     Raises:
         ValueError: the text is not an answer in the schema; the message says what is wrong.
     """
     try:
-        answer = json.loads(text)
+        # Grammars for texts of bounded length let control characters through; `clean` takes them out.
+        answer = json.loads(text, strict=False)
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(answer, dict) or set(answer) != set(rubric.aspect_ids):
-        raise ValueError(f"expected an object with the keys {rubric.aspect_ids}")
+    names = [REASONING, *rubric.aspect_ids]
+    if not isinstance(answer, dict) or set(answer) != set(names):
+        raise ValueError(f"expected an object with the keys {names}")
+    if not isinstance(answer[REASONING], str):
+        raise ValueError(f"{REASONING} is no text")
     scores = []
     for aspect in rubric.aspects:
         label = answer[aspect.id]
         if not isinstance(label, str) or label not in aspect.value_of:
             raise ValueError(f"{aspect.id} is {label!r}, not one of {sorted(aspect.value_of)}")
         scores.append(aspect.value_of[label])
-    return scores
+    return scores, clean(answer[REASONING], len(answer[REASONING]))

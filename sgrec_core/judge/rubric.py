@@ -1,29 +1,34 @@
-"""The rubric: which aspects are judged, on which scales, in which words; read from ``rubric.yaml``."""
+"""The rubric: which aspects are judged, on which scales, in which words; read from a YAML file."""
 
 import hashlib
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib.resources import files
+from pathlib import Path
+from typing import Self
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sgrec_core.errors import SettingsError
 
+DEFAULT = Path(__file__).with_name("rubric.yaml")
 
-@dataclass(frozen=True, kw_only=True)
-class Level:
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Level(_Part):
     """One step of an aspect's scale: the single-letter label that an LLM answers with, and the score it stands for."""
 
-    label: str
-    value: float
-    meaning: str
+    label: str = Field(pattern="^[A-Z]$")
+    value: float = Field(ge=-1, le=1)
+    meaning: str = Field(min_length=1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Aspect:
+class Aspect(_Part):
     """One question of the rubric, with its levels from best to worst."""
 
-    id: str
+    id: str = Field(pattern="^[a-z][a-z0-9_]*$")
     title: str
     question: str
     levels: tuple[Level, ...]
@@ -42,27 +47,54 @@ class Aspect:
         """Label -> score."""
         return {level.label: level.value for level in self.levels}
 
+    @model_validator(mode="after")
+    def _levels_differ(self) -> Self:
+        if len(self.value_of) != len(self.levels) or self.lowest == self.highest:
+            raise ValueError("needs distinct labels and at least two scores")
+        return self
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
+
+class Limits(_Part):
     """How many characters (and history entries) of each text reach the judge."""
 
-    history_entries: int
-    history_entry: int
-    profile: int
-    context: int
-    item: int
+    history_entries: int = Field(ge=0)
+    history_entry: int = Field(ge=2)
+    profile: int = Field(ge=2)
+    context: int = Field(ge=2)
+    item: int = Field(ge=2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rubric:
+class Prompt(_Part):
+    """The wording. Names in braces are filled in; `_PLACEHOLDERS` says which each text needs."""
+
+    system: str
+    user: str
+    absent: str
+    label_question: str
+    reasoning_question: str
+
+    @model_validator(mode="after")
+    def _placeholders_are_there(self) -> Self:
+        for name, needed in _PLACEHOLDERS.items():
+            if missing := [f"{{{word}}}" for word in needed if f"{{{word}}}" not in getattr(self, name)]:
+                raise ValueError(f"{name} lacks {', '.join(missing)}")
+        return self
+
+
+_PLACEHOLDERS = {
+    "system": ("aspects",),
+    "user": ("profile", "context", "history", "item", "question"),
+    "label_question": ("id", "labels"),
+    "reasoning_question": ("example",),
+}
+
+
+class Rubric(_Part):
     """The aspects that are judged on one data set, with the prompt that asks for them."""
 
-    aspects: tuple[Aspect, ...]
+    aspects: tuple[Aspect, ...] = Field(min_length=1)
     limits: Limits
-    system_prompt: str
-    user_prompt: str
-    absent: str
+    prompt: Prompt
     text: str
     """The whole rubric file: what ``judge_version`` hashes, and what the tiny model's tokenizer is trained on."""
 
@@ -76,29 +108,31 @@ class Rubric:
 
 
 @lru_cache
-def load_rubric(has_context: bool) -> Rubric:
+def load_rubric(has_context: bool, path: Path | None = None) -> Rubric:
     """The rubric for data with or without context; without one, aspects that need it are dropped.
 
+    ``path`` None is the rubric that comes with sgrec.
+
     Raises:
-        SettingsError: the file breaks a rule that the engines rely on.
+        SettingsError: the file is missing or breaks a rule that the engines rely on.
     """
-    text = files(__package__).joinpath("rubric.yaml").read_text(encoding="utf-8")
-    tree = yaml.safe_load(text)
-    aspects = tuple(
-        Aspect(**{**entry, "levels": tuple(Level(**level) for level in entry["levels"])})
-        for entry in tree["aspects"]
-        if has_context or not entry.get("needs_context", False)
-    )
-    for aspect in aspects:
-        if len(aspect.value_of) != len(aspect.levels) or aspect.lowest == aspect.highest:
-            raise SettingsError(f"rubric.yaml: aspect {aspect.id!r} needs distinct labels and at least two scores")
-        if wrong := [level.label for level in aspect.levels if len(level.label) != 1]:
-            raise SettingsError(f"rubric.yaml: labels of aspect {aspect.id!r} must be single letters, not {wrong}")
-    return Rubric(
-        aspects=aspects,
-        limits=Limits(**tree["limits"]),
-        system_prompt=tree["prompt"]["system"],
-        user_prompt=tree["prompt"]["user"],
-        absent=tree["prompt"]["absent"],
-        text=text,
-    )
+    path = path or DEFAULT
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"rubric {path}: {error}") from None
+    if not isinstance(tree, dict):
+        raise SettingsError(f"rubric {path}: valid is a mapping with aspects, limits and prompt, like {DEFAULT}")
+    try:
+        rubric = Rubric.model_validate({**tree, "text": text})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise SettingsError(f"rubric {path}: {place}: {first['msg']} (found {str(first['input'])[:80]!r})") from None
+    if len(set(rubric.aspect_ids)) < len(rubric.aspects):
+        raise SettingsError(f"rubric {path}: aspects must have distinct ids, not {rubric.aspect_ids}")
+    kept = tuple(aspect for aspect in rubric.aspects if has_context or not aspect.needs_context)
+    if not kept:
+        raise SettingsError(f"rubric {path}: every aspect needs a context, and the data has none")
+    return rubric.model_copy(update={"aspects": kept})

@@ -17,7 +17,19 @@ from sgrec_core.quality.validation import short, write_json
 from sgrec_core.settings import Settings
 
 TEMPLATE = "report.html.jinja"
-JUDGE_FACTS = ("engine", "version", "asked", "cached", "skipped", "unaffordable", "paid", "failed")
+JUDGE_FACTS = (
+    "engine",
+    "version",
+    "asked",
+    "cached",
+    "skipped",
+    "unaffordable",
+    "paid",
+    "failed",
+    "left_format",
+    "flagged",
+    "flagged_items",
+)
 """Facts of ``score_aspects``, there with the prefix ``judge_``."""
 REWARD_FACTS = (
     "agreement_rate",
@@ -61,7 +73,8 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
 
     Keys: ``day``; ``status`` (succeeded or stopped); ``stopped_at`` (task), ``reason``, ``since``; ``source``; ``rows``
     {in, accepted, rejected, rejected_by_reason}; ``checks`` {run, failed_critical, failed_warning}; ``judge`` {engine,
-    version, meaningless, asked, cached, skipped, unaffordable, paid, failed}; ``reward`` {agreement_rate, mean_gate,
+    version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, flagged, flagged_items
+    {item: signs}}; ``reward`` {agreement_rate, mean_gate,
     groups, groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
     intervals}, difference, promoted, reason}; ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table:
     version}; ``paths`` {report, data_docs, models, lake}; ``notes`` [{stage, text}].

@@ -1,0 +1,348 @@
+"""What runs a language model: vLLM in this process, or any server with OpenAI's chat completions."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from sgrec_core.errors import SettingsError
+from sgrec_core.judge.request import Usage
+from sgrec_core.judge.tiny_model import make_tiny_model
+from sgrec_core.settings import Settings
+
+Chat = list[dict[str, str]]
+"""Messages with role and content."""
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a chat has no answer."""
+
+    reason: str
+
+
+class Backend(Protocol):
+    """Answers to chats, in their order; what one chat does wrong is its own `Failed`."""
+
+    CHAT_TEMPLATE_ARGUMENTS: dict[str, Any]
+    usage: Usage
+
+    def fits(self, chat: Chat, answer_tokens: int) -> bool:
+        """Whether chat and answer fit into the model's window, as far as that can be told before asking."""
+
+    def label_log_probs(
+        self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
+    ) -> list[dict[str, float] | Failed]:
+        """For each chat the log-probability of each of its labels as the first token of the answer."""
+
+    def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
+        """Greedy answers of at most ``max_tokens``, bound to a JSON schema if there is one."""
+
+
+class Vllm:
+    """vLLM's offline engine. It starts with the first chat.
+
+    Raises (by every method that asks the model):
+        SettingsError: vLLM is missing, or cannot load the model, or its tokenizer has no single token for a label.
+    """
+
+    CHAT_TEMPLATE_ARGUMENTS = {"enable_thinking": False}
+    """Read by the templates of hybrid reasoning models, ignored by others: the answer starts at once."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.usage = Usage()
+        self._llm: Any = None
+
+    def fits(self, chat: Chat, answer_tokens: int) -> bool:
+        return len(self._tokens(chat)) <= self._room(answer_tokens)
+
+    def label_log_probs(
+        self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
+    ) -> list[dict[str, float] | Failed]:
+        self._start()
+        from vllm import SamplingParams
+
+        tokens = {label: self._label_token(label) for of_chat in labels for label in of_chat}
+        sampling = [
+            SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=[tokens[label] for label in of_chat])
+            for of_chat in labels
+        ]
+        outputs = self._generate(chats, sampling, answer_tokens=1)
+        return [
+            output
+            if isinstance(output, Failed)
+            else {label: output.logprobs[0][tokens[label]].logprob for label in of_chat}
+            for output, of_chat in zip(outputs, labels, strict=True)
+        ]
+
+    def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
+        if not chats:
+            return []
+        self._start()
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
+        )
+        outputs = self._generate(chats, [sampling] * len(chats), max_tokens)
+        return [output if isinstance(output, Failed) else output.text for output in outputs]
+
+    def _generate(self, chats: Sequence[Chat], sampling: Sequence[Any], answer_tokens: int) -> list[Any]:
+        """vLLM's completions."""
+        room = self._room(answer_tokens)
+        tokens = [self._tokens(chat) for chat in chats]
+        fitting = [place for place, prompt in enumerate(tokens) if len(prompt) <= room]
+        # A warm prefix cache can change an answer by rounding; starting each call cold, a call's answers do not
+        # depend on the calls before it, and a killed night that continues gives what an undisturbed one gives.
+        self._llm.reset_prefix_cache()
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": tokens[place]} for place in fitting],
+            [sampling[place] for place in fitting],
+            use_tqdm=False,
+        )
+        answers: list[Any] = [
+            Failed(f"prompt of {len(prompt)} tokens; at most {room} fit (judge.max_model_len)") for prompt in tokens
+        ]
+        for place, output in zip(fitting, outputs, strict=True):
+            answers[place] = output.outputs[0]
+            self.usage.prompt += len(tokens[place])
+            self.usage.cached += output.num_cached_tokens or 0
+            self.usage.generated += len(output.outputs[0].token_ids)
+        return answers
+
+    def _room(self, answer_tokens: int) -> int:
+        return int(self._start().model_config.max_model_len) - answer_tokens
+
+    def _tokens(self, chat: Chat) -> list[int]:
+        found: list[int] = (
+            self._start()
+            .get_tokenizer()
+            .apply_chat_template(
+                chat, tokenize=True, add_generation_prompt=True, return_dict=False, **self.CHAT_TEMPLATE_ARGUMENTS
+            )
+        )
+        return found
+
+    def _label_token(self, label: str) -> int:
+        tokens = self._start().get_tokenizer().encode(label, add_special_tokens=False)
+        if len(tokens) != 1:
+            raise SettingsError(
+                f"judge.model={self.settings.judge.model!r} writes label {label!r} with {len(tokens)} tokens;"
+                " judge.mode=labels needs one; use judge.mode=reasoning"
+            )
+        return int(tokens[0])
+
+    def _start(self) -> Any:
+        if self._llm is not None:
+            return self._llm
+        judge = self.settings.judge
+        cache = self.settings.home.resolve() / "models"
+        environment = {
+            # In this process: killing the job leaves no engine behind, and nothing needs a second start.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_CACHE_ROOT": str(cache / "vllm-cache"),
+            "OMP_NUM_THREADS": str(self.settings.threads),
+            # Pinned threads wait for whatever else runs on their cores, and a night shares its machine.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+        model = judge.model
+        if model == "tiny":
+            model = str(make_tiny_model(cache / "tiny-judge"))
+        if Path(model).is_dir():
+            # A model on disk is whole; no hub is asked about it.
+            environment["HF_HUB_OFFLINE"] = "1"
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        try:
+            import torch
+            from vllm import LLM
+        except ImportError as error:
+            raise SettingsError(
+                f"the vllm judge needs the package {error.name}, which this Python lacks; install it with "
+                "`make judge-env` and point the setting SGREC_INTERPRETERS__JUDGE at .venv-judge/bin/python"
+            ) from None
+        on_cpu = not torch.cuda.is_available()
+        try:
+            self._llm = LLM(
+                model=model,
+                revision=judge.revision,
+                seed=judge.seed,
+                max_model_len=judge.max_model_len,
+                tensor_parallel_size=judge.tensor_parallel,
+                enable_prefix_caching=True,
+                # On a CPU: a fixed cache, and no compiling, which costs more than it gives for models that one would
+                # run there.
+                enforce_eager=on_cpu,
+                kv_cache_memory_bytes=int(judge.kv_cache_gib * 2**30) if on_cpu else None,
+                # An untrained model fills JSON with blanks until its tokens are used up.
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                disable_log_stats=True,
+            )
+        except Exception as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise SettingsError(f"vLLM cannot load judge.model={judge.model!r}: {lines[0]}") from error
+        return self._llm
+
+
+class Server:
+    """A server with OpenAI's chat completions under ``judge.server_url``; the key is OPENAI_API_KEY, where one is needed.
+
+    Calls run side by side, ``judge.concurrency`` at once, each with ``judge.timeout`` seconds and ``judge.retries``
+    further tries. Of `vllm serve` it uses the route that tells a label's token and asks for the log-probabilities of exactly
+    the labels; from another server it takes the 20 likeliest tokens, where a label that is missing counts as impossible.
+
+    Raises (by every method that asks the model):
+        SettingsError: the server cannot be reached when the work begins, does not know the model, or wants another key.
+    """
+
+    CHAT_TEMPLATE_ARGUMENTS = Vllm.CHAT_TEMPLATE_ARGUMENTS
+    TOP = 20
+    """As many likely tokens as OpenAI's interface gives at most."""
+    UNSEEN = -100.0
+    """Log-probability of a label that is not among them."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.usage = Usage()
+        self._client: Any = None
+        self._is_vllm = False
+        self._label_tokens: dict[str, int] = {}
+        self._counting = threading.Lock()
+
+    def fits(self, chat: Chat, answer_tokens: int) -> bool:
+        # The server counts tokens, and its refusal is the failure; the rubric's limits bound every prompt.
+        return True
+
+    def label_log_probs(
+        self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
+    ) -> list[dict[str, float] | Failed]:
+        self._connect()
+        if self._is_vllm:
+            for label in {label for of_chat in labels for label in of_chat} - self._label_tokens.keys():
+                self._label_tokens[label] = self._label_token(label)
+
+        def ask(numbered: tuple[Chat, Sequence[str]]) -> dict[str, float]:
+            chat, of_chat = numbered
+            extra = {}
+            if self._is_vllm:
+                extra = {
+                    "logprob_token_ids": [self._label_tokens[label] for label in of_chat],
+                    "chat_template_kwargs": self.CHAT_TEMPLATE_ARGUMENTS,
+                }
+            response = self._client.chat.completions.create(
+                model=self._model,
+                messages=chat,
+                temperature=0,
+                max_tokens=1,
+                logprobs=True,
+                top_logprobs=0 if self._is_vllm else self.TOP,
+                extra_body=extra,
+            )
+            self._count(response)
+            first = response.choices[0].logprobs.content[0]
+            found = {entry.token: entry.logprob for entry in first.top_logprobs}
+            return {label: found.get(label, self.UNSEEN) for label in of_chat}
+
+        return self._in_parallel(ask, list(zip(chats, labels, strict=True)))
+
+    def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
+        self._connect()
+        form: dict[str, Any] = {}
+        if schema is not None:
+            wanted = {"name": "judgement", "schema": schema, "strict": True}
+            form = {"response_format": {"type": "json_schema", "json_schema": wanted}}
+        extra = {"chat_template_kwargs": self.CHAT_TEMPLATE_ARGUMENTS} if self._is_vllm else {}
+
+        def ask(chat: Chat) -> str:
+            response = self._client.chat.completions.create(
+                model=self._model, messages=chat, temperature=0, max_tokens=max_tokens, extra_body=extra, **form
+            )
+            self._count(response)
+            return response.choices[0].message.content or ""
+
+        return self._in_parallel(ask, chats)
+
+    def _in_parallel(self, ask: Callable[[Any], Answer], chats: Sequence[Any]) -> list[Answer | Failed]:
+        import openai
+
+        def careful(chat: Any) -> Answer | Failed:
+            try:
+                return ask(chat)
+            except (openai.AuthenticationError, openai.NotFoundError) as error:
+                raise SettingsError(f"{self._place}: {error.message}") from None
+            except openai.APITimeoutError:
+                return Failed(f"no answer within {self.settings.judge.timeout:g} s")
+            except openai.APIConnectionError as error:
+                return Failed(f"server gone: {error.__cause__ or error}")
+            except openai.APIError as error:
+                return Failed(f"server: {error.message}")
+            except (AttributeError, IndexError, TypeError, ValueError) as error:
+                return Failed(f"malformed response: {type(error).__name__}: {error}")
+
+        # Threads, not asyncio: the job around is plain code, and waiting is all that they do.
+        with ThreadPoolExecutor(self.settings.judge.concurrency) as pool:
+            return list(pool.map(careful, chats))
+
+    def _count(self, response: Any) -> None:
+        if response.usage is None:
+            return
+        details = response.usage.prompt_tokens_details
+        with self._counting:
+            self.usage.prompt += response.usage.prompt_tokens
+            self.usage.cached += (details.cached_tokens or 0) if details else 0
+            self.usage.generated += response.usage.completion_tokens
+
+    @property
+    def _place(self) -> str:
+        return f"judge.server_url={self.settings.judge.server_url!r}"
+
+    @property
+    def _model(self) -> str:
+        return self.settings.judge.served_name or self.settings.judge.model
+
+    def _connect(self) -> None:
+        if self._client is not None:
+            return
+        try:
+            import openai
+        except ImportError as error:
+            raise SettingsError(f"the server judge needs the package {error.name}; install it with: make env") from None
+        judge = self.settings.judge
+        client = openai.OpenAI(
+            base_url=judge.server_url,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            timeout=judge.timeout,
+            max_retries=judge.retries,
+        )
+        try:
+            served = {model.id: model for model in client.models.list()}
+        except openai.APIError as error:
+            raise SettingsError(f"{self._place} does not answer: {error.__cause__ or error.message}") from None
+        if self._model not in served:
+            raise SettingsError(
+                f"{self._place} does not serve {self._model!r}; it serves {', '.join(sorted(served)) or 'nothing'}"
+                " (SGREC_JUDGE__SERVED_NAME)"
+            )
+        self._is_vllm = getattr(served[self._model], "owned_by", "") == "vllm"
+        self._client = client
+
+    def _label_token(self, label: str) -> int:
+        root = str(self.settings.judge.server_url).rstrip("/").removesuffix("/v1")
+        body = {"model": self._model, "prompt": label, "add_special_tokens": False}
+        tokens = self._client.with_options(base_url=root).post("/tokenize", body=body, cast_to=object)["tokens"]
+        if len(tokens) != 1:
+            raise SettingsError(
+                f"{self._model!r} writes label {label!r} with {len(tokens)} tokens; judge.mode=labels needs one;"
+                " use judge.mode=reasoning"
+            )
+        return int(tokens[0])

@@ -1,0 +1,196 @@
+"""A language model as judge: prompts, answers and scores, whatever runs the model (see `backends`)."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sgrec_core.errors import SettingsError
+from sgrec_core.judge.backends import Backend, Chat, Failed, Server, Vllm
+from sgrec_core.judge.prompt import (
+    answer_schema,
+    clean,
+    label_question,
+    read_answer,
+    reasoning_question,
+    system_message,
+    user_message,
+)
+from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
+from sgrec_core.judge.rubric import Rubric
+from sgrec_core.judge.tiny_model import tiny_model_fingerprint
+from sgrec_core.settings import Settings
+
+
+class LanguageModelEngine:
+    """An LLM that is asked about one (state, item) at a time, in one of two modes.
+
+    - ``labels``: one question an aspect, of whose answer only the first token is generated. The score is the
+      expectation of the level's value under the probabilities of the labels, renormalised; these are kept. Whatever
+      texts say, there is no output that could leave the format.
+    - ``reasoning``: one question for all aspects, answered with reasoning and levels as JSON under a schema (the form of
+      S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
+
+    How often the model would leave the format if it were let: in ``labels`` the probability outside of the labels, in
+    ``reasoning`` the first ``judge.format_sample`` requests are answered without the schema as well.
+
+    A prompt that does not fit loses the older half of the history until it does; one that does not fit without any
+    history fails.
+    """
+
+    def __init__(self, settings: Settings, rubric: Rubric):
+        self.settings = settings
+        self.rubric = rubric
+        self.mode = settings.judge.mode
+        self.backend: Backend = Vllm(settings) if settings.judge.engine == "vllm" else Server(settings)
+        labels_alone = 2 * len(json.dumps({aspect.id: aspect.levels[0].label for aspect in rubric.aspects}))
+        # A character is at most four tokens, and a grammar may put a blank after each: this always suffices.
+        self.max_tokens = 1 if self.mode == "labels" else labels_alone + 32 + 4 * settings.judge.reasoning_characters
+        self._to_sample = settings.judge.format_sample
+
+    @property
+    def usage(self) -> Usage:
+        return self.backend.usage
+
+    def version_facts(self) -> dict[str, Any]:
+        judge = self.settings.judge
+        decoding: dict[str, Any] = {"mode": self.mode}
+        if self.mode == "reasoning":
+            decoding |= {"temperature": 0, "reasoning_characters": judge.reasoning_characters}
+        return {
+            "engine": judge.engine,
+            "model": _model_identity(judge.model, judge.revision),
+            "decoding": decoding,
+            "chat_template_arguments": self.backend.CHAT_TEMPLATE_ARGUMENTS,
+            "rubric": self.rubric.fingerprint,
+        }
+
+    def score(self, requests: list[JudgeRequest]) -> list[JudgeResult]:
+        """Requests with the same state should stand side by side, so that their prompts' common part is computed once.
+
+        Raises:
+            SettingsError: the model cannot be loaded, or the server cannot be reached or refuses every call.
+        """
+        results = [JudgeResult(failure=NO_TEXT)] * len(requests)
+        places = [place for place, request in enumerate(requests) if clean(request.item_text, self.rubric.limits.item)]
+        if places:
+            answer = self._labels if self.mode == "labels" else self._reasoning
+            for place, result in zip(places, answer([requests[place] for place in places]), strict=True):
+                results[place] = result
+        return results
+
+    def _labels(self, requests: list[JudgeRequest]) -> Iterator[JudgeResult]:
+        aspects = self.rubric.aspects
+        questions = [label_question(self.rubric, aspect) for aspect in aspects]
+        chats = [self._chat(request, question) for request in requests for question in questions]
+        labels = [tuple(aspect.value_of) for aspect in aspects] * len(requests)
+        found = iter(self.backend.label_log_probs(chats, labels))
+        for _ in requests:
+            scores, probabilities, masses, failures = [], [], [], []
+            for aspect, log_probs in zip(aspects, [next(found) for _ in aspects], strict=True):
+                if isinstance(log_probs, Failed):
+                    failures.append(log_probs.reason)
+                    continue
+                highest = max(log_probs.values())
+                weights = {label: math.exp(log_probs[label] - highest) for label in aspect.value_of}
+                total = sum(weights.values())
+                masses.append(min(1.0, total * math.exp(highest)))
+                probabilities += [weight / total for weight in weights.values()]
+                scores.append(sum(aspect.value_of[label] * weight / total for label, weight in weights.items()))
+            if failures:
+                yield JudgeResult(failure=clean(failures[0], 500))
+            else:
+                yield JudgeResult(scores=scores, probabilities=probabilities, format_mass=min(masses))
+
+    def _reasoning(self, requests: list[JudgeRequest]) -> Iterator[JudgeResult]:
+        question = reasoning_question(self.rubric)
+        chats = [self._chat(request, question) for request in requests]
+        schema = answer_schema(self.rubric, self.settings.judge.reasoning_characters)
+        sample = chats[: self._to_sample]
+        self._to_sample -= len(sample)
+        masses = [
+            None if isinstance(answer, Failed) else float(self._is_readable(answer))
+            for answer in self.backend.complete(sample, None, self.max_tokens)
+        ]
+        answers = self.backend.complete(chats, schema, self.max_tokens)
+        # Greedy decoding in this process would say the same again; a server may not.
+        for _ in range(self.settings.judge.retries if self.settings.judge.engine == "server" else 0):
+            again = [
+                place
+                for place, answer in enumerate(answers)
+                if not isinstance(answer, Failed) and not self._is_readable(answer)
+            ]
+            retried = self.backend.complete([chats[place] for place in again], schema, self.max_tokens)
+            for place, answer in zip(again, retried, strict=True):
+                answers[place] = answer
+        for place, answer in enumerate(answers):
+            mass = masses[place] if place < len(masses) else None
+            try:
+                if isinstance(answer, Failed):
+                    raise ValueError(answer.reason)
+                scores, reasoning = read_answer(self.rubric, answer)
+            except ValueError as error:
+                yield JudgeResult(failure=clean(f"{error}", 500), format_mass=mass)
+            else:
+                yield JudgeResult(scores=scores, evidence=reasoning, format_mass=mass)
+
+    def _is_readable(self, answer: str) -> bool:
+        try:
+            read_answer(self.rubric, answer)
+        except ValueError:
+            return False
+        return True
+
+    def _chat(self, request: JudgeRequest, question: str) -> Chat:
+        history = request.history_texts
+        while True:
+            shorter = JudgeRequest(**{**vars(request), "history_texts": history})
+            chat = [
+                {"role": "system", "content": system_message(self.rubric)},
+                {"role": "user", "content": user_message(self.rubric, shorter, question)},
+            ]
+            if not history or self.backend.fits(chat, self.max_tokens):
+                return chat
+            history = history[-(min(len(history), self.rubric.limits.history_entries) // 2) or len(history) :]
+
+
+def _model_identity(model: str, revision: str | None) -> dict[str, str]:
+    """What tells one model's scores from another's.
+
+    Raises:
+        SettingsError: the model is neither 'tiny', nor a folder, nor a name with a pinned revision.
+    """
+    if model == "tiny":
+        return {"model": "tiny", "recipe": tiny_model_fingerprint()}
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise SettingsError(
+                f"judge.model={model!r} is a folder without config.json; valid is a model in Hugging Face format"
+            )
+        # By content, not by path: a copy of the model elsewhere pays for no call twice.
+        return {"files": _hash_model_files(folder)}
+    if folder.is_absolute() or model.startswith("."):
+        raise SettingsError(
+            f"judge.model={model!r} is no folder; valid is 'tiny', a model folder, or a Hugging Face name"
+        )
+    if not revision:
+        raise SettingsError(
+            f"judge.model={model!r} is a Hugging Face name and needs a pinned revision "
+            "(SGREC_JUDGE__REVISION=<commit>), or scores of different weights would pass for the same"
+        )
+    return {"model": model, "revision": revision}
+
+
+def _hash_model_files(folder: Path) -> str:
+    """Digest of configuration, tokenizer, chat template and weights."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".jinja", ".model", ".safetensors", ".bin", ".txt"} and path.is_file():
+            hasher.update(path.name.encode() + b"\x00" + str(path.stat().st_size).encode() + b"\x00")
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    hasher.update(block)
+    return hasher.hexdigest()

@@ -1,0 +1,288 @@
+"""The judge behind a server: a real vLLM server with the tiny model, and what a server may do wrong."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgrec_core.errors import SettingsError
+from sgrec_core.judge import JudgeRequest, make_engine
+from sgrec_core.judge.tiny_model import make_tiny_model
+from sgrec_core.settings import PROJECT_ROOT, JudgeSettings, Settings
+
+JUDGE_BIN = PROJECT_ROOT / ".venv-judge" / "bin"
+COUNT = 24
+
+
+def requests() -> list[JudgeRequest]:
+    return [
+        JudgeRequest(
+            state_id=f"state-{number // 8}",
+            item_id=f"item-{number}",
+            item_hash="hash",
+            history_texts=tuple(f"thing {step}" for step in range(number // 8)),
+            profile='{"likes":["tea"]}' if number % 2 else None,
+            context=None,
+            item_text=f"item number {number}",
+        )
+        for number in range(COUNT)
+    ]
+
+
+def settings(home: Path, **judge: Any) -> Settings:
+    return Settings(home=home, threads=1, judge=JudgeSettings(engine="server", reasoning_characters=16, **judge))
+
+
+# A real server
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """URL of a `vllm serve`, and the model it serves."""
+    if not (JUDGE_BIN / "python").exists():
+        pytest.fail(
+            "the judge's environment is not installed: make judge-env (or leave these tests out: -m 'not vllm')"
+        )
+    folder = tmp_path_factory.mktemp("served")
+    model = make_tiny_model(folder / "tiny")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SGREC_")},
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CACHE_ROOT": str(folder / "cache"),
+    }
+    # What `vllm serve` runs; the command itself looks for a package named vllm, and the CPU build is named vllm-cpu.
+    command = [JUDGE_BIN / "python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
+    command += ["--max-model-len", "4096", "--enable-prompt-tokens-details"]
+    # An untrained model fills JSON with blanks until its tokens are used up.
+    command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, (folder / "log").read_text()[-4000:]
+                assert time.monotonic() < deadline, (folder / "log").read_text()[-4000:]
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1", model
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.vllm
+def test_the_server_scores_as_the_engine_in_process_does(served: tuple[str, Path], tmp_path: Path) -> None:
+    url, _ = served
+    found, evidence = {}, {}
+    for mode in ("labels", "reasoning"):
+        engine = make_engine(settings(tmp_path, server_url=url, mode=mode), True)
+        results = engine.score(requests())
+        assert [result.failure for result in results] == [None] * COUNT
+        found[mode] = [result.scores for result in results]
+        evidence[mode] = [result.evidence for result in results]
+        assert engine.usage.prompt > engine.usage.cached > 0
+    in_process = run_in_judge_environment(tmp_path)
+    for theirs, ours in zip(found["labels"], in_process["labels"], strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-4)
+    # Greedy answers may part where two tokens are all but equally likely.
+    same = [theirs == ours for theirs, ours in zip(evidence["reasoning"], in_process["evidence"], strict=True)]
+    assert sum(same) >= COUNT - 1
+    assert [s for s, equal in zip(found["reasoning"], same, strict=True) if equal] == [
+        s for s, equal in zip(in_process["reasoning"], same, strict=True) if equal
+    ]
+
+
+def run_in_judge_environment(home: Path) -> dict[str, Any]:
+    """The same requests to vLLM's offline engine."""
+    program = """
+import json, sys
+from pathlib import Path
+from sgrec_core.judge import JudgeRequest, make_engine
+from sgrec_core.settings import JudgeSettings, Settings
+requests = [JudgeRequest(**fields) for fields in json.load(sys.stdin)]
+found, backend = {}, None
+for mode in ("labels", "reasoning"):
+    judge = JudgeSettings(engine="vllm", mode=mode, reasoning_characters=16, kv_cache_gib=0.5)
+    engine = make_engine(Settings(home=Path(sys.argv[1]), threads=1, judge=judge), True)
+    engine.backend = backend = backend or engine.backend
+    results = engine.score(requests)
+    found[mode] = [result.scores for result in results]
+    found["evidence"] = [result.evidence for result in results]
+print(json.dumps(found))
+"""
+    process = subprocess.run(
+        [JUDGE_BIN / "python", "-c", program, home],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+        input=json.dumps([vars(asked) for asked in requests()]),
+        capture_output=True,
+        text=True,
+        timeout=480,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.vllm
+def test_a_model_that_is_not_served_is_named_with_those_that_are(served: tuple[str, Path], tmp_path: Path) -> None:
+    engine = make_engine(settings(tmp_path, server_url=served[0], served_name="large"), True)
+    with pytest.raises(SettingsError, match="does not serve 'large'; it serves tiny"):
+        engine.score(requests())
+
+
+# Servers that are not vLLM, and servers in trouble. What they answer over HTTP is written out here.
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers chat completions with what the test put into ``server.answers``, in turn; the last one for ever."""
+
+    def do_GET(self) -> None:
+        self._send(200, {"object": "list", "data": [{"id": "tiny", "object": "model", "created": 0, "owned_by": "me"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)  # type: ignore[attr-defined]
+        answers = self.server.answers  # type: ignore[attr-defined]
+        status, answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if status == "hang":
+            time.sleep(answer)
+            status, answer = 200, {}
+        self._send(status, answer)
+
+    def _send(self, status: int, body: Any) -> None:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def scripted() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    server.answers, server.asked = [], []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def url_of(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}/v1"
+
+
+def completion(content: str = "", likely: dict[str, float] | None = None) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    if likely is not None:
+        top = [{"token": token, "logprob": value, "bytes": None} for token, value in likely.items()]
+        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice]}
+
+
+def test_of_another_server_the_likeliest_tokens_are_taken(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
+    scripted.answers.append((200, completion("A", {"A": -0.5, "B": -1.5, "The": -2.0})))  # type: ignore[attr-defined]
+    engine = make_engine(settings(tmp_path, server_url=url_of(scripted)), False)
+    (result,) = engine.score(requests()[:1])
+    first = 1 / (1 + 2.718281828**-1.0)
+    assert result.scores == pytest.approx([first + 0.5 * (1 - first)] * 3)
+    assert result.probabilities is not None
+    assert len(result.probabilities) == 11
+    assert result.format_mass == pytest.approx(2.718281828**-0.5 + 2.718281828**-1.5)
+    asked = scripted.asked[0]  # type: ignore[attr-defined]
+    assert (asked["max_tokens"], asked["top_logprobs"], asked["temperature"]) == (1, 20, 0)
+    assert "logprob_token_ids" not in asked, "other servers refuse what they do not know"
+
+
+GOOD = completion(json.dumps({"reasoning": "fits", "s0": "A", "s1": "B", "s2": "C"}))
+
+
+@pytest.mark.parametrize(
+    ("answers", "failure"),
+    [
+        ([(200, completion("I cannot say"))], "not JSON"),
+        ([(200, completion(""))], "not JSON"),
+        ([(200, {"choices": []})], "malformed response"),
+        ([(200, b"<html>proxy</html>")], "malformed response"),
+        ([(400, {"error": {"message": "prompt too long"}})], "prompt too long"),
+        ([(500, {"error": {"message": "out of memory"}})], "server: "),
+        ([("hang", 3)], "no answer within 0.5 s"),
+    ],
+)
+def test_what_a_server_does_wrong_is_the_failure_of_the_call(
+    scripted: ThreadingHTTPServer, tmp_path: Path, answers: list[Any], failure: str
+) -> None:
+    scripted.answers.extend(answers)  # type: ignore[attr-defined]
+    judge = {"mode": "reasoning", "format_sample": 0, "timeout": 0.5, "retries": 0}
+    engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
+    (result,) = engine.score(requests()[:1])
+    assert result.scores is None
+    assert failure in (result.failure or "")
+
+
+def test_a_call_that_fails_is_tried_again(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
+    scripted.answers.extend([(503, {}), (500, {}), (200, GOOD)])  # type: ignore[attr-defined]
+    judge = {"mode": "reasoning", "format_sample": 0, "retries": 2}
+    engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
+    (result,) = engine.score(requests()[:1])
+    assert (result.scores, result.evidence) == ([1.0, 0.5, 0.0], "fits")
+
+
+def test_malformed_answers_are_asked_for_again(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
+    scripted.answers.extend([(200, completion("I cannot say")), (200, GOOD)])  # type: ignore[attr-defined]
+    judge = {"mode": "reasoning", "format_sample": 0, "retries": 1}
+    engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
+    assert engine.score(requests()[:1])[0].scores == [1.0, 0.5, 0.0]
+
+
+def test_a_server_that_goes_away_fails_the_rest_and_one_that_never_was_there_stops_the_job(
+    scripted: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    scripted.answers.append((200, GOOD))  # type: ignore[attr-defined]
+    judge = {"mode": "reasoning", "format_sample": 0, "retries": 0}
+    engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
+    assert engine.score(requests()[:1])[0].scores
+    scripted.shutdown()
+    scripted.server_close()
+    results = engine.score(requests())
+    assert all("server gone" in (result.failure or "") for result in results)
+    late = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
+    with pytest.raises(SettingsError, match="does not answer"):
+        late.score(requests()[:1])
+
+
+def test_a_wrong_key_stops_the_job(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
+    scripted.answers.append((401, {"error": {"message": "invalid api key"}}))  # type: ignore[attr-defined]
+    engine = make_engine(settings(tmp_path, server_url=url_of(scripted)), False)
+    with pytest.raises(SettingsError, match="invalid api key"):
+        engine.score(requests()[:1])
