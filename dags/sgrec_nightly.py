@@ -158,6 +158,29 @@ def job(task_id: str, module: str, engine: str, *, arguments: str = "", **option
     )
 
 
+def judge_workers(stage: Stage) -> BashOperator:
+    """``judge.workers`` tasks that judge side by side, each with ``judge.tensor_parallel`` GPUs of its own."""
+    interpreter = shlex.quote(settings.interpreters.judge)
+    day = "{{ day_of_night(partition_key, params.day) }}"
+    gpus = settings.judge.tensor_parallel
+    commands = []
+    for worker in range(settings.judge.workers):
+        devices = ",".join(str(worker * gpus + device) for device in range(gpus))
+        commands.append(
+            f"CUDA_VISIBLE_DEVICES={devices} {interpreter} -m jobs.judge_worker --day {day} --worker {worker}"
+        )
+    return BashOperator.partial(
+        task_id="judge_workers",
+        cwd=str(PROJECT_ROOT),
+        skip_on_exit_code=None,
+        owner=owner(stage),
+        pool=GPU_POOL,
+        pool_slots=gpus,
+        execution_timeout=timedelta(minutes=stage.timeout_minutes),
+        doc_md=f"The calls of `{stage.name}`, shard by shard; that stage does what is left and reports.",
+    ).expand(bash_command=commands)
+
+
 def owner(stage: Stage) -> str:
     """Who answers for the stage's first table; models belong to the team that owns the rewards."""
     return str(assets[stage.publishes[0] if stage.publishes else "rewards"].extra["owner"])
@@ -224,6 +247,8 @@ with DAG(
     *working_stages, reporting_stage = STAGES
     line = []
     for stage in working_stages:
+        if stage.engine == "judge" and settings.judge.workers > 1:
+            line.append(judge_workers(stage))
         line.append(stage_job(stage))
         if stage.publishes:
             line.append(gate_job(stage))

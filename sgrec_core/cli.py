@@ -6,9 +6,11 @@ that ``sgrec --help`` answers at once.
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from sgrec_core.errors import InputError, SettingsError, SgrecError
-from sgrec_core.settings import Settings
+from sgrec_core.settings import PROJECT_ROOT, Settings
 
 if TYPE_CHECKING:
     from sgrec_core.orchestration import Night
@@ -96,6 +98,26 @@ def nightly(
     if night.exit_code:
         complain(f"night {day} stopped at {night.reason}")
         raise typer.Exit(1)
+
+
+@app.command("judge")
+def judge_day(
+    day: Annotated[str, typer.Option(help="Day of the logs, YYYY-MM-DD (UTC).", show_default=False)],
+    judge: Judge = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what it would cost: calls, tokens, GPU hours.")
+    ] = False,
+) -> None:
+    """Judge what a day's candidates still need, or say first what that would cost."""
+    from sgrec_core.orchestration import only_night
+
+    choose_judge(judge)
+    settings = existing_home()
+    module = "estimate_judge" if estimate else "score_aspects"
+    command = [settings.interpreters.judge, "-m", f"jobs.{module}", "--day", valid_day(day)]
+    environment = {**os.environ, "SGREC_HOME": str(settings.home.resolve())}
+    with nullcontext() if estimate else only_night(settings, day):
+        raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, env=environment).returncode)
 
 
 @app.command()

@@ -140,7 +140,14 @@ class JudgeSettings(Section):
     max_model_len: int = Field(8192, ge=512, description="tokens of prompt and answer; longer prompts become failures")
     kv_cache_gib: float = Field(1.0, gt=0, description="memory for vLLM's key-value cache on a CPU")
     sampling_ratio: float = Field(1.0, gt=0, le=1, description="p: share of the groups with business variance")
+    max_failed_share: float = Field(
+        0.05, ge=0, le=1, description="share of failed calls above which the gate stops the night"
+    )
     max_calls: int | None = Field(None, ge=0, description="no more than this many paid calls a night")
+    tokens_per_second: float | None = Field(
+        None, gt=0, description="speed of one engine, for estimates; by default what this judge has shown so far"
+    )
+    workers: int = Field(1, ge=1, description="tasks that judge side by side, each with an engine and GPUs of its own")
     max_pairs: int = Field(2000, ge=0, description="preference pairs whose items are judged for the aggregator")
     shard_size: int = Field(
         4096, ge=1, description="calls that are published together; a killed job repeats at most these"

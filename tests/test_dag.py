@@ -229,6 +229,29 @@ def test_the_dag_serializes(dag: Any) -> None:
     assert restored.timetable.partitioned
 
 
+def test_judges_side_by_side_are_mapped_tasks_with_gpus_of_their_own(tmp_path: Path) -> None:
+    script = (
+        "import runpy\n"
+        f"dag = runpy.run_path({str(DAG_FILE)!r})['dag']\n"
+        "task = dag.get_task('judge_workers')\n"
+        "print(task.is_mapped, task.pool_slots, *sorted(task.upstream_task_ids), *sorted(task.downstream_task_ids))\n"
+        "print(*task.expand_input.value['bash_command'], sep='\\n')\n"
+    )
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "SGREC_JUDGE__WORKERS": "2",
+        "SGREC_JUDGE__TENSOR_PARALLEL": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=PROJECT_ROOT, check=True
+    )
+    graph, *commands = done.stdout.splitlines()[-3:]
+    assert graph == "True 2 check_generate_candidates score_aspects"
+    assert [command.split()[0] for command in commands] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
+    assert [command.split()[-2:] for command in commands] == [["--worker", "0"], ["--worker", "1"]]
+
+
 def test_parsing_is_fast_and_imports_nothing_heavy(tmp_path: Path) -> None:
     """Airflow parses the file every half a minute. Airflow's own import is not counted; typical is 0.2 s."""
     script = (

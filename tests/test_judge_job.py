@@ -7,13 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from judged_night import DAY, GROUP_SIZE, publish_night
 
 from jobs import score_aspects
 from sgrec_core import judge
 from sgrec_core.job import Job
-from sgrec_core.lake import Lake
+from sgrec_core.lake import Lake, load_contract
+from sgrec_core.quality.gates import check_stage
 from sgrec_core.settings import PROJECT_ROOT, FusionSettings, JudgeSettings, Settings
 
 FLAT, GROUPS = 2, 12
@@ -220,3 +222,108 @@ def test_killed_job_continues_and_ends_with_the_table_of_an_undisturbed_one(nigh
     assert rest["cached"] == before
     assert rest["cached"] + rest["paid"] + rest["without_text"] == whole["paid"] + whole["without_text"]
     assert table(killed) == table(undisturbed)
+
+
+def in_processes(settings: Settings, modules: list[list[str]]) -> list[subprocess.Popen]:
+    """Jobs of one home, side by side."""
+    judge = settings.judge
+    environment = {
+        **os.environ,
+        "SGREC_HOME": str(settings.home),
+        "SGREC_JUDGE__SHARD_SIZE": str(judge.shard_size),
+        "SGREC_JUDGE__WORKERS": str(judge.workers),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *module, "--day", DAY],
+            cwd=PROJECT_ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for module in modules
+    ]
+
+
+WORKERS = [["jobs.judge_worker", "--worker", str(number)] for number in range(3)]
+
+
+def test_workers_share_the_shards_and_the_stage_counts_their_calls(night):
+    alone, shared = night("alone", shard_size=4), night("shared", workers=3, shard_size=4)
+    whole = calls(run(alone))
+    workers = in_processes(shared, WORKERS)
+    assert [process.wait(120) for process in workers] == [0, 0, 0], [process.stderr.read() for process in workers]
+    assert calls(run(shared)) == whole, "as if the stage had paid for all of it"
+    assert table(shared) == table(alone)
+    writers = [
+        commit for commit in Lake(shared.lake_root).open("aspect_scores").history() if "sgrec.judge_paid" in commit
+    ]
+    assert len(writers) > 10, "a commit for each shard"
+    again = calls(run(shared))
+    assert (again["paid"], again["cached"]) == (0, whole["paid"] + whole["without_text"])
+
+
+def test_workers_and_stage_killed_again_and_again_end_with_the_undisturbed_table(night):
+    undisturbed, killed = night("undisturbed", shard_size=1), night("killed", workers=3, shard_size=1)
+    whole = run(undisturbed)
+    lake = Lake(killed.lake_root)
+    for round, more in enumerate((2, 5, 9, 4)):
+        modules = WORKERS if round % 2 == 0 else [["jobs.score_aspects"]]
+        wanted = lake.count("aspect_scores") + more
+        processes = in_processes(killed, modules)
+        deadline = time.monotonic() + 120
+        while lake.count("aspect_scores") < wanted and time.monotonic() < deadline:
+            if all(process.poll() is not None for process in processes):
+                break
+            time.sleep(0.01)
+        for process in processes:
+            process.kill()
+            process.wait()
+    before = table(killed)
+    assert 20 <= len(before) < len(table(undisturbed)), "it was killed at work, again and again"
+    rest = run(killed)
+    assert table(killed) == table(undisturbed)
+    assert rest.facts["judge_asked"] == whole.facts["judge_asked"]
+
+
+def test_a_worker_that_is_not_there_is_refused(night):
+    settings = night(workers=2)
+    (process,) = in_processes(settings, [["jobs.judge_worker", "--worker", "2"]])
+    assert process.wait(60) == 2
+    assert "valid is 0 to 1 (judge.workers)" in process.stderr.read()
+
+
+def test_the_estimate_names_the_calls_that_the_run_then_makes(night):
+    settings = night()
+    environment = {**os.environ, "SGREC_HOME": str(settings.home)}
+    command = [sys.executable, "-m", "jobs.estimate_judge", "--day", DAY]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert Lake(settings.lake_root).version("aspect_scores") is None, "nothing is written"
+    found = calls(run(settings))
+    shown = {
+        name: done.stdout.split(name, 1)[1].split("\n")[0].strip(" │")
+        for name in ("calls asked", "calls skipped", "calls to pay")
+    }
+    assert shown == {
+        "calls asked": f"{found['asked']:,}",
+        "calls skipped": f"{found['skipped']:,}",
+        "calls to pay": f"{found['paid']:,}",
+    }
+
+
+@pytest.mark.parametrize(("limit", "state"), [(0.2, "failed"), (0.3, "finished")])
+def test_too_many_failed_calls_stop_the_night(night, limit, state):
+    settings = night(max_failed_share=limit)
+    job = run(settings)
+    lake = Lake(settings.lake_root)
+    rows = lake.read("aspect_scores").to_pylist()
+    scored = [row for row in rows if row["failure"] is None]
+    for row in scored[: len(scored) // 4]:
+        row |= {"scores": None, "failure": "no answer within 120 s"}
+    lake.upsert("aspect_scores", pa.Table.from_pylist(rows, schema=load_contract("aspect_scores").arrow_schema))
+    gate = check_stage(settings, "score_aspects", DAY)
+    assert gate.state == state
+    if state == "failed":
+        assert "mostly 'no answer within 120 s'; valid is at most 20.00% failed" in (gate.message or "")
+    assert job.facts["judge_failed"] == 0

@@ -123,6 +123,14 @@ def test_job_runs_in_the_judge_environment_and_says_that_its_scores_are_meaningl
     assert first["facts"]["judge_engine"] == "vllm"
     assert any("meaningless" in note for note in first["notes"])
     assert first["facts"]["judge_left_format"] > 0.5
+    facts = first["facts"]
+    assert facts["judge_tokens_estimated"] == pytest.approx(facts["judge_tokens_prompt"], rel=0.02)
+    computed = facts["judge_tokens_prompt"] - facts["judge_tokens_cached"]
+    # Prompts that begin in one step of the engine compute their common part each: of few calls that is much.
+    assert (
+        0.5 * computed < facts["judge_tokens_computed_estimated"] < 1.1 * computed < 0.3 * facts["judge_tokens_prompt"]
+    )
+    assert facts["judge_engine_hours_estimated"] is None, "this judge had not run before"
     assert first["facts"]["judge_tokens_prompt"] > first["facts"]["judge_tokens_cached"] > 0
     assert len(report["rows"]) == first["facts"]["judge_paid"] + first["facts"]["judge_without_text"]
 

@@ -146,6 +146,26 @@ def test_a_killed_writer_leaves_a_whole_table(lake: Lake) -> None:
     assert DeltaTable(lake.uri("users")).version() > 5
 
 
+def _upsert_some(root: str, writer: int, count: int) -> None:
+    for number in range(count):
+        Lake(root).upsert("aspect_scores", scores(f"s{writer}-{number}", 0.5), metadata={"writer": writer})
+
+
+def test_writers_side_by_side_lose_no_row(lake: Lake) -> None:
+    """From the very first commit on: all of them find no table."""
+    writers = [
+        multiprocessing.get_context("spawn").Process(target=_upsert_some, args=(lake.root, number, 6))
+        for number in range(3)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    states = lake.read("aspect_scores")["state_id"].to_pylist()
+    assert sorted(states) == sorted(f"s{writer}-{number}" for writer in range(3) for number in range(6))
+
+
 @pytest.mark.spark
 def test_spark_publishes_and_reads_under_the_same_contract(lake: Lake) -> None:
     from pyspark.sql import functions as F

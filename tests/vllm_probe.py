@@ -85,9 +85,9 @@ def main(home: Path) -> None:
 def special_tokens(engine, *requests: JudgeRequest) -> list[int]:
     """How many special tokens (turn markers) the prompt of each request has."""
     backend = engine.backend
-    special = set(backend._start().get_tokenizer().all_special_ids)
+    special = set(backend._tokenizer._load().all_special_ids)
     return [
-        sum(token in special for token in backend._tokens(engine._chat(asked, "Which level?"))) for asked in requests
+        sum(token in special for token in backend.tokens(engine._chat(asked, "Which level?"))) for asked in requests
     ]
 
 

@@ -31,6 +31,9 @@ class Backend(Protocol):
     CHAT_TEMPLATE_ARGUMENTS: dict[str, Any]
     usage: Usage
 
+    def tokens(self, chat: Chat) -> list[int] | None:
+        """The prompt as the model reads it, without loading the model; None where its tokenizer is not at hand."""
+
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
         """Whether chat and answer fit into the model's window, as far as that can be told before asking."""
 
@@ -41,6 +44,47 @@ class Backend(Protocol):
 
     def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
         """Greedy answers of at most ``max_tokens``, bound to a JSON schema if there is one."""
+
+
+def _model_path(settings: Settings) -> str:
+    """What to load: a folder or a Hugging Face name. Makes the tiny model."""
+    if settings.judge.model == "tiny":
+        return str(make_tiny_model(settings.home.resolve() / "models" / "tiny-judge"))
+    return settings.judge.model
+
+
+class _Tokenizer:
+    """The model's tokenizer and chat template, loaded when first needed."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._loaded: Any = None
+
+    def tokens(self, chat: Chat, arguments: dict[str, Any]) -> list[int]:
+        found: list[int] = self._load().apply_chat_template(
+            chat, tokenize=True, add_generation_prompt=True, return_dict=False, **arguments
+        )
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        found: list[int] = self._load().encode(text, add_special_tokens=False)
+        return found
+
+    def _load(self) -> Any:
+        if self._loaded is None:
+            try:
+                from transformers import AutoTokenizer
+            except ImportError as error:
+                raise SettingsError(
+                    f"the judge's tokenizer needs the package {error.name}; install it with: make env judge-env"
+                ) from None
+            model = _model_path(self.settings)
+            try:
+                self._loaded = AutoTokenizer.from_pretrained(model, revision=self.settings.judge.revision)
+            except (OSError, ValueError) as error:
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                raise SettingsError(f"no tokenizer of judge.model={self.settings.judge.model!r}: {first}") from error
+        return self._loaded
 
 
 class Vllm:
@@ -56,10 +100,14 @@ class Vllm:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.usage = Usage()
+        self._tokenizer = _Tokenizer(settings)
         self._llm: Any = None
 
+    def tokens(self, chat: Chat) -> list[int]:
+        return self._tokenizer.tokens(chat, self.CHAT_TEMPLATE_ARGUMENTS)
+
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
-        return len(self._tokens(chat)) <= self._room(answer_tokens)
+        return len(self.tokens(chat)) <= self._room(answer_tokens)
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
@@ -98,7 +146,7 @@ class Vllm:
     def _generate(self, chats: Sequence[Chat], sampling: Sequence[Any], answer_tokens: int) -> list[Any]:
         """vLLM's completions."""
         room = self._room(answer_tokens)
-        tokens = [self._tokens(chat) for chat in chats]
+        tokens = [self.tokens(chat) for chat in chats]
         fitting = [place for place, prompt in enumerate(tokens) if len(prompt) <= room]
         # A warm prefix cache can change an answer by rounding; starting each call cold, a call's answers do not
         # depend on the calls before it, and a killed night that continues gives what an undisturbed one gives.
@@ -119,20 +167,10 @@ class Vllm:
         return answers
 
     def _room(self, answer_tokens: int) -> int:
-        return int(self._start().model_config.max_model_len) - answer_tokens
-
-    def _tokens(self, chat: Chat) -> list[int]:
-        found: list[int] = (
-            self._start()
-            .get_tokenizer()
-            .apply_chat_template(
-                chat, tokenize=True, add_generation_prompt=True, return_dict=False, **self.CHAT_TEMPLATE_ARGUMENTS
-            )
-        )
-        return found
+        return self.settings.judge.max_model_len - answer_tokens
 
     def _label_token(self, label: str) -> int:
-        tokens = self._start().get_tokenizer().encode(label, add_special_tokens=False)
+        tokens = self._tokenizer.encode(label)
         if len(tokens) != 1:
             raise SettingsError(
                 f"judge.model={self.settings.judge.model!r} writes label {label!r} with {len(tokens)} tokens;"
@@ -145,6 +183,7 @@ class Vllm:
             return self._llm
         judge = self.settings.judge
         cache = self.settings.home.resolve() / "models"
+        model = _model_path(self.settings)
         environment = {
             # In this process: killing the job leaves no engine behind, and nothing needs a second start.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -155,9 +194,6 @@ class Vllm:
             # Pinned threads wait for whatever else runs on their cores, and a night shares its machine.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
-        model = judge.model
-        if model == "tiny":
-            model = str(make_tiny_model(cache / "tiny-judge"))
         if Path(model).is_dir():
             # A model on disk is whole; no hub is asked about it.
             environment["HF_HUB_OFFLINE"] = "1"
@@ -214,10 +250,17 @@ class Server:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.usage = Usage()
+        self._tokenizer = _Tokenizer(settings)
         self._client: Any = None
         self._is_vllm = False
         self._label_tokens: dict[str, int] = {}
         self._counting = threading.Lock()
+
+    def tokens(self, chat: Chat) -> list[int] | None:
+        try:
+            return self._tokenizer.tokens(chat, self.CHAT_TEMPLATE_ARGUMENTS)
+        except SettingsError:
+            return None
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
         # The server counts tokens, and its refusal is the failure; the rubric's limits bound every prompt.

@@ -121,9 +121,20 @@ class CallCounts:
 
 
 def publish_scores(
-    lake: Lake, day: str, version: str, aspects: list[str], calls: Sequence[Call], results: Sequence[JudgeResult]
+    lake: Lake,
+    day: str,
+    version: str,
+    aspects: list[str],
+    calls: Sequence[Call],
+    results: Sequence[JudgeResult],
+    *,
+    tokens: int = 0,
+    seconds: float = 0.0,
 ) -> CallCounts:
-    """Upsert rows of ``aspect_scores`` in one commit, which says what they cost `paid_before`."""
+    """Upsert rows of ``aspect_scores`` in one commit, which says what they cost to `paid_before` and `tokens_per_second`.
+
+    ``tokens``: prompt tokens computed and tokens generated, in ``seconds`` of one engine.
+    """
     without_text = sum(result.failure == NO_TEXT for result in results)
     failed = sum(result.failure is not None for result in results) - without_text
     masses = [result.format_mass for result in results if result.format_mass is not None]
@@ -131,9 +142,28 @@ def publish_scores(
     lake.upsert(
         "aspect_scores",
         _score_rows(calls, results, version, aspects),
-        metadata={"day": day, "judge_version": version, "judge_paid": counts.paid, "judge_failed": counts.failed},
+        metadata={
+            "day": day,
+            "judge_version": version,
+            "judge_paid": counts.paid,
+            "judge_failed": counts.failed,
+            "judge_tokens": tokens,
+            "judge_seconds": round(seconds, 3),
+        },
     )
     return counts
+
+
+def tokens_per_second(lake: Lake, version: str) -> float | None:
+    """Speed of one engine of judge ``version`` over its commits so far; None when it has not worked yet."""
+    table = lake.open("aspect_scores")
+    commits = [
+        (int(commit["sgrec.judge_tokens"]), float(commit["sgrec.judge_seconds"]))
+        for commit in (table.history() if table else [])
+        if commit.get("sgrec.judge_version") == version and "sgrec.judge_tokens" in commit
+    ]
+    tokens, seconds = sum(tokens for tokens, _ in commits), sum(seconds for _, seconds in commits)
+    return tokens / seconds if tokens and seconds else None
 
 
 def paid_before(lake: Lake, day: str, version: str) -> int:

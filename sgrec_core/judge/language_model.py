@@ -67,6 +67,15 @@ class LanguageModelEngine:
             "rubric": self.rubric.fingerprint,
         }
 
+    def prompts(self, request: JudgeRequest) -> list[Chat]:
+        """What is asked about a request, in order."""
+        return [self._chat(request, question) for question in self._questions()]
+
+    def _questions(self) -> list[str]:
+        if self.mode == "labels":
+            return [label_question(self.rubric, aspect) for aspect in self.rubric.aspects]
+        return [reasoning_question(self.rubric)]
+
     def score(self, requests: list[JudgeRequest]) -> list[JudgeResult]:
         """Requests with the same state should stand side by side, so that their prompts' common part is computed once.
 
@@ -83,8 +92,7 @@ class LanguageModelEngine:
 
     def _labels(self, requests: list[JudgeRequest]) -> Iterator[JudgeResult]:
         aspects = self.rubric.aspects
-        questions = [label_question(self.rubric, aspect) for aspect in aspects]
-        chats = [self._chat(request, question) for request in requests for question in questions]
+        chats = [chat for request in requests for chat in self.prompts(request)]
         labels = [tuple(aspect.value_of) for aspect in aspects] * len(requests)
         found = iter(self.backend.label_log_probs(chats, labels))
         for _ in requests:
@@ -105,8 +113,7 @@ class LanguageModelEngine:
                 yield JudgeResult(scores=scores, probabilities=probabilities, format_mass=min(masses))
 
     def _reasoning(self, requests: list[JudgeRequest]) -> Iterator[JudgeResult]:
-        question = reasoning_question(self.rubric)
-        chats = [self._chat(request, question) for request in requests]
+        chats = [chat for request in requests for chat in self.prompts(request)]
         schema = answer_schema(self.rubric, self.settings.judge.reasoning_characters)
         sample = chats[: self._to_sample]
         self._to_sample -= len(sample)

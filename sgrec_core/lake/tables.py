@@ -6,6 +6,8 @@ killed job therefore leaves the table at its last commit, and a re-run with the 
 """
 
 import json
+import random
+import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -13,12 +15,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from sgrec_core.errors import ContractError
 from sgrec_core.lake.contracts import Contract, load_contract
 
 Where = Mapping[str, object]
+
+UPSERT_TRIES = 20
 
 
 class Lake:
@@ -143,13 +147,32 @@ class Lake:
         Returns:
             The Delta version. Nothing is committed for an empty ``data``.
 
+        Other writers may add rows at the same time: a commit that one of theirs came before is tried again on top of it.
+
         Raises:
-            ContractError: the rows break the contract, or another writer touched the same rows meanwhile.
+            ContractError: the rows break the contract, or other writers came first `UPSERT_TRIES` times.
         """
         contract = load_contract(table)
         rows = contract.conform(data)
         contract.check(rows)
         contract.check_unique(rows)
+        for attempt in range(1, UPSERT_TRIES + 1):
+            try:
+                return self._merge(contract, rows, metadata)
+            except CommitFailedError as error:
+                if attempt == UPSERT_TRIES:
+                    raise ContractError(
+                        f"table {table}: rows not added, other writers came first {attempt} times: {error}"
+                    ) from error
+                # Apart from each other, so that the same writers do not meet again.
+                time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
+            except DeltaError as error:
+                raise ContractError(f"table {table}: rows not added: {error}") from error
+        raise AssertionError("unreachable")
+
+    def _merge(self, contract: Contract, rows: pa.Table, metadata: Mapping[str, object] | None) -> int:
+        """One try of `upsert`."""
+        table = contract.table
         self.create(table)
         delta = DeltaTable(self.uri(table))
         if rows.num_rows == 0:
@@ -159,21 +182,18 @@ class Lake:
         for name in contract.partition_by:
             values = sorted({str(value) for value in rows[name].to_pylist()})
             conditions.append(f"target.{name} IN ({', '.join(_literal(value) for value in values)})")
-        try:
-            (
-                delta.merge(
-                    rows.sort_by([(name, "ascending") for name in contract.key]),
-                    predicate=" AND ".join(conditions),
-                    source_alias="source",
-                    target_alias="target",
-                    commit_properties=CommitProperties(custom_metadata=_metadata(metadata)),
-                )
-                .when_matched_update_all()
-                .when_not_matched_insert_all()
-                .execute()
+        (
+            delta.merge(
+                rows.sort_by([(name, "ascending") for name in contract.key]),
+                predicate=" AND ".join(conditions),
+                source_alias="source",
+                target_alias="target",
+                commit_properties=CommitProperties(custom_metadata=_metadata(metadata)),
             )
-        except DeltaError as error:
-            raise ContractError(f"table {table}: rows not added: {error}") from error
+            .when_matched_update_all()
+            .when_not_matched_insert_all()
+            .execute()
+        )
         version = self.version(table)
         assert version is not None
         return version

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 
 from sgrec_core import __version__
 from sgrec_core.errors import GateError
+from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.judge.request import NO_TEXT
 from sgrec_core.lake import Lake
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.quality.validation import (
@@ -27,6 +30,9 @@ from sgrec_core.settings import Settings
 from sgrec_core.stages import BY_NAME
 
 RAW_LOGS = "raw_logs"
+JUDGE_CALLS = "judge_calls"
+COUNTED = (RAW_LOGS, JUDGE_CALLS)
+"""What gates check beside tables."""
 """Name of the result that balances rows in against rows accepted and rejected; no table."""
 
 
@@ -63,6 +69,9 @@ def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False
         if stage == "ingest_events":
             results.append(balance_of_rows(settings, lake, day))
             results[-1].write(result_path(reports, RAW_LOGS))
+        if stage == "score_aspects":
+            results.append(failures_of_judge(settings, lake, day))
+            results[-1].write(result_path(reports, JUDGE_CALLS))
         validated = 0
         for table in BY_NAME[stage].publishes:
             result, is_new = _check_table(settings, lake, reports, table, day, force)
@@ -205,6 +214,30 @@ def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
         ),
     ]
     return TableResult(table=RAW_LOGS, day=day, rows=rows_in, owner=owner, runbook=runbook, checks=checks)
+
+
+def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
+    """Not too many calls of the day's judge failed: scores of what is left would be of a chosen few."""
+    owner, runbook = owner_and_runbook("aspect_scores", day)
+    version = judge_version(settings, day_has_context(lake, day))
+    rows = rows_of_day(lake, "aspect_scores", day)
+    rows = rows.filter(pc.equal(rows["judge_version"], version))
+    # An item without text is no failure of the judge.
+    asked = rows.filter(pc.fill_null(pc.not_equal(rows["failure"], NO_TEXT), True))
+    failed = asked.filter(pc.is_valid(asked["failure"]))
+    share, limit = (failed.num_rows / asked.num_rows if asked.num_rows else 0.0), settings.judge.max_failed_share
+    reasons = Counter(failed["failure"].to_pylist()).most_common(1)
+    check = Check(
+        name="failed calls",
+        column="failure",
+        severity="critical",
+        success=share <= limit,
+        observed=f"mostly {reasons[0][0]!r}" if share > limit else f"{share:.2%} failed",
+        expected=f"at most {limit:.2%} failed (SGREC_JUDGE__MAX_FAILED_SHARE)",
+        unexpected_count=failed.num_rows,
+        unexpected_share=share,
+    )
+    return TableResult(table=JUDGE_CALLS, day=day, rows=asked.num_rows, owner=owner, runbook=runbook, checks=[check])
 
 
 def _check_table(

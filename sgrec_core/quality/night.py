@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from sgrec_core.lake import Lake, load_contract
-from sgrec_core.quality.gates import RAW_LOGS, critical_failures_in_words, gate_path, rows_of_day
+from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, gate_path, rows_of_day
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
 from sgrec_core.settings import Settings
 from sgrec_core.stages import STAGES
@@ -143,6 +143,8 @@ def gather_night(settings: Settings, day: str) -> Night:
     }
     if "events" in current:
         current.add(RAW_LOGS)
+    if "aspect_scores" in current:
+        current.add(JUDGE_CALLS)
     results = [result for result in read_results(reports) if result.table in current]
     ended = {step.name for step in steps if step.state in DONE}
     problems: list[str] = []
@@ -244,7 +246,7 @@ def _stop(
         )
     )
     if step.is_gate:
-        broken = next((r for r in results if r.table in (RAW_LOGS, *stage.publishes) and not r.success), None)
+        broken = next((r for r in results if r.table in (*COUNTED, *stage.publishes) and not r.success), None)
         if broken:
             owner, runbook = broken.owner, broken.runbook
             reason = critical_failures_in_words([broken]) or reason

@@ -1,0 +1,60 @@
+"""Say what judging a day would cost, before it is paid for. Nothing is asked, nothing is written."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sgrec_core.errors import SgrecError
+from sgrec_core.job import Job, load_settings, valid_day
+from sgrec_core.judge.plan import estimate, plan_day
+
+
+def estimate_judge(
+    day: Annotated[str, typer.Option(help="Day of the logs, YYYY-MM-DD (UTC).", show_default=False)],
+) -> None:
+    """Calls, tokens and GPU hours that the stage score_aspects would take; reads the tables, asks nobody.
+
+    Exit codes: 0 done, 2 an input or a setting is wrong.
+    """
+    try:
+        print_estimate(Job("score_aspects", valid_day(day), load_settings()))
+    except SgrecError as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
+        raise typer.Exit(error.exit_code) from None
+
+
+def print_estimate(job: Job) -> None:
+    """The table."""
+    plan = plan_day(job)
+    table = Table(title=f"judging {job.day} would take", title_justify="left", show_header=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    if plan is None:
+        table.add_row("calls", "none: no item has text")
+    else:
+        table.add_row("judge", f"{job.settings.judge.engine} {plan.version}")
+        facts = plan.facts()
+        for name in ("asked", "cached", "skipped", "unaffordable"):
+            table.add_row(f"calls {name}", f"{facts[f'judge_{name}']:,}")
+        table.add_row("calls about items without text", f"{len(plan.new) - len(plan.to_pay):,}")
+        table.add_row("calls to pay", f"{len(plan.to_pay):,}")
+        for name, value in (estimate(job, plan) or {}).items():
+            table.add_row(
+                name,
+                "unknown: this judge has not run yet (SGREC_JUDGE__TOKENS_PER_SECOND)"
+                if value is None
+                else f"{value:,.4g}"
+                if isinstance(value, float)
+                else f"{value:,}",
+            )
+    Console(highlight=False).print(table)
+
+
+def main() -> None:
+    typer.run(estimate_judge)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""What a night asks the judge: which calls, in which shards, at what price; and making them."""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgrec_core.errors import ContractError
+from sgrec_core.job import Job
+from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
+from sgrec_core.judge.calls import (
+    Call,
+    CallCounts,
+    day_states,
+    day_texts,
+    known_calls,
+    paid_before,
+    publish_scores,
+    request,
+    tokens_per_second,
+)
+from sgrec_core.judge.estimate import SAMPLED_STATES, estimate_tokens
+from sgrec_core.rewards.fusion import UNGATED
+from sgrec_core.rewards.table import varied_groups
+from sgrec_core.sampling import hash_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What is judged whole or not at all: a candidate group or a preference pair."""
+
+    order: float
+    """Place in the queue for ``judge.max_calls``, in [0, 1), alike for groups and pairs, so that neither starves."""
+    name: str
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which calls the night asks for, and what becomes of each."""
+
+    items: dict[str, tuple[str, str]]
+    version: str
+    engine: Engine
+    groups: int
+    groups_without_variance: int
+    pairs: int
+    units: int
+    chosen: int
+    """Units that ``judge.max_calls`` pays for."""
+    wanted: set[Call]
+    known: set[Call]
+    skipped: set[Call]
+    shards: list[list[Call]]
+    """Calls to make; where all of a shard's are known it is empty, so that a shard keeps its number."""
+
+    @property
+    def new(self) -> list[Call]:
+        return [call for shard in self.shards for call in shard]
+
+    @property
+    def to_pay(self) -> list[Call]:
+        return [call for call in self.new if self.items[call[1]][1]]
+
+    def facts(self) -> dict[str, int]:
+        return {
+            "judge_groups": self.groups,
+            "judge_groups_without_variance": self.groups_without_variance,
+            "judge_pairs": self.pairs,
+            "judge_asked": len(self.wanted | self.skipped),
+            "judge_cached": len(self.wanted & self.known),
+            "judge_skipped": len(self.skipped),
+            "judge_unaffordable": len(self.wanted - self.known - set(self.new)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What making calls took; of several workers, in all."""
+
+    counts: CallCounts = CallCounts()
+    prompt: int = 0
+    cached: int = 0
+    generated: int = 0
+    seconds: float = 0.0
+
+    @property
+    def computed(self) -> int:
+        return self.prompt - self.cached + self.generated
+
+    def __add__(self, other: "Spent") -> "Spent":
+        fields = ("counts", "prompt", "cached", "generated", "seconds")
+        return Spent(**{name: getattr(self, name) + getattr(other, name) for name in fields})
+
+
+def plan_day(job: Job) -> Plan | None:
+    """The night's calls; None where no item has text.
+
+    Raises:
+        ContractError: the day's tables do not fit together.
+        SettingsError: rubric or model setting are not valid.
+    """
+    items = day_texts(job.lake, job.day)
+    if not any(text for _, text in items.values()):
+        return None
+    has_context = day_has_context(job.lake, job.day)
+    version = judge_version(job.settings, has_context)
+    groups, without_variance = _groups(job, items)
+    pairs = _pairs(job, items)
+    units = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
+    known = known_calls(job.lake, version)
+    chosen = _affordable(job, units, known, items, version)
+    wanted = {call for unit in units for call in unit.calls}
+    # Shards are cut before cached calls are taken out: after a kill, what remains has the same shards.
+    calls = sorted({call for unit in chosen for call in unit.calls})
+    size = job.settings.judge.shard_size
+    return Plan(
+        items=items,
+        version=version,
+        engine=make_engine(job.settings, has_context),
+        groups=len(groups),
+        groups_without_variance=len(without_variance),
+        pairs=len(pairs),
+        units=len(units),
+        chosen=len(chosen),
+        wanted=wanted,
+        known=known,
+        skipped={call for unit in without_variance for call in unit.calls} - wanted,
+        shards=[
+            [call for call in calls[start : start + size] if call not in known] for start in range(0, len(calls), size)
+        ],
+    )
+
+
+def estimate(job: Job, plan: Plan) -> dict[str, Any] | None:
+    """Tokens and engine hours of the calls to pay for; None for a judge without tokens."""
+    sample: list[Call] = []
+    states: set[str] = set()
+    for call in plan.to_pay:
+        if call[0] not in states and len(states) == SAMPLED_STATES:
+            break
+        states.add(call[0])
+        sample.append(call)
+    of_state = day_states(job.lake, job.day, states)
+    requests = [request(call, of_state[call[0]], plan.items) for call in sample]
+    tokens = estimate_tokens(plan.engine, requests, total=len(plan.to_pay))
+    if tokens is None:
+        return None
+    speed = job.settings.judge.tokens_per_second or tokens_per_second(job.lake, plan.version)
+    return {
+        "prompt tokens": tokens.prompt,
+        "of them computed": tokens.computed,
+        "generated tokens": tokens.generated,
+        "GPU hours": None if speed is None else (tokens.computed + tokens.generated) / speed / 3600,
+    }
+
+
+def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, name: str = "judging") -> Spent:
+    """Score and publish shard after shard, one commit each."""
+    states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
+    spent = Spent()
+    engine = plan.engine
+    with job.progress_bar(sum(map(len, shards)), name) as advance:
+        for shard in shards:
+            before, started = asdict(engine.usage), time.monotonic()
+            results = engine.score([request(call, states[call[0]], plan.items) for call in shard])
+            of_shard = Spent(
+                seconds=time.monotonic() - started,
+                **{name: value - before[name] for name, value in asdict(engine.usage).items()},
+            )
+            counts = publish_scores(
+                job.lake, job.day, plan.version, engine.rubric.aspect_ids, shard, results,
+                tokens=of_shard.computed, seconds=of_shard.seconds,
+            )  # fmt: skip
+            spent += of_shard + Spent(counts=counts)
+            advance(len(shard))
+    return spent
+
+
+def work(job: Job, worker: int) -> None:
+    """Score the shards of one of ``judge.workers`` workers, and leave a report for the stage."""
+    plan = plan_day(job)
+    if plan is None:
+        return
+    mine = [shard for shard in plan.shards[worker :: job.settings.judge.workers] if shard]
+    spent = score_shards(job, mine, plan, name=f"judge worker {worker}")
+    path = _workers_reports(job) / f"{worker}-{os.getpid()}-{time.time_ns()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(spent)) + "\n")
+
+
+def _workers_reports(job: Job) -> Path:
+    return job.reports / "judge_workers"
+
+
+def take_workers_reports(job: Job) -> Spent:
+    """What workers have paid since the stage ran last; the reports go with it."""
+    total = Spent()
+    for path in sorted(_workers_reports(job).glob("*.json")):
+        fields = json.loads(path.read_text())
+        total += Spent(**{**fields, "counts": CallCounts(**fields["counts"])})
+        path.unlink()
+    return total
+
+
+def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:
+    """The groups to judge, a share ``sampling_ratio`` of those with business variance, and those without variance."""
+    columns = ["decision_id", "state_id", "item_id", "business_reward"]
+    rows = job.lake.read("candidates", where={"day": job.day}, columns=columns)
+    decisions, starts = np.unique(rows["decision_id"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    states, candidates = rows["state_id"].to_pylist(), rows["item_id"].to_pylist()
+    varied = set(varied_groups(rows).to_pylist())
+    if unknown := sorted(set(candidates) - items.keys()):
+        raise ContractError(
+            f"table candidates of {job.day}: {len(unknown)} items are not in the day's items, first {unknown[0]!r}; "
+            "re-run tokenize_items and generate_candidates"
+        )
+    judge = job.settings.judge
+    orders = hash_share(decisions.tolist(), f"judge-groups-{judge.seed}")
+    needs_every_group = job.settings.fusion.objective in UNGATED
+    chosen, without_variance = [], []
+    ends = [*starts[1:], len(candidates)]
+    for decision, start, end, order in zip(decisions.tolist(), starts, ends, orders.tolist(), strict=True):
+        calls = tuple((states[row], candidates[row], items[candidates[row]][0]) for row in range(start, end))
+        if not needs_every_group and decision not in varied:
+            without_variance.append(Unit(order=order, name=decision, calls=calls))
+        elif needs_every_group or order < judge.sampling_ratio:
+            # Stretched over [0, 1) again, so that sampled groups and pairs queue side by side.
+            order = order if needs_every_group else order / judge.sampling_ratio
+            chosen.append(Unit(order=order, name=decision, calls=calls))
+    return chosen, without_variance
+
+
+def _pairs(job: Job, items: dict[str, tuple[str, str]]) -> list[Unit]:
+    """At most ``judge.max_pairs`` preference pairs of training users, chosen by seeded hash."""
+    states = job.lake.read("user_states", where={"day": job.day, "split": "train"}, columns=["decision_id"])
+    train = set(states["decision_id"].to_pylist())
+    columns = ["decision_id", "state_id", "preferred_item", "other_item"]
+    rows = [
+        row
+        for row in job.lake.read("preference_pairs", where={"day": job.day}, columns=columns).to_pylist()
+        if row["decision_id"] in train and row["preferred_item"] in items and row["other_item"] in items
+    ]
+    names = [f"{row['decision_id']}/{row['other_item']}" for row in rows]
+    orders = hash_share(names, f"judge-pairs-{job.settings.judge.seed}")
+    chosen = np.argsort(orders, kind="stable")[: job.settings.judge.max_pairs].tolist()
+    return [
+        Unit(
+            # The rank, not the hash: a small sample of many pairs has only small hashes.
+            order=place / len(chosen),
+            name=names[number],
+            calls=tuple(
+                (rows[number]["state_id"], item, items[item][0])
+                for item in (rows[number]["preferred_item"], rows[number]["other_item"])
+            ),
+        )
+        for place, number in enumerate(chosen)
+    ]
+
+
+def _affordable(
+    job: Job, units: list[Unit], known: set[Call], items: dict[str, tuple[str, str]], version: str
+) -> list[Unit]:
+    """The units that ``judge.max_calls`` pays for: whole ones, in their order, up to the first that is too dear.
+
+    What earlier runs of this night paid counts, so that a re-run pays nothing more.
+    """
+    limit = job.settings.judge.max_calls
+    if limit is None:
+        return units
+    # Training on fresh groups may have paid since.
+    left = max(0, limit - paid_before(job.lake, job.day, version))
+    seen = set(known)
+    for number, unit in enumerate(units):
+        new = {call for call in unit.calls if call not in seen and items[call[1]][1]}
+        if len(new) > left:
+            return units[:number]
+        left -= len(new)
+        seen |= new
+    return units
