@@ -42,7 +42,7 @@ browser:
 DATA ?= ../shared/data
 BENCH = .venv/bin/python -m
 OPTIONS = $(if $(SHORT),--short) --data $(DATA)
-.PHONY: bench-a2po bench-decode bench-generator bench-tokenizers bench-training
+.PHONY: bench-a2po bench-decode bench-generator bench-judge bench-tokenizers bench-training
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
@@ -51,6 +51,8 @@ bench-decode: env
 bench-generator: env
 	@$(BENCH) benchmarks.generator --set scientific $(OPTIONS)
 	@$(BENCH) benchmarks.generator --set beauty $(OPTIONS)
+bench-judge: judge-env
+	@.venv-judge/bin/python -m benchmarks.judge $(OPTIONS)
 bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env

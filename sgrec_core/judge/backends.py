@@ -18,6 +18,10 @@ Chat = list[dict[str, str]]
 Answer = TypeVar("Answer")
 
 
+TEMPLATE_TOKENS = 256
+"""More than any chat template adds to two messages."""
+
+
 @dataclass(frozen=True)
 class Failed:
     """Why a chat has no answer."""
@@ -107,7 +111,10 @@ class Vllm:
         return self._tokenizer.tokens(chat, self.CHAT_TEMPLATE_ARGUMENTS)
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
-        return len(self.tokens(chat)) <= self._room(answer_tokens)
+        room = self._room(answer_tokens)
+        # A token is at least a byte, the template's own aside: most prompts need not be put into tokens to be seen to fit.
+        bytes_ = sum(len(message["content"].encode()) for message in chat)
+        return bytes_ + TEMPLATE_TOKENS <= room or len(self.tokens(chat)) <= room
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]

@@ -8,6 +8,7 @@ also breaks the chat markers of every model family that we know (``<|im_end|>``,
 import json
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Any
 
 from sgrec_core.judge.request import JudgeRequest
@@ -21,6 +22,7 @@ _BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _LOOK_ALIKES = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")"})
 
 
+@lru_cache(maxsize=1 << 16)  # a state's texts come again with each of its candidates and aspects
 def clean(text: str, limit: int) -> str:
     """One line of at most ``limit`` characters without control, bidirectional, zero-width or marker characters.
 
