@@ -131,6 +131,9 @@ class JudgeSettings(Section):
         "tiny", description="a Hugging Face name or folder; 'tiny' is an untrained model made on the spot"
     )
     revision: str | None = Field(None, description="commit of a model given by its Hugging Face name; needed for those")
+    adapter: Path | None = Field(
+        None, description="folder of a LoRA adapter for the model; with engine=server name it by served_name as well"
+    )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model, with engine=vllm")
     server_url: str = "http://localhost:8000/v1"
     served_name: str | None = Field(None, description="what the server calls the model, where that is not judge.model")
@@ -152,6 +155,22 @@ class JudgeSettings(Section):
     shard_size: int = Field(
         4096, ge=1, description="calls that are published together; a killed job repeats at most these"
     )
+    seed: int = 0
+
+
+class JudgeTrainingSettings(Section):
+    """Defaults of the learning rates are for models of some billion parameters."""
+
+    rank: int = Field(16, ge=1, description="of the LoRA adapters")
+    batch_size: int = Field(16, ge=1, description="prompts per step; of GRPO, completions per step")
+    sft_epochs: float = Field(2.0, gt=0)
+    sft_learning_rate: float = Field(2e-4, gt=0)
+    grpo_epochs: float = Field(1.0, gt=0)
+    grpo_learning_rate: float = Field(1e-5, gt=0)
+    group_size: int = Field(4, ge=2, description="answers to one prompt, for the aspects")
+    weights_group_size: int = Field(8, ge=2, description="answers to one prompt, for the weights")
+    clip: float = Field(0.2, gt=0, lt=1)
+    kl_weight: float = Field(0.04, ge=0)
     seed: int = 0
 
 
@@ -237,6 +256,7 @@ class Settings(BaseSettings):
     supervised: SupervisedSettings = SupervisedSettings()
     rollout: RolloutSettings = RolloutSettings()
     judge: JudgeSettings = JudgeSettings()
+    judge_training: JudgeTrainingSettings = JudgeTrainingSettings()
     aggregator: AggregatorSettings = AggregatorSettings()
     fusion: FusionSettings = FusionSettings()
     policy: PolicySettings = PolicySettings()

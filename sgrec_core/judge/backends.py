@@ -1,5 +1,6 @@
 """What runs a language model: vLLM in this process, or any server with OpenAI's chat completions."""
 
+import json
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ Chat = list[dict[str, str]]
 Answer = TypeVar("Answer")
 
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for."""
 TEMPLATE_TOKENS = 256
 """More than any chat template adds to two messages."""
 
@@ -106,6 +109,7 @@ class Vllm:
         self.usage = Usage()
         self._tokenizer = _Tokenizer(settings)
         self._llm: Any = None
+        self._adapter: Any = None
 
     def tokens(self, chat: Chat) -> list[int]:
         return self._tokenizer.tokens(chat, self.CHAT_TEMPLATE_ARGUMENTS)
@@ -162,6 +166,7 @@ class Vllm:
             [{"prompt_token_ids": tokens[place]} for place in fitting],
             [sampling[place] for place in fitting],
             use_tqdm=False,
+            lora_request=self._adapter,
         )
         answers: list[Any] = [
             Failed(f"prompt of {len(prompt)} tokens; at most {room} fit (judge.max_model_len)") for prompt in tokens
@@ -230,11 +235,22 @@ class Vllm:
                 # An untrained model fills JSON with blanks until its tokens are used up.
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                 disable_log_stats=True,
+                **self._lora(judge.adapter),
             )
         except Exception as error:
             lines = str(error).splitlines() or [type(error).__name__]
             raise SettingsError(f"vLLM cannot load judge.model={judge.model!r}: {lines[0]}") from error
         return self._llm
+
+    def _lora(self, adapter: Path | None) -> dict[str, Any]:
+        """What vLLM needs to know of the adapter."""
+        if adapter is None:
+            return {}
+        from vllm.lora.request import LoRARequest
+
+        self._adapter = LoRARequest("judge", 1, str(adapter.resolve()))
+        rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
+        return {"enable_lora": True, "max_lora_rank": next(size for size in LORA_RANKS if size >= rank)}
 
 
 class Server:

@@ -61,7 +61,7 @@ class LanguageModelEngine:
             decoding |= {"temperature": 0, "reasoning_characters": judge.reasoning_characters}
         return {
             "engine": judge.engine,
-            "model": _model_identity(judge.model, judge.revision),
+            "model": _model_identity(judge.model, judge.revision) | _adapter_identity(judge.adapter),
             "decoding": decoding,
             "chat_template_arguments": self.backend.CHAT_TEMPLATE_ARGUMENTS,
             "rubric": self.rubric.fingerprint,
@@ -189,6 +189,21 @@ def _model_identity(model: str, revision: str | None) -> dict[str, str]:
             "(SGREC_JUDGE__REVISION=<commit>), or scores of different weights would pass for the same"
         )
     return {"model": model, "revision": revision}
+
+
+def _adapter_identity(adapter: Path | None) -> dict[str, str]:
+    """What tells one adapter's scores from another's.
+
+    Raises:
+        SettingsError: the folder holds no adapter.
+    """
+    if adapter is None:
+        return {}
+    if not (adapter / "adapter_config.json").is_file():
+        raise SettingsError(
+            f"judge.adapter={str(adapter)!r} has no adapter_config.json; valid is a PEFT adapter's folder"
+        )
+    return {"adapter": _hash_model_files(adapter)}
 
 
 def _hash_model_files(folder: Path) -> str:

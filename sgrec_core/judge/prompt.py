@@ -16,6 +16,8 @@ from sgrec_core.judge.rubric import Aspect, Rubric
 
 REASONING = "reasoning"
 """The key of the reasoning in an answer."""
+IMPORTANCE = "ABCDE"
+"""Letters of importance, from what decides to what does not count."""
 
 _BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 """Classes of the characters that turn the direction of text."""
@@ -148,17 +150,42 @@ def reasoning_question(rubric: Rubric) -> str:
 
 def user_message(rubric: Rubric, request: JudgeRequest, question: str) -> str:
     """User state first, then the item, the question last, so that requests of one state share the longer part."""
+    parts = {**_state(rubric, request), "item": clean(request.item_text, rubric.limits.item), "question": question}
+    return _fill(rubric.prompt.user, {name: text or rubric.prompt.absent for name, text in parts.items()})
+
+
+def weights_messages(rubric: Rubric, request: JudgeRequest) -> list[dict[str, str]]:
+    """Asks how much each aspect counts in the state of ``request``; its item is not shown (S-GRec, PSJ part B)."""
+    aspects = "\n".join(f"{aspect.id}, {aspect.title}. {aspect.question}" for aspect in rubric.aspects)
+    parts = {**_state(rubric, request), "ids": ", ".join(rubric.aspect_ids)}
+    user = _fill(rubric.prompt.weights_user, {name: text or rubric.prompt.absent for name, text in parts.items()})
+    return [
+        {"role": "system", "content": _fill(rubric.prompt.weights_system, {"aspects": aspects})},
+        {"role": "user", "content": user},
+    ]
+
+
+def read_weights(rubric: Rubric, text: str) -> list[float] | None:
+    """Weights of the aspects, which sum to 1, from letters of importance; None where the answer is not in the form.
+
+    Five levels an aspect, a weight proportional to level + 1e-3.
+    """
+    letters = text.split()
+    if len(letters) != len(rubric.aspects) or any(letter not in IMPORTANCE for letter in letters):
+        return None
+    levels = [len(IMPORTANCE) - 1 - IMPORTANCE.index(letter) + 1e-3 for letter in letters]
+    return [level / sum(levels) for level in levels]
+
+
+def _state(rubric: Rubric, request: JudgeRequest) -> dict[str, str | None]:
     limits = rubric.limits
     entries = request.history_texts[-limits.history_entries :] if limits.history_entries else ()
     history = [clean(text, limits.history_entry) for text in entries]
-    parts = {
+    return {
         "profile": describe(request.profile, limits.profile),
         "context": describe(request.context, limits.context),
         "history": "\n".join(f"{number}. {text}" for number, text in enumerate(history, 1)),
-        "item": clean(request.item_text, limits.item),
-        "question": question,
     }
-    return _fill(rubric.prompt.user, {name: text or rubric.prompt.absent for name, text in parts.items()})
 
 
 def _fill(template: str, words: dict[str, str]) -> str:

@@ -72,6 +72,8 @@ class Prompt(_Part):
     absent: str
     label_question: str
     reasoning_question: str
+    weights_system: str
+    weights_user: str
 
     @model_validator(mode="after")
     def _placeholders_are_there(self) -> Self:
@@ -86,6 +88,8 @@ _PLACEHOLDERS = {
     "user": ("profile", "context", "history", "item", "question"),
     "label_question": ("id", "labels"),
     "reasoning_question": ("example",),
+    "weights_system": ("aspects",),
+    "weights_user": ("profile", "context", "history", "ids"),
 }
 
 

@@ -8,6 +8,7 @@ generator, the tokenizer is trained on the rubric, and no library writes its ver
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,20 +50,23 @@ CONFIG = {
 }
 
 
-def tiny_model_fingerprint() -> str:
+def tiny_model_fingerprint(corpus: Sequence[str] | None = None) -> str:
     """Digest of the recipe. The files follow from it, so that they need not exist for a version to be computed."""
-    recipe = json.dumps([SEED, VOCABULARY_SIZE, SPECIAL_TOKENS, CHAT_TEMPLATE, CONFIG, load_rubric(True).text])
+    text = load_rubric(True).text if corpus is None else "\n".join(corpus)
+    recipe = json.dumps([SEED, VOCABULARY_SIZE, SPECIAL_TOKENS, CHAT_TEMPLATE, CONFIG, text])
     return hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()
 
 
-def make_tiny_model(folder: Path) -> Path:
+def make_tiny_model(folder: Path, corpus: Sequence[str] | None = None) -> Path:
     """Write the model to ``folder`` unless it is there already; returns ``folder``.
+
+    ``corpus`` is what the tokenizer is trained on; by default the rubric.
 
     Raises:
         SettingsError: the ``tokenizers`` or ``safetensors`` package is missing.
     """
     marker = folder / "recipe.txt"
-    if marker.is_file() and marker.read_text() == tiny_model_fingerprint():
+    if marker.is_file() and marker.read_text() == tiny_model_fingerprint(corpus):
         return folder
     try:
         from safetensors.numpy import save_file
@@ -73,7 +77,7 @@ def make_tiny_model(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
-    tokenizer = _train_tokenizer()
+    tokenizer = _train_tokenizer(corpus)
     tokenizer.save(str(folder / "tokenizer.json"))
     save_file(_weights(tokenizer.get_vocab_size()), folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", {**CONFIG, "vocab_size": tokenizer.get_vocab_size()})
@@ -90,13 +94,13 @@ def make_tiny_model(folder: Path) -> Path:
     )
     # The marker comes last and in one step: a folder that a killed process left behind is made again.
     unfinished = folder / f"recipe.txt.{os.getpid()}"
-    unfinished.write_text(tiny_model_fingerprint())
+    unfinished.write_text(tiny_model_fingerprint(corpus))
     unfinished.replace(marker)
     return folder
 
 
-def _train_tokenizer():  # type: ignore[no-untyped-def]
-    """A byte-level BPE over the rubric's own words."""
+def _train_tokenizer(corpus: Sequence[str] | None):  # type: ignore[no-untyped-def]
+    """A byte-level BPE over the corpus's, by default the rubric's, own words."""
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError as error:
@@ -112,7 +116,7 @@ def _train_tokenizer():  # type: ignore[no-untyped-def]
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(load_rubric(True).text.splitlines(), trainer)
+    tokenizer.train_from_iterator(load_rubric(True).text.splitlines() if corpus is None else corpus, trainer)
     return tokenizer
 
 

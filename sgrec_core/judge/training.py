@@ -1,0 +1,358 @@
+"""Training of a language-model judge: LoRA adapters by TRL (S-GRec, arXiv 2602.10606).
+
+- Part A, aspects: supervised on labels, then GRPO with the aspect reward.
+- Part B, weights: supervised on the form of the answer alone, then GRPO with the reward 1[s_hol(x,a) > s_hol(x,b)] on pairs of
+  which a is preferred.
+
+The prompts are those of `LanguageModelEngine` in mode ``labels``: a completion is one letter. Each stage gives an adapter
+folder (safetensors and JSON) that vLLM loads beside the base model.
+"""
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sgrec_core.judge.backends import Chat, Failed
+from sgrec_core.judge.language_model import LanguageModelEngine
+from sgrec_core.judge.prompt import IMPORTANCE, label_question, read_weights, weights_messages
+from sgrec_core.judge.request import JudgeRequest, Usage
+from sgrec_core.judge.rubric import Aspect, Rubric
+from sgrec_core.settings import JudgeTrainingSettings, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A request and the true level of each aspect."""
+
+    request: JudgeRequest
+    labels: tuple[str, ...]
+    """In the order of the rubric's aspects."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Two requests in one state, of whose items the first is preferred."""
+
+    preferred: JudgeRequest
+    other: JudgeRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPair:
+    """A preference with its items' aspect scores, as a judge gives them."""
+
+    state: JudgeRequest
+    preferred: tuple[float, ...]
+    other: tuple[float, ...]
+
+
+class Tuner:
+    """One base model and the stages that adapt it; ``model`` is a PEFT model whose adapter ``default`` is trained.
+
+    Raises:
+        OSError: ``base`` is no model.
+    """
+
+    def __init__(self, base: str | Path, rubric: Rubric, config: JudgeTrainingSettings, *, adapter: Path | None = None):
+        from peft import LoraConfig, PeftModel, get_peft_model
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.rubric, self.config = rubric, config
+        torch.manual_seed(config.seed)
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        if adapter is None:
+            lora = LoraConfig(
+                r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+            self.model: Any = get_peft_model(model, lora)
+        else:
+            self.model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+
+    def save(self, folder: Path) -> Path:
+        """Write the adapter: ``adapter_model.safetensors`` and ``adapter_config.json``."""
+        self.model.save_pretrained(str(folder), selected_adapters=["default"])
+        return folder
+
+    def supervise_labels(self, samples: Sequence[Labelled]) -> None:
+        """Part A, first stage: the letter of each label as the answer to its question."""
+        self._supervise(
+            {"prompt": prompt, "completion": [{"role": "assistant", "content": label}]}
+            for prompt, _, label in self._questions(samples)
+        )
+
+    def reinforce_labels(self, samples: Sequence[Labelled]) -> None:
+        """Part A, second stage: GRPO with `aspect_reward`."""
+        aspects = {aspect.id: aspect for aspect in self.rubric.aspects}
+
+        def reward(completions: list[Any], aspect: list[str], label: list[str], **_: Any) -> list[float]:
+            answers = [_text(completion) for completion in completions]
+            return [
+                aspect_reward(aspects[name], answer, truth)
+                for name, answer, truth in zip(aspect, answers, label, strict=True)
+            ]
+
+        rows = [
+            {"prompt": prompt, "aspect": aspect.id, "label": label}
+            for prompt, aspect, label in self._questions(samples)
+        ]
+        self._reinforce(rows, reward, group=self.config.group_size, tokens=1)
+
+    def supervise_form_of_weights(self, states: Sequence[JudgeRequest]) -> None:
+        """Part B, first stage: letters drawn at random, so that answers have the form and prefer nothing."""
+        draw = random.Random(self.config.seed)
+        self._supervise(
+            {
+                "prompt": weights_messages(self.rubric, state),
+                "completion": [
+                    {"role": "assistant", "content": " ".join(draw.choices(IMPORTANCE, k=len(self.rubric.aspects)))}
+                ],
+            }
+            for state in states
+        )
+
+    def reinforce_weights(self, pairs: Sequence[ScoredPair]) -> None:
+        """Part B, second stage: GRPO with the indicator reward."""
+
+        def reward(
+            completions: list[Any], preferred: list[list[float]], other: list[list[float]], **_: Any
+        ) -> list[float]:
+            return [
+                order_reward(self.rubric, _text(completion), better, worse)
+                for completion, better, worse in zip(completions, preferred, other, strict=True)
+            ]
+
+        rows = [
+            {
+                "prompt": weights_messages(self.rubric, pair.state),
+                "preferred": list(pair.preferred),
+                "other": list(pair.other),
+            }
+            for pair in pairs
+        ]
+        self._reinforce(rows, reward, group=self.config.weights_group_size, tokens=2 * len(self.rubric.aspects))
+
+    def weights(self, states: Sequence[JudgeRequest]) -> np.ndarray:
+        """Weights [N, A] of the greedy answers; uniform where an answer is not in the form."""
+        answers = Transformers(self.model, self.tokenizer).complete(
+            [weights_messages(self.rubric, state) for state in states], None, 2 * len(self.rubric.aspects)
+        )
+        uniform = [1 / len(self.rubric.aspects)] * len(self.rubric.aspects)
+        return np.array([read_weights(self.rubric, str(answer)) or uniform for answer in answers])
+
+    def engine(self) -> LanguageModelEngine:
+        """The judge as the pipeline would run it, on the model as it is."""
+        settings = Settings()
+        judge = settings.judge.model_copy(update={"engine": "server", "mode": "labels"})
+        engine = LanguageModelEngine(settings.model_copy(update={"judge": judge}), self.rubric)
+        engine.backend = Transformers(self.model, self.tokenizer)
+        return engine
+
+    def _questions(self, samples: Sequence[Labelled]) -> Iterator[tuple[Chat, Aspect, str]]:
+        engine = self.engine()
+        for sample in samples:
+            for chat, aspect, label in zip(
+                engine.prompts(sample.request), self.rubric.aspects, sample.labels, strict=True
+            ):
+                assert chat[-1]["content"].endswith(label_question(self.rubric, aspect))
+                yield chat, aspect, label
+
+    def _supervise(self, rows: Iterator[dict[str, Any]]) -> None:
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        with _quiet():
+            arguments = SFTConfig(
+                **self._arguments(self.config.sft_epochs, self.config.sft_learning_rate),
+                max_length=None,
+                completion_only_loss=True,
+            )
+            SFTTrainer(
+                model=self.model,
+                args=arguments,
+                train_dataset=Dataset.from_list(list(rows)),
+                processing_class=self.tokenizer,
+            ).train()
+
+    def _reinforce(self, rows: list[dict[str, Any]], reward: Any, *, group: int, tokens: int) -> None:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        with _quiet():
+            arguments = GRPOConfig(
+                **self._arguments(self.config.grpo_epochs, self.config.grpo_learning_rate),
+                num_generations=group,
+                max_completion_length=tokens,
+                epsilon=self.config.clip,
+                beta=self.config.kl_weight,
+                loss_type="grpo",
+            )
+            GRPOTrainer(
+                model=self.model,
+                reward_funcs=reward,
+                args=arguments,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=self.tokenizer,
+            ).train()
+        with contextlib.suppress(KeyError, ValueError):
+            # The copy that the KL penalty was measured against.
+            self.model.delete_adapter("ref")
+
+    def _arguments(self, epochs: float, learning_rate: float) -> dict[str, Any]:
+        on_gpu = torch.cuda.is_available()
+        return {
+            "output_dir": "unused",
+            "save_strategy": "no",
+            "report_to": "none",
+            "logging_strategy": "no",
+            "disable_tqdm": True,
+            "seed": self.config.seed,
+            "num_train_epochs": epochs,
+            "learning_rate": learning_rate,
+            "per_device_train_batch_size": self.config.batch_size,
+            "use_cpu": not on_gpu,
+            "bf16": on_gpu,
+            "gradient_checkpointing": on_gpu,
+            "dataloader_pin_memory": False,
+        }
+
+
+def aspect_reward(aspect: Aspect, answer: str, label: str) -> float:
+    """1 for an answer that is a label at all, 1 more for the right one, and up to 1 for a level near it.
+
+    A workable form by one reproduction (I): 1[exact] + 1 - |level difference| / (levels - 1), and a check of the format.
+    """
+    labels = list(aspect.value_of)
+    if answer not in labels:
+        return 0.0
+    apart = abs(labels.index(answer) - labels.index(label)) / (len(labels) - 1)
+    return 1.0 + float(answer == label) + 1.0 - apart
+
+
+def order_reward(rubric: Rubric, answer: str, preferred: Sequence[float], other: Sequence[float]) -> float:
+    """1[s_hol of the preferred item is the higher one]; -1 for an answer that is not in the form."""
+    weights = read_weights(rubric, answer)
+    if weights is None:
+        return -1.0
+    return float(np.dot(weights, preferred) > np.dot(weights, other))
+
+
+def correct_points(engine: LanguageModelEngine, samples: Sequence[Labelled]) -> np.ndarray:
+    """Bool [N, A]: whether the likeliest level is the true one; its mean is PointAcc."""
+    results = engine.score([sample.request for sample in samples])
+    correct = np.zeros((len(samples), len(engine.rubric.aspects)), dtype=bool)
+    for row, (sample, result) in enumerate(zip(samples, results, strict=True)):
+        if result.probabilities is None:
+            continue
+        rest = iter(result.probabilities)
+        for column, (aspect, label) in enumerate(zip(engine.rubric.aspects, sample.labels, strict=True)):
+            likely = {level.label: next(rest) for level in aspect.levels}
+            correct[row, column] = max(likely, key=lambda name: likely[name]) == label
+    return correct
+
+
+def scored_pairs(engine: LanguageModelEngine, pairs: Sequence[Preference]) -> list[ScoredPair]:
+    """The pairs whose both items the judge could score."""
+    results = engine.score([request for pair in pairs for request in (pair.preferred, pair.other)])
+    return [
+        ScoredPair(state=pair.preferred, preferred=tuple(first.scores), other=tuple(second.scores))
+        for pair, first, second in zip(pairs, results[::2], results[1::2], strict=True)
+        if first.scores is not None and second.scores is not None
+    ]
+
+
+def ordered_pairs(pairs: Sequence[ScoredPair], weights: np.ndarray | None = None) -> np.ndarray:
+    """[N]: 1 where the preferred item has the higher holistic score, one half where both are equal; the mean is PairAUC.
+
+    ``weights`` [N, A]; default: uniform.
+    """
+    difference = np.array([np.subtract(pair.preferred, pair.other) for pair in pairs])
+    order = difference.mean(axis=1) if weights is None else (difference * weights).sum(axis=1)
+    return (order > 0) + 0.5 * (order == 0)
+
+
+class Transformers:
+    """A model in this process through transformers, as a backend of `LanguageModelEngine`: for measuring, not for nights."""
+
+    CHAT_TEMPLATE_ARGUMENTS: dict[str, Any] = {}
+    BATCH = 32
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self.usage = Usage()
+
+    def tokens(self, chat: Chat) -> list[int]:
+        found: list[int] = self.tokenizer.apply_chat_template(
+            chat, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return found
+
+    def fits(self, chat: Chat, answer_tokens: int) -> bool:
+        return True
+
+    def label_log_probs(
+        self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
+    ) -> list[dict[str, float] | Failed]:
+        answers: list[dict[str, float] | Failed] = [{}] * len(chats)
+        for places, tokens, mask in self._batches(chats):
+            with torch.inference_mode():
+                output = self.model(input_ids=tokens, attention_mask=mask, logits_to_keep=1)
+            log_probs = output.logits[:, -1].float().log_softmax(dim=-1)
+            for row, place in enumerate(places):
+                ids = [self.tokenizer.encode(label, add_special_tokens=False)[0] for label in labels[place]]
+                answers[place] = dict(zip(labels[place], log_probs[row, ids].tolist(), strict=True))
+        return answers
+
+    def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
+        answers: list[str | Failed] = [""] * len(chats)
+        for places, tokens, mask in self._batches(chats):
+            with torch.inference_mode():
+                output = self.model.generate(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    max_new_tokens=max_tokens,
+                    do_sample=False,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+            texts = self.tokenizer.batch_decode(output[:, tokens.shape[1] :], skip_special_tokens=True)
+            for place, text in zip(places, texts, strict=True):
+                answers[place] = text.strip()
+        return answers
+
+    def _batches(self, chats: Sequence[Chat]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """Places, tokens padded on the left, and their mask; prompts of one length side by side."""
+        self.model.eval()
+        prompts = [self.tokens(chat) for chat in chats]
+        order = sorted(range(len(chats)), key=lambda place: len(prompts[place]))
+        device = next(self.model.parameters()).device
+        for start in range(0, len(order), self.BATCH):
+            places = order[start : start + self.BATCH]
+            longest = len(prompts[places[-1]])
+            padded = [
+                [self.tokenizer.pad_token_id] * (longest - len(prompts[place])) + prompts[place] for place in places
+            ]
+            mask = [[0] * (longest - len(prompts[place])) + [1] * len(prompts[place]) for place in places]
+            yield places, torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+
+
+def _text(completion: Any) -> str:
+    """A completion as TRL gives it: messages, or text."""
+    return (completion if isinstance(completion, str) else completion[-1]["content"]).strip()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`."""
+    from datasets import disable_progress_bars, enable_progress_bars
+
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
