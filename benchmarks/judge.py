@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         backend = None
         for mode in ("labels", "reasoning"):
-            judge = JudgeSettings(engine="vllm", mode=mode, reasoning_characters=64, format_sample=0)
+            judge = JudgeSettings(engine="vllm", mode=mode, reasoning_characters=64, format_sample=0.0)
             engine = LanguageModelEngine(Settings(home=Path(home), threads=1, judge=judge), load_rubric(False))
             engine.backend = backend = backend or engine.backend
             found, facts = compare(engine, calls if mode == "labels" else calls[: len(calls) // 4], repetitions)

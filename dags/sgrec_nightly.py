@@ -162,7 +162,7 @@ def judge_workers(stage: Stage) -> BashOperator:
     """``judge.workers`` tasks that judge side by side, each with ``judge.tensor_parallel`` GPUs of its own."""
     interpreter = shlex.quote(settings.interpreters.judge)
     day = "{{ day_of_night(partition_key, params.day) }}"
-    gpus = settings.judge.tensor_parallel
+    gpus = gpus_of(stage)
     commands = []
     for worker in range(settings.judge.workers):
         devices = ",".join(str(worker * gpus + device) for device in range(gpus))
@@ -186,6 +186,11 @@ def owner(stage: Stage) -> str:
     return str(assets[stage.publishes[0] if stage.publishes else "rewards"].extra["owner"])
 
 
+def gpus_of(stage: Stage) -> int:
+    """Slots of the GPU pool that the stage takes."""
+    return settings.judge.tensor_parallel if stage.engine == "judge" and settings.judge.engine == "vllm" else 1
+
+
 def stage_job(stage: Stage) -> BashOperator:
     tables = ", ".join(f"`{table}`" for table in stage.publishes) or "no table"
     return job(
@@ -194,6 +199,7 @@ def stage_job(stage: Stage) -> BashOperator:
         stage.engine,
         owner=owner(stage),
         pool=GPU_POOL if stage.uses_gpu else "default_pool",
+        pool_slots=gpus_of(stage),
         execution_timeout=timedelta(minutes=stage.timeout_minutes),
         inlets=[assets[table] for table in stage.reads],
         outlets=[assets[table] for table in stage.publishes],
@@ -248,8 +254,13 @@ with DAG(
     line = []
     for stage in working_stages:
         if stage.engine == "judge" and settings.judge.workers > 1:
-            line.append(judge_workers(stage))
-        line.append(stage_job(stage))
+            workers, whole = judge_workers(stage), stage_job(stage)
+            line[-1] >> workers >> whole
+            # What failed workers left, the stage does, unless the gate before them has failed.
+            whole.trigger_rule = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
+            line.append(whole)
+        else:
+            line.append(stage_job(stage))
         if stage.publishes:
             line.append(gate_job(stage))
     # The line is a chain, so its last task has ended, in whatever state, only when everything before it has.

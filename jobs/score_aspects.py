@@ -14,13 +14,13 @@ calls that the night's groups and pairs ask for (`judge_asked`):
 Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are published in shards, one commit each: a
 killed job continues where it was, and ends with the table of an undisturbed one.
 
-`jobs.estimate_judge` says beforehand what it would cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have
+A call that nobody answered is not charged to ``judge.max_calls``. `jobs.estimate_judge` says beforehand what it would cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have
 gone before, each with an engine of its own; this stage then does what they left and counts what they paid as its own.
 """
 
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import Engine, is_meaningless
-from sgrec_core.judge.plan import estimate, plan_day, score_shards, take_workers_reports
+from sgrec_core.judge.plan import count_workers, estimate, plan_day, score_shards, uncounted_workers
 from sgrec_core.judge.prompt import flags
 
 FLAGGED_SHOWN = 50
@@ -40,30 +40,31 @@ def run(job: Job) -> None:
     if is_meaningless(job.settings):
         job.note("the judge is the tiny untrained model: its scores are meaningless")
     expected = estimate(job, plan)
-    helped = take_workers_reports(job)
-    spent = score_shards(job, [shard for shard in plan.shards if shard], plan)
-    made = spent.counts + helped.counts
+    helped = uncounted_workers(job, plan.version)
+    spent = score_shards(job, [shard for of_worker in plan.shards for shard in of_worker], plan)
     facts = plan.facts()
-    # What workers paid for tonight was not in the table before tonight.
-    facts["judge_cached"] -= helped.counts.paid - helped.counts.failed + helped.counts.without_text
+    # What workers scored tonight was not in the table before tonight; what they failed at was asked again.
+    scored = helped.asked - helped.failed
+    facts["judge_cached"] -= scored + helped.without_text
     for name, value in facts.items():
         job.count(name, value)
-    job.count("judge_without_text", made.without_text)
-    job.count("judge_paid", made.paid)
-    job.count("judge_failed", made.failed)
-    if made.format_measured:
-        job.count("judge_left_format", made.left_format / made.format_measured)
+    job.count("judge_without_text", spent.without_text + helped.without_text)
+    job.count("judge_paid", spent.asked + scored)
+    job.count("judge_failed", spent.failed)
     spent = spent + helped
+    if spent.format_measured:
+        job.count("judge_left_format", spent.left_format / spent.format_measured)
     if spent.prompt:
         job.count("judge_tokens_prompt", spent.prompt)
         job.count("judge_tokens_cached", spent.cached)
         job.count("judge_tokens_generated", spent.generated)
-        job.count("judge_engine_hours", spent.seconds / 3600)
+        gpus = job.settings.judge.tensor_parallel if job.settings.judge.engine == "vllm" else 1
+        job.count("judge_gpu_hours", gpus * spent.seconds / 3600)
     if expected is not None and not helped.prompt:
         job.count("judge_tokens_estimated", expected["prompt tokens"])
         job.count("judge_tokens_computed_estimated", expected["of them computed"])
-        job.count("judge_engine_hours_estimated", expected["GPU hours"])
-    flagged = _flagged({item for _, item, _ in plan.wanted}, plan.items, plan.engine)
+        job.count("judge_gpu_hours_estimated", expected["GPU hours"])
+    flagged = _flagged(job, {item for _, item, _ in plan.wanted}, plan.engine)
     job.count("judge_flagged", len(flagged))
     if flagged:
         job.count("judge_flagged_items", dict(list(flagged.items())[:FLAGGED_SHOWN]))
@@ -76,11 +77,18 @@ def run(job: Job) -> None:
             f"judge.max_calls={job.settings.judge.max_calls}: {plan.units - plan.chosen} of {plan.units} groups and "
             "pairs were not judged; such groups fall back to the business reward"
         )
+    count_workers(job, plan.version)
 
 
-def _flagged(wanted: set[str], items: dict[str, tuple[str, str]], engine: Engine) -> dict[str, list[str]]:
-    """item_id -> what is suspicious about its text, the most suspicious first."""
-    found = {item: flags(items[item][1], engine.rubric.limits.item) for item in wanted}
+def _flagged(job: Job, wanted: set[str], engine: Engine) -> dict[str, list[str]]:
+    """item_id -> what is suspicious about its texts as they came, the most suspicious first."""
+    columns = ["item_id", "title", "brand", "category", "description"]
+    rows = job.lake.read("items", where={"day": job.day}, columns=columns).to_pylist()
+    found = {
+        row["item_id"]: flags("\n".join(row[name] for name in columns[1:] if row[name]), engine.rubric.limits.item)
+        for row in rows
+        if row["item_id"] in wanted
+    }
     return dict(
         sorted(((item, signs) for item, signs in found.items() if signs), key=lambda pair: (-len(pair[1]), pair[0]))
     )

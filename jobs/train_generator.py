@@ -115,9 +115,22 @@ def run(job: Job) -> None:
         job.note("no candidate has any advantage: the challenger equals the night's starting policy")
 
 
+DO_NOT_MOVE_SCORES = {
+    "concurrency",
+    "timeout",
+    "retries",
+    "workers",
+    "tokens_per_second",
+    "max_failed_share",
+    "shard_size",
+}
+"""Settings of the judge with which it gives the same scores; `server_url` is not among them."""
+
+
 def _fresh_settings(job: Job) -> list[object]:
     settings = job.settings
-    return [settings.fusion.model_dump(), settings.judge.model_dump(), settings.rollout.model_dump()]
+    judge = settings.judge.model_dump(mode="json", exclude=DO_NOT_MOVE_SCORES)
+    return [settings.fusion.model_dump(), judge, settings.rollout.model_dump()]
 
 
 def _train_on_policy(

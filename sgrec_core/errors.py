@@ -24,6 +24,17 @@ class ContractError(SgrecError):
     """Rows break the contract of the table that they were about to be published to."""
 
 
+class JudgeGoneError(SgrecError):
+    """The judge's server answers nothing any more. Worth another try later, so it exits as a crash does."""
+
+    exit_code = 1
+
+    def __init__(self, calls: int, reason: str | None):
+        super().__init__(
+            f"the judge answered none of {calls} calls ({reason}); they are rows with that reason and are tried again"
+        )
+
+
 class GateError(SgrecError):
     """A quality gate stopped the night; tables and champion stay as they were."""
 

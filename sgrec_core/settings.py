@@ -124,8 +124,11 @@ class JudgeSettings(Section):
         description="expected score over the probabilities of an aspect's labels, or reasoning and levels as JSON",
     )
     reasoning_characters: int = Field(600, ge=1, description="room for the reasoning, with mode=reasoning")
-    format_sample: int = Field(
-        32, ge=0, description="with mode=reasoning, so many calls a run are answered without the schema as well"
+    format_sample: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="with mode=reasoning, the share of calls that are answered without the schema as well",
     )
     model: str = Field(
         "tiny", description="a Hugging Face name or folder; 'tiny' is an untrained model made on the spot"

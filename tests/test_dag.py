@@ -234,6 +234,8 @@ def test_judges_side_by_side_are_mapped_tasks_with_gpus_of_their_own(tmp_path: P
         "import runpy\n"
         f"dag = runpy.run_path({str(DAG_FILE)!r})['dag']\n"
         "task = dag.get_task('judge_workers')\n"
+        "stage = dag.get_task('score_aspects')\n"
+        "print(stage.trigger_rule, *sorted(stage.upstream_task_ids))\n"
         "print(task.is_mapped, task.pool_slots, *sorted(task.upstream_task_ids), *sorted(task.downstream_task_ids))\n"
         "print(*task.expand_input.value['bash_command'], sep='\\n')\n"
     )
@@ -242,12 +244,14 @@ def test_judges_side_by_side_are_mapped_tasks_with_gpus_of_their_own(tmp_path: P
         "AIRFLOW_HOME": str(tmp_path),
         "SGREC_JUDGE__WORKERS": "2",
         "SGREC_JUDGE__TENSOR_PARALLEL": "2",
+        "SGREC_JUDGE__ENGINE": "vllm",
     }
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=PROJECT_ROOT, check=True
     )
-    graph, *commands = done.stdout.splitlines()[-3:]
+    rule, graph, *commands = done.stdout.splitlines()[-4:]
     assert graph == "True 2 check_generate_candidates score_aspects"
+    assert rule.split() == ["TriggerRule.ALL_DONE_MIN_ONE_SUCCESS", "check_generate_candidates", "judge_workers"]
     assert [command.split()[0] for command in commands] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
     assert [command.split()[-2:] for command in commands] == [["--worker", "0"], ["--worker", "1"]]
 

@@ -255,10 +255,14 @@ def test_workers_share_the_shards_and_the_stage_counts_their_calls(night):
     workers = in_processes(shared, WORKERS)
     assert [process.wait(120) for process in workers] == [0, 0, 0], [process.stderr.read() for process in workers]
     assert calls(run(shared)) == whole, "as if the stage had paid for all of it"
-    assert table(shared) == table(alone)
-    writers = [
-        commit for commit in Lake(shared.lake_root).open("aspect_scores").history() if "sgrec.judge_paid" in commit
-    ]
+    # Workers cut other shards, and what is encoded together can differ in the last bit.
+    for mine, theirs in zip(table(shared), table(alone), strict=True):
+        assert (
+            mine["scores"] == pytest.approx(theirs["scores"], abs=1e-5) if mine["scores"] else theirs["scores"] is None
+        )
+        assert {**mine, "scores": None} == {**theirs, "scores": None}
+    writers = [commit.get("sgrec.judge_worker") for commit in Lake(shared.lake_root).open("aspect_scores").history()]
+    assert {"0", "1", "2"} <= set(writers)
     assert len(writers) > 10, "a commit for each shard"
     again = calls(run(shared))
     assert (again["paid"], again["cached"]) == (0, whole["paid"] + whole["without_text"])

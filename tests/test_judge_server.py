@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -16,10 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judged_night import DAY, publish_night
 
-from sgrec_core.errors import SettingsError
-from sgrec_core.judge import JudgeRequest, make_engine
+from jobs import score_aspects
+from sgrec_core.errors import JudgeGoneError, SettingsError
+from sgrec_core.job import Job
+from sgrec_core.judge import JudgeRequest, JudgeResult, is_meaningless, judge_version, make_engine
+from sgrec_core.judge.calls import paid_before, publish_scores
 from sgrec_core.judge.tiny_model import make_tiny_model
+from sgrec_core.lake import Lake
+from sgrec_core.quality.gates import check_stage
 from sgrec_core.settings import PROJECT_ROOT, JudgeSettings, Settings
 
 JUDGE_BIN = PROJECT_ROOT / ".venv-judge" / "bin"
@@ -123,7 +130,7 @@ def run_in_judge_environment(home: Path) -> dict[str, Any]:
     program = """
 import json, sys
 from pathlib import Path
-from sgrec_core.judge import JudgeRequest, make_engine
+from sgrec_core.judge import JudgeRequest, is_meaningless, judge_version, make_engine
 from sgrec_core.settings import JudgeSettings, Settings
 requests = [JudgeRequest(**fields) for fields in json.load(sys.stdin)]
 found, backend = {}, None
@@ -243,16 +250,47 @@ def test_what_a_server_does_wrong_is_the_failure_of_the_call(
     scripted: ThreadingHTTPServer, tmp_path: Path, answers: list[Any], failure: str
 ) -> None:
     scripted.answers.extend(answers)  # type: ignore[attr-defined]
-    judge = {"mode": "reasoning", "format_sample": 0, "timeout": 0.5, "retries": 0}
+    judge = {"mode": "reasoning", "format_sample": 0.0, "timeout": 0.5, "retries": 0}
     engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
     (result,) = engine.score(requests()[:1])
     assert result.scores is None
     assert failure in (result.failure or "")
+    assert result.unanswered == (failure in ("server: ", "prompt too long") or failure.startswith("no answer"))
+
+
+@pytest.mark.parametrize("likely", [{"<think>": -0.1, "The": -3.0}, {"\n": -0.1}])
+def test_an_answer_without_any_label_is_a_failure_and_no_score(
+    scripted: ThreadingHTTPServer, tmp_path: Path, likely: dict[str, float]
+) -> None:
+    scripted.answers.append((200, completion("A", likely)))  # type: ignore[attr-defined]
+    (result,) = make_engine(settings(tmp_path, server_url=url_of(scripted)), False).score(requests()[:1])
+    assert result.scores is None
+    assert "no probability of A, B, C, D, E" in (result.failure or "")
+    assert not result.unanswered
+
+
+def test_labels_after_a_blank_are_labels(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
+    scripted.answers.append((200, completion("A", {" A": -0.7, "A": -1.7, "B": -3.0})))  # type: ignore[attr-defined]
+    (result,) = make_engine(settings(tmp_path, server_url=url_of(scripted)), False).score(requests()[:1])
+    assert result.probabilities is not None
+    assert result.probabilities[0] == pytest.approx(
+        (math.exp(-0.7) + math.exp(-1.7)) / (math.exp(-0.7) + math.exp(-1.7) + math.exp(-3.0))
+    )
+
+
+def test_the_version_is_of_the_model_that_is_served(tmp_path: Path) -> None:
+    def version(**judge: Any) -> str:
+        return judge_version(settings(tmp_path, **judge), True)
+
+    assert version(served_name="large") != version(served_name="small") != version()
+    assert version(served_name="large") == version(served_name="large", server_url="http://elsewhere/v1")
+    assert is_meaningless(settings(tmp_path))
+    assert not is_meaningless(settings(tmp_path, served_name="large"))
 
 
 def test_a_call_that_fails_is_tried_again(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
     scripted.answers.extend([(503, {}), (500, {}), (200, GOOD)])  # type: ignore[attr-defined]
-    judge = {"mode": "reasoning", "format_sample": 0, "retries": 2}
+    judge = {"mode": "reasoning", "format_sample": 0.0, "retries": 2}
     engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
     (result,) = engine.score(requests()[:1])
     assert (result.scores, result.evidence) == ([1.0, 0.5, 0.0], "fits")
@@ -260,7 +298,7 @@ def test_a_call_that_fails_is_tried_again(scripted: ThreadingHTTPServer, tmp_pat
 
 def test_malformed_answers_are_asked_for_again(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
     scripted.answers.extend([(200, completion("I cannot say")), (200, GOOD)])  # type: ignore[attr-defined]
-    judge = {"mode": "reasoning", "format_sample": 0, "retries": 1}
+    judge = {"mode": "reasoning", "format_sample": 0.0, "retries": 1}
     engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
     assert engine.score(requests()[:1])[0].scores == [1.0, 0.5, 0.0]
 
@@ -269,7 +307,7 @@ def test_a_server_that_goes_away_fails_the_rest_and_one_that_never_was_there_sto
     scripted: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     scripted.answers.append((200, GOOD))  # type: ignore[attr-defined]
-    judge = {"mode": "reasoning", "format_sample": 0, "retries": 0}
+    judge = {"mode": "reasoning", "format_sample": 0.0, "retries": 0}
     engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
     assert engine.score(requests()[:1])[0].scores
     scripted.shutdown()
@@ -286,3 +324,63 @@ def test_a_wrong_key_stops_the_job(scripted: ThreadingHTTPServer, tmp_path: Path
     engine = make_engine(settings(tmp_path, server_url=url_of(scripted)), False)
     with pytest.raises(SettingsError, match="invalid api key"):
         engine.score(requests()[:1])
+
+
+# The job with a server that comes and goes
+
+
+def serving(port: int, answers: list[Any]) -> ThreadingHTTPServer:
+    server = ThreadingHTTPServer(("127.0.0.1", port), Scripted)
+    server.answers, server.asked = answers, []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def score(settings: Settings) -> Job:
+    job = Job("score_aspects", DAY, settings)
+    score_aspects.run(job)
+    return job
+
+
+def test_a_server_that_fails_costs_nothing_and_the_night_recovers(tmp_path: Path) -> None:
+    good = (200, completion("A", {"A": -0.5, "B": -1.5, "C": -2.5}))
+    server = serving(0, [good] * 30 + [(500, {"error": {"message": "out of memory"}})])
+    judge = {"server_url": url_of(server), "retries": 0, "concurrency": 1, "shard_size": 8}
+    whole = settings(tmp_path / "whole", **judge)
+    publish_night(whole, groups=6, flat_groups=1)
+    with pytest.raises(JudgeGoneError, match=r"answered none of \d+ calls \(server: .*out of memory"):
+        score(whole)
+    lake = Lake(whole.lake_root)
+    rows = lake.read("aspect_scores").to_pylist()
+    reasons = {row["failure"] for row in rows if row["scores"] is None and row["item_id"] != "item-00"}
+    assert len(reasons) == 1
+    assert "out of memory" in reasons.pop()
+    scored = sum(row["scores"] is not None for row in rows)
+    assert scored == 10, "three questions each"
+    assert check_stage(whole, "score_aspects", DAY).state == "failed"
+
+    server.answers[:] = [good]  # type: ignore[attr-defined]
+    limited = whole.model_copy(update={"judge": whole.judge.model_copy(update={"max_calls": 200})})
+    job = score(limited)
+    assert job.facts["judge_failed"] == 0
+    assert job.facts["judge_unaffordable"] == 0
+    assert job.facts["judge_cached"] >= scored
+    assert check_stage(whole, "score_aspects", DAY).state == "finished"
+    version = job.facts["judge_version"]
+    assert paid_before(lake, DAY, version) == scored + job.facts["judge_paid"], "what nobody answered is not charged"
+    server.shutdown()
+    server.server_close()
+
+
+def test_failed_calls_that_the_stage_does_not_ask_for_do_not_stop_the_night(
+    scripted: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    """Training on fresh groups leaves such rows."""
+    scripted.answers.append((200, completion("A", {"A": -0.5, "B": -1.5, "C": -2.5})))  # type: ignore[attr-defined]
+    night = settings(tmp_path / "home", server_url=url_of(scripted))
+    lake = publish_night(night, groups=6, flat_groups=1)
+    version = score(night).facts["judge_version"]
+    fresh = [("state-000", f"fresh-{number}", "hash") for number in range(50)]
+    failed = [JudgeResult(failure="server gone", unanswered=True)] * len(fresh)
+    publish_scores(lake, DAY, version, ["s0", "s1", "s2"], fresh, failed)
+    assert check_stage(night, "score_aspects", DAY).state == "finished"

@@ -111,7 +111,25 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
 def test_supervised_training_and_grpo_learn_what_is_good(trained: tuple[list[float], Tuner, Path]) -> None:
     before, supervised, reinforced = trained[0]
     assert before < 0.7 < 0.95 < supervised
-    assert reinforced >= 0.95
+    assert reinforced >= 0.95, "what was learnt is not lost"
+
+
+def test_grpo_alone_learns_levels_that_are_rewarded(base: Path) -> None:
+    """From a model that has learnt nothing but that answers are letters."""
+    config = JudgeTrainingSettings(
+        batch_size=48, sft_epochs=3, sft_learning_rate=3e-3, grpo_epochs=12, grpo_learning_rate=2e-3, kl_weight=0.0
+    )
+    tuner = Tuner(base, RUBRIC, config)
+    letters = [
+        Labelled(request=sample.request, labels=labels)
+        for sample in SAMPLES
+        for labels in zip("ABCDE", "ABCAB", "ABCAB", strict=True)
+    ]
+    tuner.supervise_labels(letters)
+    wanted = [Labelled(request=sample.request, labels=("E", "C", "C")) for sample in SAMPLES]
+    before = correct_points(tuner.engine(), wanted).mean()
+    tuner.reinforce_labels(wanted)
+    assert correct_points(tuner.engine(), wanted).mean() > before + 0.2
 
 
 def test_an_adapter_is_data_and_gives_the_same_scores_again(
@@ -153,7 +171,6 @@ def test_weights_learn_which_aspect_tells_pairs_apart(base: Path) -> None:
     after = tuner.weights(states)
     assert after[:, 0].mean() > 0.62, "enough for the preferred item to come first"
     assert ordered_pairs(pairs, after).mean() == 1
-    assert json.dumps(after.tolist())
 
 
 def test_pairs_are_scored_by_the_judge(trained: tuple[list[float], Tuner, Path]) -> None:

@@ -80,7 +80,8 @@ def test_reasoning_names_levels_and_keeps_the_evidence(report):
 
 def test_a_sample_of_reasoned_answers_is_tried_without_the_schema(report):
     masses = [result["format_mass"] for result in report["reasoning"]]
-    assert masses == [0.0] * 4 + [None] * 12, "an untrained model never writes the JSON of itself"
+    assert set(masses) == {0.0, None}, "an untrained model never writes the JSON of itself"
+    assert 1 <= masses.count(0.0) <= 9, "about a quarter of sixteen"
 
 
 @pytest.mark.parametrize("mode", ["labels", "reasoning"])

@@ -56,7 +56,7 @@ def main(home: Path) -> None:
         Settings(
             home=home,
             threads=1,
-            judge=JudgeSettings(**limits, mode="reasoning", reasoning_characters=24, format_sample=4),
+            judge=JudgeSettings(**limits, mode="reasoning", reasoning_characters=24, format_sample=0.25),
         ),
         has_context=True,
     )

@@ -2,6 +2,7 @@
 
 import json
 
+from sgrec_core.judge.backends import served_model
 from sgrec_core.judge.embedding import EmbeddingEngine
 from sgrec_core.judge.language_model import LanguageModelEngine
 from sgrec_core.judge.request import JudgeRequest, JudgeResult
@@ -60,4 +61,4 @@ def day_has_context(lake: Lake, day: str) -> bool:
 
 def is_meaningless(settings: Settings) -> bool:
     """Whether the judge's scores say nothing, because an untrained model made on the spot gives them."""
-    return settings.judge.engine != "embedding" and settings.judge.model == "tiny"
+    return settings.judge.engine != "embedding" and served_model(settings.judge) == "tiny"

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from jinja2 import TemplateError
+
 from sgrec_core.errors import SettingsError
 from sgrec_core.judge.request import Usage
 from sgrec_core.judge.tiny_model import make_tiny_model
-from sgrec_core.settings import Settings
+from sgrec_core.settings import JudgeSettings, Settings
 
 Chat = list[dict[str, str]]
 """Messages with role and content."""
@@ -30,6 +33,8 @@ class Failed:
     """Why a chat has no answer."""
 
     reason: str
+    unanswered: bool = False
+    """Whether that is because nobody answered."""
 
 
 class Backend(Protocol):
@@ -53,6 +58,11 @@ class Backend(Protocol):
         """Greedy answers of at most ``max_tokens``, bound to a JSON schema if there is one."""
 
 
+def served_model(judge: JudgeSettings) -> str:
+    """What the model is called where it is asked."""
+    return (judge.served_name if judge.engine == "server" else None) or judge.model
+
+
 def _model_path(settings: Settings) -> str:
     """What to load: a folder or a Hugging Face name. Makes the tiny model."""
     if settings.judge.model == "tiny":
@@ -68,9 +78,16 @@ class _Tokenizer:
         self._loaded: Any = None
 
     def tokens(self, chat: Chat, arguments: dict[str, Any]) -> list[int]:
-        found: list[int] = self._load().apply_chat_template(
-            chat, tokenize=True, add_generation_prompt=True, return_dict=False, **arguments
-        )
+        tokenizer = self._load()
+        try:
+            found: list[int] = tokenizer.apply_chat_template(
+                chat, tokenize=True, add_generation_prompt=True, return_dict=False, **arguments
+            )
+        except (TemplateError, ValueError) as error:
+            raise SettingsError(
+                f"the chat template of judge.model={self.settings.judge.model!r} does not take a system and a user"
+                f" message: {error}"
+            ) from None
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -273,16 +290,21 @@ class Server:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.usage = Usage()
-        self._tokenizer = _Tokenizer(settings)
+        known = served_model(settings.judge) == settings.judge.model or settings.judge.model != JudgeSettings().model
+        self._tokenizer = _Tokenizer(settings) if known else None
         self._client: Any = None
         self._is_vllm = False
         self._label_tokens: dict[str, int] = {}
         self._counting = threading.Lock()
 
     def tokens(self, chat: Chat) -> list[int] | None:
+        if self._tokenizer is None:
+            return None
         try:
             return self._tokenizer.tokens(chat, self.CHAT_TEMPLATE_ARGUMENTS)
         except SettingsError:
+            # Not asked for again: an attempt may take seconds.
+            self._tokenizer = None
             return None
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
@@ -316,7 +338,15 @@ class Server:
             )
             self._count(response)
             first = response.choices[0].logprobs.content[0]
-            found = {entry.token: entry.logprob for entry in first.top_logprobs}
+            found: dict[str, float] = {}
+            for entry in first.top_logprobs:
+                # " A" is A to a reader.
+                name = entry.token.strip()
+                found[name] = float(np.logaddexp(found.get(name, -np.inf), entry.logprob))
+            missing = [label for label in of_chat if label not in found]
+            if len(missing) == len(of_chat) or (missing and self._is_vllm):
+                likeliest = ", ".join(repr(entry.token) for entry in first.top_logprobs[:3])
+                raise ValueError(f"no probability of {', '.join(missing)}; the likeliest tokens are {likeliest}")
             return {label: found.get(label, self.UNSEEN) for label in of_chat}
 
         return self._in_parallel(ask, list(zip(chats, labels, strict=True)))
@@ -344,14 +374,14 @@ class Server:
         def careful(chat: Any) -> Answer | Failed:
             try:
                 return ask(chat)
-            except (openai.AuthenticationError, openai.NotFoundError) as error:
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise SettingsError(f"{self._place}: {error.message}") from None
             except openai.APITimeoutError:
-                return Failed(f"no answer within {self.settings.judge.timeout:g} s")
+                return Failed(f"no answer within {self.settings.judge.timeout:g} s", unanswered=True)
             except openai.APIConnectionError as error:
-                return Failed(f"server gone: {error.__cause__ or error}")
+                return Failed(f"server gone: {error.__cause__ or error}", unanswered=True)
             except openai.APIError as error:
-                return Failed(f"server: {error.message}")
+                return Failed(f"server: {error.message}", unanswered=True)
             except (AttributeError, IndexError, TypeError, ValueError) as error:
                 return Failed(f"malformed response: {type(error).__name__}: {error}")
 
@@ -374,7 +404,7 @@ class Server:
 
     @property
     def _model(self) -> str:
-        return self.settings.judge.served_name or self.settings.judge.model
+        return served_model(self.settings.judge)
 
     def _connect(self) -> None:
         if self._client is not None:

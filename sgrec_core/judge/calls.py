@@ -3,18 +3,19 @@
 A call is a distinct (state, item, item content); with ``judge_version`` it is the key of ``aspect_scores``.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_core.errors import ContractError
+from sgrec_core.errors import ContractError, JudgeGoneError
 from sgrec_core.items.encoder import item_text
 from sgrec_core.judge import day_has_context, judge_version, make_engine
-from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult
+from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
 from sgrec_core.lake import Lake
 from sgrec_core.settings import Settings
 
@@ -85,18 +86,19 @@ def _score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: 
     )
 
 
-def known_calls(lake: Lake, version: str) -> set[Call]:
+def known_calls(lake: Lake, version: str, table_version: int | None = None) -> set[Call]:
     """Calls of judge ``version`` that need no second one: scored ones and those about items without text.
 
     Failed calls are not among them: they are tried again.
     """
-    return set(_calls(_known_rows(lake, version)))
+    return set(_calls(_known_rows(lake, version, table_version=table_version)))
 
 
-def _known_rows(lake: Lake, version: str, *columns: str) -> pa.Table:
+def _known_rows(lake: Lake, version: str, *columns: str, table_version: int | None = None) -> pa.Table:
     """Rows of `known_calls` with their keys and ``columns``."""
     columns = ("state_id", "item_id", "item_hash", "failure", *columns)
-    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=list(columns))
+    where = {"judge_version": version}
+    rows = lake.read("aspect_scores", where=where, columns=list(columns), version=table_version)
     return rows.filter(pc.or_kleene(pc.is_null(rows["failure"]), pc.equal(rows["failure"], NO_TEXT)))
 
 
@@ -104,20 +106,40 @@ def _calls(rows: pa.Table) -> Iterator[Call]:
     return zip(*(rows[name].to_pylist() for name in ("state_id", "item_id", "item_hash")), strict=True)
 
 
-@dataclass(frozen=True)
-class CallCounts:
-    """Of calls that were made: paid ones, those about items without text, and the paid ones that failed."""
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What making calls took; as metadata of a commit, and summed."""
 
-    paid: int = 0
-    without_text: int = 0
+    asked: int = 0
+    """Calls about items that have text."""
+    unanswered: int = 0
+    """Of these, calls that no model answered (server gone, out of time): nobody pays for them."""
     failed: int = 0
+    """Of the asked ones, those without scores, whatever the reason."""
+    without_text: int = 0
     format_measured: int = 0
     """Calls of which it was measured how likely the model would have left the format."""
     left_format: float = 0.0
     """The sum of these probabilities."""
+    prompt: int = 0
+    """Prompt tokens."""
+    cached: int = 0
+    """Prompt tokens that were not computed again."""
+    generated: int = 0
+    seconds: float = 0.0
+    """Of the engines, added up."""
 
-    def __add__(self, other: "CallCounts") -> "CallCounts":
-        return CallCounts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def metadata(self) -> dict[str, str]:
+        """For the commit."""
+        return {f"judge_{name}": json.dumps(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def of_commit(cls, commit: Mapping[str, Any]) -> "Spent":
+        """What `metadata` put into a commit."""
+        return cls(**{one.name: json.loads(commit[f"sgrec.judge_{one.name}"]) for one in fields(cls)})
 
 
 def publish_scores(
@@ -128,52 +150,62 @@ def publish_scores(
     calls: Sequence[Call],
     results: Sequence[JudgeResult],
     *,
-    tokens: int = 0,
+    usage: Usage | None = None,
     seconds: float = 0.0,
-) -> CallCounts:
-    """Upsert rows of ``aspect_scores`` in one commit, which says what they cost to `paid_before` and `tokens_per_second`.
-
-    ``tokens``: prompt tokens computed and tokens generated, in ``seconds`` of one engine.
-    """
-    without_text = sum(result.failure == NO_TEXT for result in results)
-    failed = sum(result.failure is not None for result in results) - without_text
+    worker: str = "",
+) -> Spent:
+    """Upsert rows of ``aspect_scores`` in one commit that says what they took: ``usage`` and ``seconds`` of one engine."""
+    asked = [result for result in results if result.failure != NO_TEXT]
     masses = [result.format_mass for result in results if result.format_mass is not None]
-    counts = CallCounts(len(calls) - without_text, without_text, failed, len(masses), len(masses) - sum(masses))
+    spent = Spent(
+        asked=len(asked),
+        unanswered=sum(result.unanswered for result in asked),
+        failed=sum(result.failure is not None for result in asked),
+        without_text=len(results) - len(asked),
+        format_measured=len(masses),
+        left_format=len(masses) - sum(masses),
+        seconds=round(seconds, 3),
+        **asdict(usage or Usage()),
+    )
     lake.upsert(
         "aspect_scores",
         _score_rows(calls, results, version, aspects),
-        metadata={
-            "day": day,
-            "judge_version": version,
-            "judge_paid": counts.paid,
-            "judge_failed": counts.failed,
-            "judge_tokens": tokens,
-            "judge_seconds": round(seconds, 3),
-        },
+        metadata={"day": day, "judge_version": version, "judge_worker": worker, **spent.metadata()},
     )
-    return counts
+    return spent
+
+
+def _commits(lake: Lake, version: str, table_version: int | None) -> Iterator[dict[str, Any]]:
+    """Commits of judge ``version`` up to a version of the table."""
+    table = lake.open("aspect_scores", table_version)
+    for commit in table.history() if table else []:
+        if commit.get("sgrec.judge_version") == version and "sgrec.judge_asked" in commit:
+            yield commit
+
+
+def paid_before(lake: Lake, day: str, version: str, table_version: int | None = None) -> int:
+    """Calls that earlier runs for ``day`` paid to judge ``version``, from the commits of the table."""
+    commits = [commit for commit in _commits(lake, version, table_version) if commit["sgrec.day"] == day]
+    return sum(spent.asked - spent.unanswered for spent in map(Spent.of_commit, commits))
+
+
+def spent_by_workers(lake: Lake, day: str, version: str, after: int) -> Spent:
+    """What workers have spent for ``day`` in the commits after version ``after`` of the table."""
+    total = Spent()
+    for commit in _commits(lake, version, None):
+        if commit["sgrec.day"] == day and commit["sgrec.judge_worker"] and commit["version"] > after:
+            total += Spent.of_commit(commit)
+    return total
 
 
 def tokens_per_second(lake: Lake, version: str) -> float | None:
-    """Speed of one engine of judge ``version`` over its commits so far; None when it has not worked yet."""
-    table = lake.open("aspect_scores")
-    commits = [
-        (int(commit["sgrec.judge_tokens"]), float(commit["sgrec.judge_seconds"]))
-        for commit in (table.history() if table else [])
-        if commit.get("sgrec.judge_version") == version and "sgrec.judge_tokens" in commit
-    ]
-    tokens, seconds = sum(tokens for tokens, _ in commits), sum(seconds for _, seconds in commits)
-    return tokens / seconds if tokens and seconds else None
+    """Speed of one engine of judge ``version`` over its commits so far; None when it has not worked yet.
 
-
-def paid_before(lake: Lake, day: str, version: str) -> int:
-    """Calls that earlier runs for ``day`` paid to judge ``version``, from the commits of the table."""
-    table = lake.open("aspect_scores")
-    return sum(
-        int(commit["sgrec.judge_paid"])
-        for commit in (table.history() if table else [])
-        if commit.get("sgrec.day") == day and commit.get("sgrec.judge_version") == version
-    )
+    Tokens are the computed ones of the prompts and the generated ones.
+    """
+    spent = sum(map(Spent.of_commit, _commits(lake, version, None)), Spent())
+    tokens = spent.prompt - spent.cached + spent.generated
+    return tokens / spent.seconds if tokens and spent.seconds else None
 
 
 class CachedJudge:
@@ -207,6 +239,9 @@ class CachedJudge:
         """Aspect scores [B, G, A] of groups of items, each of one state.
 
         NaN where the judge failed, and for whole groups that ``judge.max_calls`` does not pay for.
+
+        Raises:
+            JudgeGoneError: no call of these was answered.
         """
         calls = [[(state, item, self._texts[item][0]) for item in items] for state, items in groups]
         missing: list[Call] = []
@@ -222,7 +257,12 @@ class CachedJudge:
             results = self._engine.score([request(call, self._states[call[0]], self._texts) for call in missing])
             self._new += zip(missing, results, strict=True)
             self._scores |= {call: result.scores for call, result in zip(missing, results, strict=True)}
-            self.paid += sum(result.failure != NO_TEXT for result in results)
+            answered = [result for result in results if not result.unanswered]
+            self._left += len(results) - len(answered)
+            self.paid += sum(result.failure != NO_TEXT for result in answered)
+            if not answered:
+                self.publish()
+                raise JudgeGoneError(len(results), results[0].failure)
             if len(self._new) >= self._shard_size:
                 self.publish()
         unknown = [np.nan] * len(self.aspects)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.errors import SettingsError
-from sgrec_core.judge.backends import Backend, Chat, Failed, Server, Vllm
+from sgrec_core.judge.backends import Backend, Chat, Failed, Server, Vllm, served_model
 from sgrec_core.judge.prompt import (
     answer_schema,
     clean,
@@ -21,7 +21,8 @@ from sgrec_core.judge.prompt import (
 from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
 from sgrec_core.judge.rubric import Rubric
 from sgrec_core.judge.tiny_model import tiny_model_fingerprint
-from sgrec_core.settings import Settings
+from sgrec_core.sampling import hash_share
+from sgrec_core.settings import JudgeSettings, Settings
 
 
 class LanguageModelEngine:
@@ -34,7 +35,7 @@ class LanguageModelEngine:
       S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
 
     How often the model would leave the format if it were let: in ``labels`` the probability outside of the labels, in
-    ``reasoning`` the first ``judge.format_sample`` requests are answered without the schema as well.
+    ``reasoning`` a share ``judge.format_sample`` of the requests is answered without the schema as well.
 
     A prompt that does not fit loses the older half of the history until it does; one that does not fit without any
     history fails.
@@ -48,7 +49,6 @@ class LanguageModelEngine:
         labels_alone = 2 * len(json.dumps({aspect.id: aspect.levels[0].label for aspect in rubric.aspects}))
         # A character is at most four tokens, and a grammar may put a blank after each: this always suffices.
         self.max_tokens = 1 if self.mode == "labels" else labels_alone + 32 + 4 * settings.judge.reasoning_characters
-        self._to_sample = settings.judge.format_sample
 
     @property
     def usage(self) -> Usage:
@@ -59,9 +59,12 @@ class LanguageModelEngine:
         decoding: dict[str, Any] = {"mode": self.mode}
         if self.mode == "reasoning":
             decoding |= {"temperature": 0, "reasoning_characters": judge.reasoning_characters}
+        if judge.engine == "vllm":
+            # Histories are cut until the prompt fits.
+            decoding |= {"max_model_len": judge.max_model_len}
         return {
             "engine": judge.engine,
-            "model": _model_identity(judge.model, judge.revision) | _adapter_identity(judge.adapter),
+            "model": _model_identity(judge) | _adapter_identity(judge.adapter),
             "decoding": decoding,
             "chat_template_arguments": self.backend.CHAT_TEMPLATE_ARGUMENTS,
             "rubric": self.rubric.fingerprint,
@@ -80,7 +83,8 @@ class LanguageModelEngine:
         """Requests with the same state should stand side by side, so that their prompts' common part is computed once.
 
         Raises:
-            SettingsError: the model cannot be loaded, or the server cannot be reached or refuses every call.
+            SettingsError: the model cannot be loaded; the server cannot be reached at first, does not know the model or
+                refuses the key.
         """
         results = [JudgeResult(failure=NO_TEXT)] * len(requests)
         places = [place for place, request in enumerate(requests) if clean(request.item_text, self.rubric.limits.item)]
@@ -99,7 +103,7 @@ class LanguageModelEngine:
             scores, probabilities, masses, failures = [], [], [], []
             for aspect, log_probs in zip(aspects, [next(found) for _ in aspects], strict=True):
                 if isinstance(log_probs, Failed):
-                    failures.append(log_probs.reason)
+                    failures.append(log_probs)
                     continue
                 highest = max(log_probs.values())
                 weights = {label: math.exp(log_probs[label] - highest) for label in aspect.value_of}
@@ -108,19 +112,23 @@ class LanguageModelEngine:
                 probabilities += [weight / total for weight in weights.values()]
                 scores.append(sum(aspect.value_of[label] * weight / total for label, weight in weights.items()))
             if failures:
-                yield JudgeResult(failure=clean(failures[0], 500))
+                nobody = all(failed.unanswered for failed in failures) and len(failures) == len(aspects)
+                yield JudgeResult(failure=clean(failures[0].reason, 500), unanswered=nobody)
             else:
                 yield JudgeResult(scores=scores, probabilities=probabilities, format_mass=min(masses))
 
     def _reasoning(self, requests: list[JudgeRequest]) -> Iterator[JudgeResult]:
         chats = [chat for request in requests for chat in self.prompts(request)]
         schema = answer_schema(self.rubric, self.settings.judge.reasoning_characters)
-        sample = chats[: self._to_sample]
-        self._to_sample -= len(sample)
-        masses = [
-            None if isinstance(answer, Failed) else float(self._is_readable(answer))
-            for answer in self.backend.complete(sample, None, self.max_tokens)
-        ]
+        # By hash, so that it is the same calls however a night is cut into runs and workers.
+        shares = hash_share([f"{r.state_id}/{r.item_id}/{r.item_hash}" for r in requests], "judge-format")
+        sampled = [place for place, share in enumerate(shares.tolist()) if share < self.settings.judge.format_sample]
+        masses: dict[int, float] = {}
+        for place, answer in zip(
+            sampled, self.backend.complete([chats[place] for place in sampled], None, self.max_tokens), strict=True
+        ):
+            if not isinstance(answer, Failed):
+                masses[place] = float(self._is_readable(answer))
         answers = self.backend.complete(chats, schema, self.max_tokens)
         # Greedy decoding in this process would say the same again; a server may not.
         for _ in range(self.settings.judge.retries if self.settings.judge.engine == "server" else 0):
@@ -133,10 +141,11 @@ class LanguageModelEngine:
             for place, answer in zip(again, retried, strict=True):
                 answers[place] = answer
         for place, answer in enumerate(answers):
-            mass = masses[place] if place < len(masses) else None
+            mass = masses.get(place)
+            if isinstance(answer, Failed):
+                yield JudgeResult(failure=clean(answer.reason, 500), unanswered=answer.unanswered, format_mass=mass)
+                continue
             try:
-                if isinstance(answer, Failed):
-                    raise ValueError(answer.reason)
                 scores, reasoning = read_answer(self.rubric, answer)
             except ValueError as error:
                 yield JudgeResult(failure=clean(f"{error}", 500), format_mass=mass)
@@ -163,12 +172,16 @@ class LanguageModelEngine:
             history = history[-(min(len(history), self.rubric.limits.history_entries) // 2) or len(history) :]
 
 
-def _model_identity(model: str, revision: str | None) -> dict[str, str]:
+def _model_identity(judge: JudgeSettings) -> dict[str, str | None]:
     """What tells one model's scores from another's.
 
     Raises:
         SettingsError: the model is neither 'tiny', nor a folder, nor a name with a pinned revision.
     """
+    model, revision = judge.model, judge.revision
+    if served_model(judge) != model and model == JudgeSettings().model:
+        # Only the server knows what stands behind the name.
+        return {"served": judge.served_name, "revision": revision}
     if model == "tiny":
         return {"model": "tiny", "recipe": tiny_model_fingerprint()}
     folder = Path(model)

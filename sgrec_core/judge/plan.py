@@ -4,29 +4,31 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sgrec_core.errors import ContractError
+from sgrec_core.errors import ContractError, JudgeGoneError
 from sgrec_core.job import Job
 from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
 from sgrec_core.judge.calls import (
     Call,
-    CallCounts,
+    Spent,
     day_states,
     day_texts,
     known_calls,
     paid_before,
     publish_scores,
     request,
+    spent_by_workers,
     tokens_per_second,
 )
 from sgrec_core.judge.estimate import SAMPLED_STATES, estimate_tokens
+from sgrec_core.judge.request import Usage
 from sgrec_core.rewards.fusion import UNGATED
 from sgrec_core.rewards.table import varied_groups
 from sgrec_core.sampling import hash_share
+from sgrec_core.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +57,12 @@ class Plan:
     wanted: set[Call]
     known: set[Call]
     skipped: set[Call]
-    shards: list[list[Call]]
-    """Calls to make; where all of a shard's are known it is empty, so that a shard keeps its number."""
+    shards: list[list[list[Call]]]
+    """Calls to make, of each of ``judge.workers`` workers, in shards."""
 
     @property
     def new(self) -> list[Call]:
-        return [call for shard in self.shards for call in shard]
+        return [call for of_worker in self.shards for shard in of_worker for call in shard]
 
     @property
     def to_pay(self) -> list[Call]:
@@ -78,25 +80,6 @@ class Plan:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What making calls took; of several workers, in all."""
-
-    counts: CallCounts = CallCounts()
-    prompt: int = 0
-    cached: int = 0
-    generated: int = 0
-    seconds: float = 0.0
-
-    @property
-    def computed(self) -> int:
-        return self.prompt - self.cached + self.generated
-
-    def __add__(self, other: "Spent") -> "Spent":
-        fields = ("counts", "prompt", "cached", "generated", "seconds")
-        return Spent(**{name: getattr(self, name) + getattr(other, name) for name in fields})
-
-
 def plan_day(job: Job) -> Plan | None:
     """The night's calls; None where no item has text.
 
@@ -112,12 +95,12 @@ def plan_day(job: Job) -> Plan | None:
     groups, without_variance = _groups(job, items)
     pairs = _pairs(job, items)
     units = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
-    known = known_calls(job.lake, version)
-    chosen = _affordable(job, units, known, items, version)
+    # One version of the table for both: workers beside this one may be adding to it.
+    table_version = job.lake.version("aspect_scores")
+    known = known_calls(job.lake, version, table_version)
+    paid = paid_before(job.lake, job.day, version, table_version)
+    chosen = _affordable(job.settings.judge.max_calls, paid, units, known, items)
     wanted = {call for unit in units for call in unit.calls}
-    # Shards are cut before cached calls are taken out: after a kill, what remains has the same shards.
-    calls = sorted({call for unit in chosen for call in unit.calls})
-    size = job.settings.judge.shard_size
     return Plan(
         items=items,
         version=version,
@@ -130,14 +113,34 @@ def plan_day(job: Job) -> Plan | None:
         wanted=wanted,
         known=known,
         skipped={call for unit in without_variance for call in unit.calls} - wanted,
-        shards=[
-            [call for call in calls[start : start + size] if call not in known] for start in range(0, len(calls), size)
-        ],
+        shards=_shards(job.settings, {call for unit in chosen for call in unit.calls}, known),
     )
 
 
+def _shards(settings: Settings, calls: set[Call], known: set[Call]) -> list[list[list[Call]]]:
+    """New calls by worker and shard.
+
+    A state's calls go to one worker whatever else is asked, so that workers which plan at different moments share nothing.
+    Shards are cut before known calls are taken out: after a kill, what remains has the same shards.
+    """
+    workers, size = settings.judge.workers, settings.judge.shard_size
+    states = sorted({call[0] for call in calls})
+    worker_of = dict(zip(states, (hash_share(states, "judge-workers") * workers).astype(int).tolist(), strict=True))
+    of_worker: list[list[Call]] = [[] for _ in range(workers)]
+    for call in sorted(calls):
+        of_worker[worker_of[call[0]]].append(call)
+    return [
+        [
+            shard
+            for start in range(0, len(mine), size)
+            if (shard := [call for call in mine[start : start + size] if call not in known])
+        ]
+        for mine in of_worker
+    ]
+
+
 def estimate(job: Job, plan: Plan) -> dict[str, Any] | None:
-    """Tokens and engine hours of the calls to pay for; None for a judge without tokens."""
+    """Tokens and GPU hours of the calls to pay for; None for a judge without tokens."""
     sample: list[Call] = []
     states: set[str] = set()
     for call in plan.to_pay:
@@ -150,61 +153,77 @@ def estimate(job: Job, plan: Plan) -> dict[str, Any] | None:
     tokens = estimate_tokens(plan.engine, requests, total=len(plan.to_pay))
     if tokens is None:
         return None
+    gpus = job.settings.judge.tensor_parallel if job.settings.judge.engine == "vllm" else 1
     speed = job.settings.judge.tokens_per_second or tokens_per_second(job.lake, plan.version)
     return {
         "prompt tokens": tokens.prompt,
         "of them computed": tokens.computed,
         "generated tokens": tokens.generated,
-        "GPU hours": None if speed is None else (tokens.computed + tokens.generated) / speed / 3600,
+        "GPU hours": None if speed is None else gpus * (tokens.computed + tokens.generated) / speed / 3600,
     }
 
 
-def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, name: str = "judging") -> Spent:
-    """Score and publish shard after shard, one commit each."""
+def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, worker: str = "") -> Spent:
+    """Score and publish shard after shard, one commit each.
+
+    Raises:
+        JudgeGoneError: no call of a shard was answered.
+    """
     states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
-    spent = Spent()
+    total = Spent()
     engine = plan.engine
-    with job.progress_bar(sum(map(len, shards)), name) as advance:
+    with job.progress_bar(sum(map(len, shards)), f"judge worker {worker}" if worker else "judging") as advance:
         for shard in shards:
             before, started = asdict(engine.usage), time.monotonic()
             results = engine.score([request(call, states[call[0]], plan.items) for call in shard])
-            of_shard = Spent(
+            spent = publish_scores(
+                job.lake,
+                job.day,
+                plan.version,
+                engine.rubric.aspect_ids,
+                shard,
+                results,
+                usage=Usage(**{name: value - before[name] for name, value in asdict(engine.usage).items()}),
                 seconds=time.monotonic() - started,
-                **{name: value - before[name] for name, value in asdict(engine.usage).items()},
+                worker=worker,
             )
-            counts = publish_scores(
-                job.lake, job.day, plan.version, engine.rubric.aspect_ids, shard, results,
-                tokens=of_shard.computed, seconds=of_shard.seconds,
-            )  # fmt: skip
-            spent += of_shard + Spent(counts=counts)
+            total += spent
             advance(len(shard))
-    return spent
+            if spent.asked and spent.unanswered == spent.asked:
+                raise JudgeGoneError(spent.asked, next(result.failure for result in results if result.unanswered))
+    return total
 
 
 def work(job: Job, worker: int) -> None:
-    """Score the shards of one of ``judge.workers`` workers, and leave a report for the stage."""
+    """Score the shards of one of ``judge.workers`` workers; the commits say what it took."""
     plan = plan_day(job)
-    if plan is None:
-        return
-    mine = [shard for shard in plan.shards[worker :: job.settings.judge.workers] if shard]
-    spent = score_shards(job, mine, plan, name=f"judge worker {worker}")
-    path = _workers_reports(job) / f"{worker}-{os.getpid()}-{time.time_ns()}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(spent)) + "\n")
+    if plan is not None:
+        score_shards(job, plan.shards[worker], plan, worker=str(worker))
 
 
-def _workers_reports(job: Job) -> Path:
-    return job.reports / "judge_workers"
+def uncounted_workers(job: Job, version: str) -> Spent:
+    """What workers have spent for the day since the stage ran to its end last (`count_workers`)."""
+    return spent_by_workers(job.lake, job.day, version, after=_counted(job).get(version, -1))
 
 
-def take_workers_reports(job: Job) -> Spent:
-    """What workers have paid since the stage ran last; the reports go with it."""
-    total = Spent()
-    for path in sorted(_workers_reports(job).glob("*.json")):
-        fields = json.loads(path.read_text())
-        total += Spent(**{**fields, "counts": CallCounts(**fields["counts"])})
-        path.unlink()
-    return total
+def count_workers(job: Job, version: str) -> None:
+    """Remember that the stage has counted what workers have spent so far."""
+    table_version = job.lake.version("aspect_scores")
+    if table_version is not None:
+        path = job.reports / "judge_counted.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps({**_counted(job), version: table_version}) + "\n")
+        scratch.replace(path)
+
+
+def _counted(job: Job) -> dict[str, int]:
+    """judge_version -> version of the table up to which workers are counted."""
+    try:
+        counted: dict[str, int] = json.loads((job.reports / "judge_counted.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return counted
 
 
 def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:
@@ -263,17 +282,15 @@ def _pairs(job: Job, items: dict[str, tuple[str, str]]) -> list[Unit]:
 
 
 def _affordable(
-    job: Job, units: list[Unit], known: set[Call], items: dict[str, tuple[str, str]], version: str
+    limit: int | None, paid: int, units: list[Unit], known: set[Call], items: dict[str, tuple[str, str]]
 ) -> list[Unit]:
     """The units that ``judge.max_calls`` pays for: whole ones, in their order, up to the first that is too dear.
 
-    What earlier runs of this night paid counts, so that a re-run pays nothing more.
+    What earlier runs of this night ``paid`` counts, so that a re-run pays nothing more.
     """
-    limit = job.settings.judge.max_calls
     if limit is None:
         return units
-    # Training on fresh groups may have paid since.
-    left = max(0, limit - paid_before(job.lake, job.day, version))
+    left = max(0, limit - paid)
     seen = set(known)
     for number, unit in enumerate(units):
         new = {call for call in unit.calls if call not in seen and items[call[1]][1]}

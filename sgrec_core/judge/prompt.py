@@ -47,7 +47,7 @@ def clean(text: str, limit: int) -> str:
 _SIGNS = {
     "markup": re.compile(r"[<>\[\]]"),
     "chat marker": re.compile(
-        r"<\s*/?\s*[|\w ]{1,40}\|?\s*>|\[/?\s*(INST|SYS|AVAILABLE_TOOLS)\s*\]|<<\s*/?SYS\s*>>"
+        r"<[/| ]{0,4}\w[\w |]{0,40}>|\[/?(INST|SYS|AVAILABLE_TOOLS)\]|<</?SYS>>"
         r"|(^|\n)\W{0,4}(system|assistant|user|human|developer|instruction|response)\W{0,3}:",
         re.IGNORECASE,
     ),

@@ -39,6 +39,8 @@ class JudgeResult:
     evidence: str | None = None
     """The reasoning, where the judge gives any."""
     failure: str | None = None
+    unanswered: bool = False
+    """Whether it failed because nobody answered; such a call costs nothing."""
 
 
 @dataclass

@@ -144,10 +144,10 @@ class Lake:
     def upsert(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
         """Add rows to a content-keyed table in one commit; a row whose key is there already replaces the old one.
 
+        Other writers may add rows at the same time: a commit that one of theirs came before is tried again on top of it.
+
         Returns:
             The Delta version. Nothing is committed for an empty ``data``.
-
-        Other writers may add rows at the same time: a commit that one of theirs came before is tried again on top of it.
 
         Raises:
             ContractError: the rows break the contract, or other writers came first `UPSERT_TRIES` times.

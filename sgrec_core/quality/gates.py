@@ -30,10 +30,10 @@ from sgrec_core.settings import Settings
 from sgrec_core.stages import BY_NAME
 
 RAW_LOGS = "raw_logs"
-JUDGE_CALLS = "judge_calls"
-COUNTED = (RAW_LOGS, JUDGE_CALLS)
-"""What gates check beside tables."""
 """Name of the result that balances rows in against rows accepted and rejected; no table."""
+JUDGE_CALLS = "judge_calls"
+"""Name of the result that counts the judge's failed calls; no table."""
+COUNTED = (RAW_LOGS, JUDGE_CALLS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +222,17 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
     version = judge_version(settings, day_has_context(lake, day))
     rows = rows_of_day(lake, "aspect_scores", day)
     rows = rows.filter(pc.equal(rows["judge_version"], version))
+    # Training on fresh groups adds calls that this stage does not ask for and would never try again.
+    asked_for = [
+        lake.read("candidates", where={"day": day}, columns=["state_id", "item_id"]),
+        *(
+            lake.read("preference_pairs", where={"day": day}, columns=["state_id", name]).rename_columns(
+                ["state_id", "item_id"]
+            )
+            for name in ("preferred_item", "other_item")
+        ),
+    ]
+    rows = rows.filter(pc.is_in(_call_names(rows), value_set=_call_names(pa.concat_tables(asked_for))))
     # An item without text is no failure of the judge.
     asked = rows.filter(pc.fill_null(pc.not_equal(rows["failure"], NO_TEXT), True))
     failed = asked.filter(pc.is_valid(asked["failure"]))
@@ -238,6 +249,10 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
         unexpected_share=share,
     )
     return TableResult(table=JUDGE_CALLS, day=day, rows=asked.num_rows, owner=owner, runbook=runbook, checks=[check])
+
+
+def _call_names(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(rows["state_id"], rows["item_id"], "\x1f")
 
 
 def _check_table(
