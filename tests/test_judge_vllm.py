@@ -131,7 +131,7 @@ def test_job_runs_in_the_judge_environment_and_says_that_its_scores_are_meaningl
     assert (
         0.5 * computed < facts["judge_tokens_computed_estimated"] < 1.1 * computed < 0.3 * facts["judge_tokens_prompt"]
     )
-    assert facts["judge_engine_hours_estimated"] is None, "this judge had not run before"
+    assert facts["judge_gpu_hours_estimated"] is None, "this judge had not run before"
     assert first["facts"]["judge_tokens_prompt"] > first["facts"]["judge_tokens_cached"] > 0
     assert len(report["rows"]) == first["facts"]["judge_paid"] + first["facts"]["judge_without_text"]
 
