@@ -51,8 +51,9 @@ bench-decode: env
 bench-generator: env
 	@$(BENCH) benchmarks.generator --set scientific $(OPTIONS)
 	@$(BENCH) benchmarks.generator --set beauty $(OPTIONS)
-bench-judge: judge-env
+bench-judge: env judge-env
 	@.venv-judge/bin/python -m benchmarks.judge $(OPTIONS)
+	@$(BENCH) benchmarks.judge_training $(if $(SHORT),--short)
 bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env

@@ -9,16 +9,20 @@ its tokenizer would have). Repetitions alternate in one process; the ratio of ea
 """
 
 import argparse
+import copy
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.report import Claim, write
 from sgrec_core.errors import SgrecError
 from sgrec_core.judge import JudgeRequest, LanguageModelEngine, load_rubric
+from sgrec_core.judge.backends import Backend, Chat, Failed
 from sgrec_core.logs.adaptors import parse_source, read_public_set
 from sgrec_core.settings import JudgeSettings, Settings
 
@@ -57,6 +61,8 @@ def main() -> None:
 def compare(engine: LanguageModelEngine, calls: list[JudgeRequest], repetitions: int) -> tuple[list[Claim], dict]:
     """Claims of one mode: pairs per second of both ways, share of the prompt tokens computed, agreement."""
     engine.score(calls[:2])
+    single = copy.copy(engine)
+    single.backend = OneByOne(engine.backend)
     # One at a time takes long: a sample of whole states, its speed per pair is the same.
     sample = calls[: max(GROUP, len(calls) // 8)]
     speed: dict[str, list[float]] = {"together": [], "one by one": []}
@@ -67,7 +73,7 @@ def compare(engine: LanguageModelEngine, calls: list[JudgeRequest], repetitions:
         speed["together"].append(len(calls) / (time.perf_counter() - started))
         usage["together"] = {name: value - before[name] for name, value in asdict(engine.usage).items()}
         before, started = asdict(engine.usage), time.perf_counter()
-        alone = [one_by_one(engine, call) for call in sample]
+        alone = single.score(sample)
         speed["one by one"].append(len(sample) / (time.perf_counter() - started))
         usage["one by one"] = {name: value - before[name] for name, value in asdict(engine.usage).items()}
     ratio = np.array(speed["together"]) / np.array(speed["one by one"])
@@ -113,21 +119,21 @@ def compare(engine: LanguageModelEngine, calls: list[JudgeRequest], repetitions:
     ], {"speed": speed, "usage": usage}
 
 
-def one_by_one(engine: LanguageModelEngine, call: JudgeRequest):  # type: ignore[no-untyped-def]
-    """One call; each of its prompts alone, with an empty prefix cache."""
-    backend = engine.backend
-    whole, complete = backend.label_log_probs, backend.complete
-    try:
-        # `label_log_probs` and `complete` empty the cache at every call.
-        backend.label_log_probs = lambda chats, labels: [  # type: ignore[method-assign]
-            whole([chat], [of_chat])[0] for chat, of_chat in zip(chats, labels, strict=True)
-        ]
-        backend.complete = lambda chats, schema, tokens: [  # type: ignore[method-assign]
-            complete([chat], schema, tokens)[0] for chat in chats
-        ]
-        return engine.score([call])[0]
-    finally:
-        backend.label_log_probs, backend.complete = whole, complete  # type: ignore[method-assign]
+class OneByOne:
+    """A backend that asks about one chat at a time; each call of ``backend`` begins with an empty prefix cache."""
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+        self.usage, self.tokens, self.fits = backend.usage, backend.tokens, backend.fits
+
+    def label_log_probs(
+        self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
+    ) -> list[dict[str, float] | Failed]:
+        pairs = zip(chats, labels, strict=True)
+        return [self.backend.label_log_probs([chat], [of_chat])[0] for chat, of_chat in pairs]
+
+    def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
+        return [self.backend.complete([chat], schema, max_tokens)[0] for chat in chats]
 
 
 def item_texts(folder: Path) -> list[str]:

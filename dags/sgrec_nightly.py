@@ -188,7 +188,7 @@ def owner(stage: Stage) -> str:
 
 def gpus_of(stage: Stage) -> int:
     """Slots of the GPU pool that the stage takes."""
-    return settings.judge.tensor_parallel if stage.engine == "judge" and settings.judge.engine == "vllm" else 1
+    return settings.judge.gpus if stage.engine == "judge" else 1
 
 
 def stage_job(stage: Stage) -> BashOperator:

@@ -6,8 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_core.errors import SgrecError
-from sgrec_core.job import Job, load_settings, valid_day
+from sgrec_core.job import Job, errors_in_words, load_settings, valid_day
 from sgrec_core.judge.plan import estimate, plan_day
 
 
@@ -18,11 +17,8 @@ def estimate_judge(
 
     Exit codes: 0 done, 2 an input or a setting is wrong.
     """
-    try:
+    with errors_in_words():
         print_estimate(Job("score_aspects", valid_day(day), load_settings()))
-    except SgrecError as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
-        raise typer.Exit(error.exit_code) from None
 
 
 def print_estimate(job: Job) -> None:

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from sgrec_core.errors import SettingsError, SgrecError
-from sgrec_core.job import Job, load_settings, valid_day
+from sgrec_core.errors import SettingsError
+from sgrec_core.job import Job, errors_in_words, load_settings, valid_day
 from sgrec_core.judge.plan import work
 
 
@@ -18,14 +17,11 @@ def judge_worker(
 
     Exit codes: 0 done, 1 crashed, 2 an input or a setting is wrong.
     """
-    try:
+    with errors_in_words():
         settings = load_settings()
         if worker >= settings.judge.workers:
             raise SettingsError(f"--worker {worker}: valid is 0 to {settings.judge.workers - 1} (judge.workers)")
         work(Job("score_aspects", valid_day(day), settings), worker)
-    except SgrecError as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
-        raise typer.Exit(error.exit_code) from None
 
 
 def main() -> None:

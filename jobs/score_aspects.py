@@ -14,8 +14,9 @@ calls that the night's groups and pairs ask for (`judge_asked`):
 Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are published in shards, one commit each: a
 killed job continues where it was, and ends with the table of an undisturbed one.
 
-A call that nobody answered is not charged to ``judge.max_calls``. `jobs.estimate_judge` says beforehand what it would cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have
-gone before, each with an engine of its own; this stage then does what they left and counts what they paid as its own.
+A call that nobody answered is not charged to ``judge.max_calls``. `jobs.estimate_judge` says beforehand what it would
+cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have gone before, each with an engine of its own; this
+stage then does what they left and counts what they paid as its own.
 """
 
 from sgrec_core.job import Job, stage_command
@@ -58,8 +59,7 @@ def run(job: Job) -> None:
         job.count("judge_tokens_prompt", spent.prompt)
         job.count("judge_tokens_cached", spent.cached)
         job.count("judge_tokens_generated", spent.generated)
-        gpus = job.settings.judge.tensor_parallel if job.settings.judge.engine == "vllm" else 1
-        job.count("judge_gpu_hours", gpus * spent.seconds / 3600)
+        job.count("judge_gpu_hours", job.settings.judge.gpus * spent.seconds / 3600)
     if expected is not None and not helped.prompt:
         job.count("judge_tokens_estimated", expected["prompt tokens"])
         job.count("judge_tokens_computed_estimated", expected["of them computed"])

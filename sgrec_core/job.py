@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -249,18 +250,25 @@ def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:
         force: Annotated[bool, typer.Option("--force", help="Compute again even if nothing changed.")] = False,
     ) -> None:
         console = Console(highlight=False)
-        try:
+        with errors_in_words():
             settings = load_settings()
             valid_day(day)
-        except SgrecError as error:
-            Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
-            raise typer.Exit(error.exit_code) from None
         raise typer.Exit(Job(stage, day, settings, force=force).execute(run, console))
 
     command.__doc__ = "\n\n".join(text)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     return lambda: app(prog_name=f"python -m jobs.{stage}")
+
+
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """An error that is written for users becomes one line on the terminal and the exit code of the command."""
+    try:
+        yield
+    except SgrecError as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error))
+        raise typer.Exit(error.exit_code) from None
 
 
 def valid_day(day: str) -> str:

@@ -58,7 +58,7 @@ def run_night(settings: Settings, day: str, console: Console) -> Night:
         KeyboardInterrupt: interrupted, after everything has ended.
     """
     check_interpreters(settings)
-    if settings.judge.engine == "vllm" and settings.judge.tensor_parallel > settings.airflow.gpu_slots:
+    if settings.judge.gpus > settings.airflow.gpu_slots:
         raise SettingsError(
             f"SGREC_JUDGE__TENSOR_PARALLEL={settings.judge.tensor_parallel} needs as many GPU slots, and there are"
             f" {settings.airflow.gpu_slots} (SGREC_AIRFLOW__GPU_SLOTS): the judge would wait for ever"

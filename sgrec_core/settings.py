@@ -160,6 +160,11 @@ class JudgeSettings(Section):
     )
     seed: int = 0
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that one engine in a process of ours takes; 1 stands for the slot of a judge that takes none."""
+        return self.tensor_parallel if self.engine == "vllm" else 1
+
 
 class JudgeTrainingSettings(Section):
     """Defaults of the learning rates are for models of some billion parameters."""

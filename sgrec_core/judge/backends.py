@@ -26,6 +26,8 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
 TEMPLATE_TOKENS = 256
 """More than any chat template adds to two messages."""
+CHAT_TEMPLATE_ARGUMENTS = {"enable_thinking": False}
+"""Read by the templates of hybrid reasoning models, ignored by others: the answer starts at once."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,6 @@ class Failed:
 class Backend(Protocol):
     """Answers to chats, in their order; what one chat does wrong is its own `Failed`."""
 
-    CHAT_TEMPLATE_ARGUMENTS: dict[str, Any]
     usage: Usage
 
     def tokens(self, chat: Chat) -> list[int] | None:
@@ -56,6 +57,29 @@ class Backend(Protocol):
 
     def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
         """Greedy answers of at most ``max_tokens``, bound to a JSON schema if there is one."""
+
+
+def chat_tokens(tokenizer: Any, chat: Chat) -> list[int]:
+    """A chat as the model reads it, up to where its answer begins."""
+    found: list[int] = tokenizer.apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=False, **CHAT_TEMPLATE_ARGUMENTS
+    )
+    return found
+
+
+def _only_token(model: str, label: str, tokens: Sequence[int]) -> int:
+    """The one token of a label; SettingsError where it takes several."""
+    if len(tokens) != 1:
+        raise SettingsError(
+            f"{model!r} writes label {label!r} with {len(tokens)} tokens; judge.mode=labels needs one;"
+            " use judge.mode=reasoning"
+        )
+    return int(tokens[0])
+
+
+def is_known_to_the_server_alone(judge: JudgeSettings) -> bool:
+    """Whether there is nothing but the served name to tell what the model is."""
+    return served_model(judge) != judge.model == JudgeSettings().model
 
 
 def served_model(judge: JudgeSettings) -> str:
@@ -77,18 +101,15 @@ class _Tokenizer:
         self.settings = settings
         self._loaded: Any = None
 
-    def tokens(self, chat: Chat, arguments: dict[str, Any]) -> list[int]:
+    def tokens(self, chat: Chat) -> list[int]:
         tokenizer = self._load()
         try:
-            found: list[int] = tokenizer.apply_chat_template(
-                chat, tokenize=True, add_generation_prompt=True, return_dict=False, **arguments
-            )
+            return chat_tokens(tokenizer, chat)
         except (TemplateError, ValueError) as error:
             raise SettingsError(
                 f"the chat template of judge.model={self.settings.judge.model!r} does not take a system and a user"
                 f" message: {error}"
             ) from None
-        return found
 
     def encode(self, text: str) -> list[int]:
         found: list[int] = self._load().encode(text, add_special_tokens=False)
@@ -118,9 +139,6 @@ class Vllm:
         SettingsError: vLLM is missing, or cannot load the model, or its tokenizer has no single token for a label.
     """
 
-    CHAT_TEMPLATE_ARGUMENTS = {"enable_thinking": False}
-    """Read by the templates of hybrid reasoning models, ignored by others: the answer starts at once."""
-
     def __init__(self, settings: Settings):
         self.settings = settings
         self.usage = Usage()
@@ -129,7 +147,7 @@ class Vllm:
         self._adapter: Any = None
 
     def tokens(self, chat: Chat) -> list[int]:
-        return self._tokenizer.tokens(chat, self.CHAT_TEMPLATE_ARGUMENTS)
+        return self._tokenizer.tokens(chat)
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
         room = self._room(answer_tokens)
@@ -143,7 +161,10 @@ class Vllm:
         self._start()
         from vllm import SamplingParams
 
-        tokens = {label: self._label_token(label) for of_chat in labels for label in of_chat}
+        tokens = {
+            label: _only_token(self.settings.judge.model, label, self._tokenizer.encode(label))
+            for label in {label for of_chat in labels for label in of_chat}
+        }
         sampling = [
             SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=[tokens[label] for label in of_chat])
             for of_chat in labels
@@ -197,15 +218,6 @@ class Vllm:
 
     def _room(self, answer_tokens: int) -> int:
         return self.settings.judge.max_model_len - answer_tokens
-
-    def _label_token(self, label: str) -> int:
-        tokens = self._tokenizer.encode(label)
-        if len(tokens) != 1:
-            raise SettingsError(
-                f"judge.model={self.settings.judge.model!r} writes label {label!r} with {len(tokens)} tokens;"
-                " judge.mode=labels needs one; use judge.mode=reasoning"
-            )
-        return int(tokens[0])
 
     def _start(self) -> Any:
         if self._llm is not None:
@@ -281,7 +293,6 @@ class Server:
         SettingsError: the server cannot be reached when the work begins, does not know the model, or wants another key.
     """
 
-    CHAT_TEMPLATE_ARGUMENTS = Vllm.CHAT_TEMPLATE_ARGUMENTS
     TOP = 20
     """As many likely tokens as OpenAI's interface gives at most."""
     UNSEEN = -100.0
@@ -290,8 +301,7 @@ class Server:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.usage = Usage()
-        known = served_model(settings.judge) == settings.judge.model or settings.judge.model != JudgeSettings().model
-        self._tokenizer = _Tokenizer(settings) if known else None
+        self._tokenizer = None if is_known_to_the_server_alone(settings.judge) else _Tokenizer(settings)
         self._client: Any = None
         self._is_vllm = False
         self._label_tokens: dict[str, int] = {}
@@ -301,7 +311,7 @@ class Server:
         if self._tokenizer is None:
             return None
         try:
-            return self._tokenizer.tokens(chat, self.CHAT_TEMPLATE_ARGUMENTS)
+            return self._tokenizer.tokens(chat)
         except SettingsError:
             # Not asked for again: an attempt may take seconds.
             self._tokenizer = None
@@ -325,7 +335,7 @@ class Server:
             if self._is_vllm:
                 extra = {
                     "logprob_token_ids": [self._label_tokens[label] for label in of_chat],
-                    "chat_template_kwargs": self.CHAT_TEMPLATE_ARGUMENTS,
+                    "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS,
                 }
             response = self._client.chat.completions.create(
                 model=self._model,
@@ -357,7 +367,7 @@ class Server:
         if schema is not None:
             wanted = {"name": "judgement", "schema": schema, "strict": True}
             form = {"response_format": {"type": "json_schema", "json_schema": wanted}}
-        extra = {"chat_template_kwargs": self.CHAT_TEMPLATE_ARGUMENTS} if self._is_vllm else {}
+        extra = {"chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} if self._is_vllm else {}
 
         def ask(chat: Chat) -> str:
             response = self._client.chat.completions.create(
@@ -436,9 +446,4 @@ class Server:
         root = str(self.settings.judge.server_url).rstrip("/").removesuffix("/v1")
         body = {"model": self._model, "prompt": label, "add_special_tokens": False}
         tokens = self._client.with_options(base_url=root).post("/tokenize", body=body, cast_to=object)["tokens"]
-        if len(tokens) != 1:
-            raise SettingsError(
-                f"{self._model!r} writes label {label!r} with {len(tokens)} tokens; judge.mode=labels needs one;"
-                " use judge.mode=reasoning"
-            )
-        return int(tokens[0])
+        return _only_token(self._model, label, tokens)

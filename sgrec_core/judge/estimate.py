@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-from sgrec_core.judge.embedding import EmbeddingEngine
 from sgrec_core.judge.language_model import LanguageModelEngine
 from sgrec_core.judge.request import JudgeRequest
 
@@ -26,34 +24,26 @@ class Tokens:
     computed: int
     """Prompt tokens that are not shared with the prompt before: rubric, user state and item are computed once."""
     generated: int
-    sampled: int
-    """Requests that were counted; the figures are scaled from these."""
 
 
-def estimate_tokens(
-    engine: EmbeddingEngine | LanguageModelEngine, requests: Sequence[JudgeRequest], *, total: int
-) -> Tokens | None:
-    """Tokens of ``total`` requests, from these ones: whole states, side by side. None where the judge has no tokens."""
-    if isinstance(engine, EmbeddingEngine) or not requests:
-        return None
+def estimate_tokens(engine: LanguageModelEngine, requests: Sequence[JudgeRequest], *, total: int) -> Tokens:
+    """Tokens of ``total`` requests, from these ones (at least one): whole states, side by side."""
     prompt = computed = prompts = 0
     before: Sequence[object] = ()
     rubric = 0
-    for _, of_state in groupby(requests, key=lambda request: request.state_id):
-        for request in of_state:
-            for chat in engine.prompts(request):
-                tokens: Sequence[object] | None = engine.backend.tokens(chat)
-                if tokens is None:
-                    text = "".join(message["content"] for message in chat)
-                    tokens = [
-                        text[start : start + CHARACTERS_PER_TOKEN]
-                        for start in range(0, len(text), CHARACTERS_PER_TOKEN)
-                    ]
-                shared = _shared(before, tokens)
-                # The first prompt computes the rubric, once for the whole run: it must not be scaled up.
-                rubric = rubric or len(tokens)
-                prompt, computed, prompts = prompt + len(tokens), computed + len(tokens) - shared, prompts + 1
-                before = tokens
+    for request in requests:
+        for chat in engine.prompts(request):
+            tokens: Sequence[object] | None = engine.backend.tokens(chat)
+            if tokens is None:
+                text = "".join(message["content"] for message in chat)
+                tokens = [
+                    text[start : start + CHARACTERS_PER_TOKEN] for start in range(0, len(text), CHARACTERS_PER_TOKEN)
+                ]
+            shared = _shared(before, tokens)
+            # The first prompt computes the rubric, once for the whole run: it must not be scaled up.
+            rubric = rubric or len(tokens)
+            prompt, computed, prompts = prompt + len(tokens), computed + len(tokens) - shared, prompts + 1
+            before = tokens
     scale = total / len(requests)
     if engine.mode == "labels":
         generated = float(prompts)
@@ -66,7 +56,6 @@ def estimate_tokens(
         prompt=round(prompt * scale),
         computed=round((computed - rubric) * scale + rubric),
         generated=round(generated * scale),
-        sampled=len(requests),
     )
 
 

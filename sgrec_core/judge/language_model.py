@@ -4,11 +4,21 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sgrec_core.errors import SettingsError
-from sgrec_core.judge.backends import Backend, Chat, Failed, Server, Vllm, served_model
+from sgrec_core.judge.backends import (
+    CHAT_TEMPLATE_ARGUMENTS,
+    Backend,
+    Chat,
+    Failed,
+    Server,
+    Vllm,
+    is_known_to_the_server_alone,
+)
 from sgrec_core.judge.prompt import (
     answer_schema,
     clean,
@@ -66,14 +76,19 @@ class LanguageModelEngine:
             "engine": judge.engine,
             "model": _model_identity(judge) | _adapter_identity(judge.adapter),
             "decoding": decoding,
-            "chat_template_arguments": self.backend.CHAT_TEMPLATE_ARGUMENTS,
+            "chat_template_arguments": CHAT_TEMPLATE_ARGUMENTS,
             "rubric": self.rubric.fingerprint,
         }
 
     def prompts(self, request: JudgeRequest) -> list[Chat]:
         """What is asked about a request, in order."""
-        return [self._chat(request, question) for question in self._questions()]
+        return [self._chat(request, question) for question in self._questions]
 
+    @cached_property
+    def _system(self) -> str:
+        return system_message(self.rubric)
+
+    @cached_property
     def _questions(self) -> list[str]:
         if self.mode == "labels":
             return [label_question(self.rubric, aspect) for aspect in self.rubric.aspects]
@@ -162,14 +177,16 @@ class LanguageModelEngine:
     def _chat(self, request: JudgeRequest, question: str) -> Chat:
         history = request.history_texts
         while True:
-            shorter = JudgeRequest(**{**vars(request), "history_texts": history})
+            shorter = replace(request, history_texts=history)
             chat = [
-                {"role": "system", "content": system_message(self.rubric)},
+                {"role": "system", "content": self._system},
                 {"role": "user", "content": user_message(self.rubric, shorter, question)},
             ]
             if not history or self.backend.fits(chat, self.max_tokens):
                 return chat
-            history = history[-(min(len(history), self.rubric.limits.history_entries) // 2) or len(history) :]
+            # Of a longer history only these entries were in the prompt.
+            kept = min(len(history), self.rubric.limits.history_entries) // 2
+            history = history[len(history) - kept :]
 
 
 def _model_identity(judge: JudgeSettings) -> dict[str, str | None]:
@@ -179,8 +196,7 @@ def _model_identity(judge: JudgeSettings) -> dict[str, str | None]:
         SettingsError: the model is neither 'tiny', nor a folder, nor a name with a pinned revision.
     """
     model, revision = judge.model, judge.revision
-    if served_model(judge) != model and model == JudgeSettings().model:
-        # Only the server knows what stands behind the name.
+    if is_known_to_the_server_alone(judge):
         return {"served": judge.served_name, "revision": revision}
     if model == "tiny":
         return {"model": "tiny", "recipe": tiny_model_fingerprint()}

@@ -23,6 +23,7 @@ from sgrec_core.judge.calls import (
     spent_by_workers,
     tokens_per_second,
 )
+from sgrec_core.judge.embedding import EmbeddingEngine
 from sgrec_core.judge.estimate import SAMPLED_STATES, estimate_tokens
 from sgrec_core.judge.request import Usage
 from sgrec_core.rewards.fusion import UNGATED
@@ -141,25 +142,27 @@ def _shards(settings: Settings, calls: set[Call], known: set[Call]) -> list[list
 
 def estimate(job: Job, plan: Plan) -> dict[str, Any] | None:
     """Tokens and GPU hours of the calls to pay for; None for a judge without tokens."""
+    to_pay = plan.to_pay
+    if isinstance(plan.engine, EmbeddingEngine) or not to_pay:
+        return None
     sample: list[Call] = []
     states: set[str] = set()
-    for call in plan.to_pay:
+    for call in to_pay:
         if call[0] not in states and len(states) == SAMPLED_STATES:
             break
         states.add(call[0])
         sample.append(call)
     of_state = day_states(job.lake, job.day, states)
     requests = [request(call, of_state[call[0]], plan.items) for call in sample]
-    tokens = estimate_tokens(plan.engine, requests, total=len(plan.to_pay))
-    if tokens is None:
-        return None
-    gpus = job.settings.judge.tensor_parallel if job.settings.judge.engine == "vllm" else 1
+    tokens = estimate_tokens(plan.engine, requests, total=len(to_pay))
     speed = job.settings.judge.tokens_per_second or tokens_per_second(job.lake, plan.version)
     return {
         "prompt tokens": tokens.prompt,
         "of them computed": tokens.computed,
         "generated tokens": tokens.generated,
-        "GPU hours": None if speed is None else gpus * (tokens.computed + tokens.generated) / speed / 3600,
+        "GPU hours": None
+        if speed is None
+        else job.settings.judge.gpus * (tokens.computed + tokens.generated) / speed / 3600,
     }
 
 

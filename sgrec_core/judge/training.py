@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgrec_core.judge.backends import Chat, Failed, Vllm
+from sgrec_core.judge.backends import CHAT_TEMPLATE_ARGUMENTS, Chat, Failed, chat_tokens
 from sgrec_core.judge.language_model import LanguageModelEngine
 from sgrec_core.judge.prompt import IMPORTANCE, label_question, read_weights, weights_messages
 from sgrec_core.judge.request import JudgeRequest, Usage
@@ -177,7 +177,7 @@ class Tuner:
                 model=self.model,
                 args=arguments,
                 train_dataset=Dataset.from_list(
-                    [{**row, "chat_template_kwargs": Vllm.CHAT_TEMPLATE_ARGUMENTS} for row in rows]
+                    [{**row, "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} for row in rows]
                 ),
                 processing_class=self.tokenizer,
             ).train()
@@ -194,7 +194,7 @@ class Tuner:
                 epsilon=self.config.clip,
                 beta=self.config.kl_weight,
                 loss_type="grpo",
-                chat_template_kwargs=Vllm.CHAT_TEMPLATE_ARGUMENTS,
+                chat_template_kwargs=CHAT_TEMPLATE_ARGUMENTS,
             )
             GRPOTrainer(
                 model=self.model,
@@ -283,7 +283,6 @@ def ordered_pairs(pairs: Sequence[ScoredPair], weights: np.ndarray | None = None
 class Transformers:
     """A model in this process through transformers, as a backend of `LanguageModelEngine`: for measuring, not for nights."""
 
-    CHAT_TEMPLATE_ARGUMENTS = Vllm.CHAT_TEMPLATE_ARGUMENTS
     BATCH = 32
 
     def __init__(self, model: Any, tokenizer: Any):
@@ -291,10 +290,7 @@ class Transformers:
         self.usage = Usage()
 
     def tokens(self, chat: Chat) -> list[int]:
-        found: list[int] = self.tokenizer.apply_chat_template(
-            chat, tokenize=True, add_generation_prompt=True, return_dict=False, **self.CHAT_TEMPLATE_ARGUMENTS
-        )
-        return found
+        return chat_tokens(self.tokenizer, chat)
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
         return True
