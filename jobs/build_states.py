@@ -22,7 +22,7 @@ from sgrec_core.settings import StateSettings
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-REVISION = 1
+REVISION = 2
 """Raise it when the same events give other states."""
 
 SAMPLED_TRIES = 8
@@ -67,7 +67,7 @@ def run(job: Job) -> None:
         train = states.where("split = 'train'")
         has_impressions = not today.where("event_type = 'impression'").isEmpty()
         if has_impressions:
-            pairs = shown_pairs(train, today, settings)
+            pairs = shown_pairs(states, today, settings)
         else:
             job.note("The events hold no impressions: each preference pair sets the chosen item against one sampled "
                      "from the catalogue, which the user had not chosen before.")  # fmt: skip
@@ -195,7 +195,7 @@ def with_split(states: "DataFrame", settings: StateSettings, has_labels: bool) -
     return states.join(users, "user_id").withColumn("split", F.when(F.col("held_out"), "validation").otherwise("train"))
 
 
-def shown_pairs(train: "DataFrame", today: "DataFrame", settings: StateSettings) -> "DataFrame":
+def shown_pairs(states: "DataFrame", today: "DataFrame", settings: StateSettings) -> "DataFrame":
     """The chosen item over those that the same request showed and the user passed over or disliked.
 
     At most ``max_pairs_per_decision`` a decision: disliked ones first, then by hash.
@@ -215,7 +215,7 @@ def shown_pairs(train: "DataFrame", today: "DataFrame", settings: StateSettings)
         F.desc("disliked"), F.xxhash64("decision_id", "other_item"), "other_item"
     )
     return (
-        train.join(passed_over, ["user_id", "request_id"])
+        states.join(passed_over, ["user_id", "request_id"])
         .withColumn("choice", F.row_number().over(best))
         .where(F.col("choice") <= settings.max_pairs_per_decision)
         .select(

@@ -12,9 +12,9 @@ from rich.table import Table
 from sgrec_core.errors import SgrecError
 from sgrec_core.job import load_settings, valid_day
 from sgrec_core.quality.gates import Gate, check_stage, stop_on_critical
-from sgrec_core.stages import STAGES
+from sgrec_core.stages import ALL_STAGES, BY_NAME
 
-GATED = [stage.name for stage in STAGES if stage.publishes]
+GATED = [stage.name for stage in ALL_STAGES if stage.publishes]
 
 
 def check_quality(
@@ -33,7 +33,7 @@ def check_quality(
         valid_day(day)
         if stage not in GATED:
             raise SgrecError(f"stage {stage!r} publishes no table to check; valid are {', '.join(GATED)}")
-        reports = settings.reports(day)
+        reports = settings.reports(day, BY_NAME[stage].folder)
         _progress(reports, stage, "started")
         try:
             gate = check_stage(settings, stage, day, force=force)

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgrec_core import __version__
-from sgrec_core.aggregator.weights import AspectWeights, Pairs, fit, state_features
-from sgrec_core.items import TextEncoder, embeddings_cache, item_text
+from sgrec_core.aggregator.weights import AspectWeights, Pairs, day_features, fit
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version
 from sgrec_core.night import mark_of_night
@@ -55,7 +54,8 @@ def run(job: Job) -> None:
         )
         return
 
-    states = _features(job, {*wanted, *(pair["state_id"] for pair in pairs)})
+    wanted_states = {*wanted, *(pair["state_id"] for pair in pairs)}
+    states = day_features(job.lake, job.settings, job.day, wanted_states, job.progress)
     judged = [
         pair
         for pair in pairs
@@ -109,28 +109,6 @@ def _scores(job: Job, judge: str, states: set[str]) -> Scores:
         aspects=rows[0]["aspects"] if rows else [],
         of={(row["state_id"], row["item_id"]): row["scores"] for row in rows},
     )
-
-
-def _features(job: Job, wanted: set[str]) -> dict[str, np.ndarray]:
-    """Features of the states; what they were chosen for is not read."""
-    columns = ["state_id", "history", "profile", "context"]
-    states = job.lake.read("user_states", where={"day": job.day}, columns=columns)
-    _, first = np.unique(np.array(states["state_id"].to_pylist(), dtype=object), return_index=True)
-    states = states.take(first)
-    states = states.filter(pa.array([state in wanted for state in states["state_id"].to_pylist()]))
-    seen = {item for history in states["history"].to_pylist() for item in history}
-    columns = ["item_id", "title", "brand", "category", "description"]
-    items = job.lake.read("items", where={"day": job.day}, columns=columns).to_pylist()
-    texts = {
-        item["item_id"]: item_text(item["title"], item["brand"], item["category"], item["description"])
-        for item in items
-        if item["item_id"] in seen
-    }
-    texts = {item: text for item, text in texts.items() if text}
-    encoder = TextEncoder(embeddings_cache(job.settings), threads=job.settings.threads)
-    vectors = encoder.encode(list(texts.values()), progress=job.progress)
-    features = state_features(states, list(texts), vectors, seed=job.settings.aggregator.seed)
-    return dict(zip(states["state_id"].to_pylist(), features, strict=True))
 
 
 def _train(

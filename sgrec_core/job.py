@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sgrec_core import __version__
+from sgrec_core.active_judge import settings_of_day
 from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.tables import transaction_version
@@ -42,12 +43,12 @@ class Job:
     def __init__(self, stage: str, day: str, settings: Settings, *, force: bool = False):
         self.stage: Stage = BY_NAME[stage]
         self.day = day
-        self.settings = settings
+        self.settings = settings_of_day(settings, day)
         self.force = force
         self.lake = Lake(settings.lake_root)
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
-        self.reports = settings.reports(day)
+        self.reports = settings.reports(day, self.stage.folder)
         self._started = time.time()
         self._skipped = False
         self._before: dict[str, Any] = {}

@@ -6,9 +6,9 @@ fingerprint: change one, and the stage and all behind it are computed anew at th
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -134,8 +134,10 @@ class JudgeSettings(Section):
         "tiny", description="a Hugging Face name or folder; 'tiny' is an untrained model made on the spot"
     )
     revision: str | None = Field(None, description="commit of a model given by its Hugging Face name; needed for those")
-    adapter: Path | None = Field(
-        None, description="folder of a LoRA adapter for the model; with engine=server name it by served_name as well"
+    adapter: Literal["active"] | Path | None = Field(
+        None,
+        description="folder of a LoRA adapter for the model; active: the one that the judge's training activated last "
+        "before the night; with engine=server name it by served_name as well",
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model, with engine=vllm")
     server_url: str = "http://localhost:8000/v1"
@@ -161,6 +163,12 @@ class JudgeSettings(Section):
     seed: int = 0
 
     @property
+    def adapter_folder(self) -> Path | None:
+        """The adapter's folder, once `sgrec_core.active_judge` has said which is the active one."""
+        assert self.adapter != "active", "settings_of_day comes first"
+        return self.adapter
+
+    @property
     def gpus(self) -> int:
         """GPUs that one engine in a process of ours takes; 1 stands for the slot of a judge that takes none."""
         return self.tensor_parallel if self.engine == "vllm" else 1
@@ -179,7 +187,26 @@ class JudgeTrainingSettings(Section):
     weights_group_size: int = Field(8, ge=2, description="answers to one prompt, for the weights")
     clip: float = Field(0.2, gt=0, lt=1)
     kl_weight: float = Field(0.04, ge=0)
+    labels: Path | None = Field(
+        None, description="folder of the label files (sgrec_core.judge.labels); the simulator can do without"
+    )
+    simulated_labels: int = Field(2000, ge=10, description="labels that the simulator gives where there are no files")
+    grpo_share: float = Field(
+        0.3, gt=0, lt=1, description="share of the training labels kept from the supervised stage, for GRPO"
+    )
+    max_pairs: int = Field(2000, ge=0, description="preference pairs for the weights; 0 trains none")
+    max_test_pairs: int = Field(500, ge=0, description="held-out preference pairs that versions are compared on")
+    tolerance: float = Field(
+        0.02, ge=0, description="how far below the active judge's PairAUC the interval of the difference may reach"
+    )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _groups_fill_batches(self) -> Self:
+        for name in ("group_size", "weights_group_size"):
+            if self.batch_size % getattr(self, name):
+                raise ValueError(f"batch_size {self.batch_size} must be a multiple of {name} {getattr(self, name)}")
+        return self
 
 
 class AggregatorSettings(Section):
@@ -281,6 +308,6 @@ class Settings(BaseSettings):
         """The kind of input: the part of ``input`` before the colon."""
         return self.input.partition(":")[0]
 
-    def reports(self, day: str) -> Path:
-        """The folder of a day's report, summary, stage facts and progress."""
-        return self.home.resolve() / "reports" / day
+    def reports(self, day: str, folder: str = "") -> Path:
+        """The folder of a day's report, summary, stage facts and progress; ``folder`` as in `sgrec_core.stages.Stage`."""
+        return self.home.resolve() / "reports" / day / folder

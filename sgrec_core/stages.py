@@ -1,4 +1,4 @@
-"""The stages of a night, in order: the one place that says who reads and who publishes what.
+"""The stages of a night and of the judge's training, in order: the one place that says who reads and who publishes what.
 
 The DAG, the command line, the quality gates and the documentation all read this list, so it imports nothing
 but the standard library: Airflow parses it on every DAG refresh.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One job of the night: ``python -m jobs.<name> --day D``."""
+    """One job: ``python -m jobs.<name> --day D``."""
 
     name: str
     engine: str
@@ -21,6 +21,8 @@ class Stage:
     """The MLflow registered model that it adds a version to, if any."""
     summary: str
     timeout_minutes: int = 60
+    folder: str = ""
+    """Below ``reports/<day>``, where facts and progress go: stages of two DAGs tell of different runs."""
 
     @property
     def uses_gpu(self) -> bool:
@@ -128,4 +130,55 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
-BY_NAME = {stage.name: stage for stage in STAGES}
+JUDGE_TRAINING_FOLDER = "judge_training"
+JUDGE_TRAINING_STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="import_judge_labels",
+        engine="torch",
+        reads=("user_states", "items"),
+        publishes=("judge_labels", "judge_labels_rejected"),
+        summary="read and validate the label files of the judge",
+        folder=JUDGE_TRAINING_FOLDER,
+    ),
+    Stage(
+        name="train_judge",
+        engine="torch",
+        reads=("judge_labels",),
+        publishes=(),
+        registers="sgrec-judge",
+        summary="train an adapter of the judge's model on labels: supervised, then by GRPO",
+        timeout_minutes=24 * 60,
+        folder=JUDGE_TRAINING_FOLDER,
+    ),
+    Stage(
+        name="train_judge_weights",
+        engine="torch",
+        reads=("preference_pairs", "user_states", "items"),
+        publishes=(),
+        registers="sgrec-judge-weights",
+        summary="train an adapter that names the aspects' weights, by GRPO on preference pairs",
+        timeout_minutes=24 * 60,
+        folder=JUDGE_TRAINING_FOLDER,
+    ),
+    Stage(
+        name="score_labels",
+        engine="judge",
+        reads=("judge_labels", "preference_pairs", "user_states", "items"),
+        publishes=("aspect_scores",),
+        summary="ask the trained and the active judge about held-out labels and pairs",
+        timeout_minutes=480,
+        folder=JUDGE_TRAINING_FOLDER,
+    ),
+    Stage(
+        name="evaluate_judge",
+        engine="torch",
+        reads=("judge_labels", "preference_pairs", "user_states", "items", "aspect_scores"),
+        publishes=("judge_evaluations",),
+        summary="compare the trained judge with the active one, report, and activate it if it is better",
+        folder=JUDGE_TRAINING_FOLDER,
+    ),
+)
+"""Weekly."""
+
+ALL_STAGES = (*STAGES, *JUDGE_TRAINING_STAGES)
+BY_NAME = {stage.name: stage for stage in ALL_STAGES}

@@ -7,7 +7,7 @@ import pytest
 
 from sgrec_core.errors import ContractError
 from sgrec_core.lake import all_contracts, load_contract
-from sgrec_core.stages import STAGES
+from sgrec_core.stages import ALL_STAGES
 
 
 def event(**changes: object) -> pa.Table:
@@ -30,7 +30,7 @@ def event(**changes: object) -> pa.Table:
 
 
 def test_every_published_table_has_a_contract_and_every_contract_a_publisher() -> None:
-    published = {table for stage in STAGES for table in stage.publishes}
+    published = {table for stage in ALL_STAGES for table in stage.publishes}
     assert published == {contract.table for contract in all_contracts()}
 
 

@@ -60,6 +60,8 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
+        # As every Airflow process does with its folder of DAGs.
+        patch.syspath_prepend(DAG_FILE.parent)
         from airflow.dag_processing.dagbag import DagBag
 
         yield DagBag(dag_folder=DAG_FILE.parent)
@@ -72,7 +74,7 @@ def dag(bag: Any) -> Any:
 
 def test_dags_import_without_errors(bag: Any) -> None:
     assert bag.import_errors == {}
-    assert list(bag.dags) == ["sgrec_nightly"]
+    assert sorted(bag.dags) == ["sgrec_judge_training", "sgrec_nightly"]
 
 
 def test_task_graph(dag: Any) -> None:
@@ -118,7 +120,7 @@ def test_a_gate_follows_every_stage_that_publishes(dag: Any) -> None:
         assert gate.upstream_task_ids == {name}
         assert gate.trigger_rule == "all_success"
         assert gate.bash_command.endswith(
-            f"-m jobs.check_quality --day {{{{ day_of_night(partition_key, params.day) }}}} --stage {name}"
+            f"-m jobs.check_quality --day {{{{ day_of_run(partition_key, params) }}}} --stage {name}"
         )
         assert gate.execution_timeout
         assert gate.on_failure_callback
@@ -131,7 +133,7 @@ def test_the_report_always_runs_and_does_not_decide_the_night(dag: Any) -> None:
 
 
 def test_every_engine_has_its_own_interpreter(dag: Any) -> None:
-    day = "{{ day_of_night(partition_key, params.day) }}"
+    day = "{{ day_of_run(partition_key, params) }}"
     assert dag.get_task("score_aspects").bash_command == f"'{JUDGE}' -m jobs.score_aspects --day {day}"
     assert dag.get_task("train_generator").bash_command == f".venv/bin/python -m jobs.train_generator --day {day}"
     assert BY_NAME["score_aspects"].engine == "judge"
@@ -163,7 +165,7 @@ def test_the_night_of_a_day_runs_after_it(dag: Any) -> None:
     ],
 )
 def test_day_is_the_partition_key_else_the_parameter(dag: Any, partition_key: Any, parameter: Any, day: str) -> None:
-    assert dag.user_defined_macros["day_of_night"](partition_key, parameter) == day
+    assert dag.user_defined_macros["day_of_run"](partition_key, {"day": parameter}) == day
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,40 @@ def test_a_run_without_a_clear_day_fails_clearly(dag: Any, partition_key: Any, p
     from airflow.sdk.exceptions import AirflowFailException
 
     with pytest.raises(AirflowFailException, match=message):
-        dag.user_defined_macros["day_of_night"](partition_key, parameter)
+        dag.user_defined_macros["day_of_run"](partition_key, {"day": parameter})
+
+
+TRAINING_GRAPH = """
+import_judge_labels -> check_import_judge_labels
+check_import_judge_labels -> train_judge
+train_judge -> train_judge_weights
+train_judge_weights -> score_labels
+score_labels -> check_score_labels
+check_score_labels -> evaluate_judge
+evaluate_judge -> check_evaluate_judge
+check_evaluate_judge ->
+"""
+
+
+def test_the_judge_is_trained_weekly_on_the_day_before(bag: Any) -> None:
+    from airflow.serialization.encoders import coerce_to_core_timetable
+    from airflow.timetables.base import TimeRestriction
+    from pendulum import instance
+
+    training = bag.dags["sgrec_judge_training"]
+    lines = [f"{task.task_id} -> {', '.join(task.downstream_task_ids)}".strip() for task in training.topological_sort()]
+    assert sorted(lines) == sorted(TRAINING_GRAPH.strip().splitlines())
+    assert training.get_task("score_labels").bash_command.startswith(f"'{JUDGE}' -m jobs.score_labels --day ")
+    assert {training.get_task(name).pool for name in ("train_judge", "score_labels")} == {"gpu"}
+    earliest = instance(datetime(2026, 1, 6, tzinfo=UTC))
+    scheduled = coerce_to_core_timetable(training.timetable).next_dagrun_info_v2(
+        last_dagrun_info=None, restriction=TimeRestriction(earliest, None, True)
+    )
+    assert scheduled.run_after == datetime(2026, 1, 11, 12, tzinfo=UTC), "a Sunday"
+    day_of_run = training.user_defined_macros["day_of_run"]
+    params = {name: param.value if hasattr(param, "value") else param for name, param in training.params.items()}
+    assert day_of_run(scheduled.partition_key, params) == "2026-01-10", "the last night that has run"
+    assert day_of_run(None, {**params, "day": "2026-01-05"}) == "2026-01-05"
 
 
 @pytest.mark.parametrize(("exit_code", "action"), [(1, "default"), (2, "fail"), (3, "fail"), (137, "default")])
@@ -231,7 +266,8 @@ def test_the_dag_serializes(dag: Any) -> None:
 
 def test_judges_side_by_side_are_mapped_tasks_with_gpus_of_their_own(tmp_path: Path) -> None:
     script = (
-        "import runpy\n"
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(DAG_FILE.parent)!r})\n"
         f"dag = runpy.run_path({str(DAG_FILE)!r})['dag']\n"
         "task = dag.get_task('judge_workers')\n"
         "stage = dag.get_task('score_aspects')\n"
@@ -260,6 +296,7 @@ def test_parsing_is_fast_and_imports_nothing_heavy(tmp_path: Path) -> None:
     """Airflow parses the file every half a minute. Airflow's own import is not counted; typical is 0.2 s."""
     script = (
         "import time, sys, runpy, airflow.sdk\n"
+        f"sys.path.insert(0, {str(DAG_FILE.parent)!r})\n"
         "started = time.perf_counter()\n"
         f"runpy.run_path({str(DAG_FILE)!r})\n"
         "print(time.perf_counter() - started)\n"

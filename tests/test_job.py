@@ -12,7 +12,7 @@ import pytest
 from sgrec_core.errors import GateError, InputError
 from sgrec_core.job import Job
 from sgrec_core.settings import PROJECT_ROOT, Settings
-from sgrec_core.stages import STAGES
+from sgrec_core.stages import ALL_STAGES
 
 DAY = "2026-01-05"
 
@@ -110,7 +110,7 @@ def module(stage: str, *arguments: str, **environment: str) -> subprocess.Comple
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
+@pytest.mark.parametrize("stage", [stage.name for stage in ALL_STAGES])
 def test_every_stage_is_a_module_with_help_for_newcomers(stage: str) -> None:
     result = module(stage, "--help")
     assert result.returncode == 0, result.stderr

@@ -97,7 +97,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Tuner, Path]:
     """Share of points that are right before, after supervised training and after GRPO; the tuner; its adapter."""
     config = JudgeTrainingSettings(
-        batch_size=12, sft_epochs=15, sft_learning_rate=5e-3, grpo_epochs=1, grpo_learning_rate=1e-4
+        batch_size=16, sft_epochs=15, sft_learning_rate=5e-3, grpo_epochs=1, grpo_learning_rate=1e-4
     )
     tuner = Tuner(base, RUBRIC, config)
     right = [correct_points(tuner.engine(), SAMPLES).mean()]

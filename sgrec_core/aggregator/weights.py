@@ -9,7 +9,7 @@ zero, so that without evidence the weights are uniform.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from sgrec_core.items import TextEncoder, embeddings_cache, item_text
+from sgrec_core.lake import Lake
 from sgrec_core.sampling import hash_share
+from sgrec_core.settings import Settings
 
 PROJECTED = 24
 """Dimensions that a history's mean embedding is reduced to."""
@@ -69,6 +72,33 @@ def state_features(
             buckets += np.roll(values, offset)
             scalars[known] = np.log1p(fields)
     return features
+
+
+def day_features(
+    lake: Lake, settings: Settings, day: str, wanted: set[str], progress: Callable[..., Any] | None = None
+) -> dict[str, np.ndarray]:
+    """Features of the day's states ``wanted`` by state_id; what they were chosen for is not read.
+
+    ``progress`` wraps the encoding of item texts that are new.
+    """
+    columns = ["state_id", "history", "profile", "context"]
+    states = lake.read("user_states", where={"day": day}, columns=columns)
+    _, first = np.unique(np.array(states["state_id"].to_pylist(), dtype=object), return_index=True)
+    states = states.take(first)
+    states = states.filter(pa.array([state in wanted for state in states["state_id"].to_pylist()]))
+    seen = {item for history in states["history"].to_pylist() for item in history}
+    columns = ["item_id", "title", "brand", "category", "description"]
+    items = lake.read("items", where={"day": day}, columns=columns).to_pylist()
+    texts = {
+        item["item_id"]: item_text(item["title"], item["brand"], item["category"], item["description"])
+        for item in items
+        if item["item_id"] in seen
+    }
+    texts = {item: text for item, text in texts.items() if text}
+    encoder = TextEncoder(embeddings_cache(settings), threads=settings.threads)
+    vectors = encoder.encode(list(texts.values()), progress=progress)
+    features = state_features(states, list(texts), vectors, seed=settings.aggregator.seed)
+    return dict(zip(states["state_id"].to_pylist(), features, strict=True))
 
 
 class AspectWeights(nn.Module):

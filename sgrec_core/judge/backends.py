@@ -87,7 +87,7 @@ def served_model(judge: JudgeSettings) -> str:
     return (judge.served_name if judge.engine == "server" else None) or judge.model
 
 
-def _model_path(settings: Settings) -> str:
+def model_path(settings: Settings) -> str:
     """What to load: a folder or a Hugging Face name. Makes the tiny model."""
     if settings.judge.model == "tiny":
         return str(make_tiny_model(settings.home.resolve() / "models" / "tiny-judge"))
@@ -123,7 +123,7 @@ class _Tokenizer:
                 raise SettingsError(
                     f"the judge's tokenizer needs the package {error.name}; install it with: make env judge-env"
                 ) from None
-            model = _model_path(self.settings)
+            model = model_path(self.settings)
             try:
                 self._loaded = AutoTokenizer.from_pretrained(model, revision=self.settings.judge.revision)
             except (OSError, ValueError) as error:
@@ -224,7 +224,7 @@ class Vllm:
             return self._llm
         judge = self.settings.judge
         cache = self.settings.home.resolve() / "models"
-        model = _model_path(self.settings)
+        model = model_path(self.settings)
         environment = {
             # In this process: killing the job leaves no engine behind, and nothing needs a second start.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -264,7 +264,7 @@ class Vllm:
                 # An untrained model fills JSON with blanks until its tokens are used up.
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
                 disable_log_stats=True,
-                **self._lora(judge.adapter),
+                **self._lora(judge.adapter_folder),
             )
         except Exception as error:
             lines = str(error).splitlines() or [type(error).__name__]

@@ -6,7 +6,7 @@ A call is a distinct (state, item, item content); with ``judge_version`` it is t
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from sgrec_core.items.encoder import item_text
 from sgrec_core.judge import day_has_context, judge_version, make_engine
 from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
 from sgrec_core.lake import Lake
+from sgrec_core.sampling import hash_share
 from sgrec_core.settings import Settings
 
 Call = tuple[str, str, str]
@@ -51,6 +52,40 @@ def day_states(lake: Lake, day: str, state_ids: Iterable[str]) -> dict[str, dict
             f"{missing[0]!r}; re-run build_states and generate_candidates"
         )
     return states
+
+
+class Pair(NamedTuple):
+    """A preference pair as two calls of one state."""
+
+    name: str
+    user_id: str
+    preferred: Call
+    other: Call
+
+
+def day_pairs(lake: Lake, day: str, split: str, texts: Texts, *, limit: int, seed: int) -> list[Pair]:
+    """At most ``limit`` preference pairs of a split's decisions between items of ``texts``, in an order by seeded hash."""
+    states = lake.read("user_states", where={"day": day, "split": split}, columns=["decision_id", "user_id"])
+    user_of = dict(zip(*(column.to_pylist() for column in states.columns), strict=True))
+    columns = ["decision_id", "state_id", "preferred_item", "other_item"]
+    rows = [
+        row
+        for row in lake.read("preference_pairs", where={"day": day}, columns=columns).to_pylist()
+        if row["decision_id"] in user_of and row["preferred_item"] in texts and row["other_item"] in texts
+    ]
+    names = [f"{row['decision_id']}/{row['other_item']}" for row in rows]
+    chosen = np.argsort(hash_share(names, f"judge-pairs-{seed}"), kind="stable")[:limit].tolist()
+    return [
+        Pair(
+            names[number],
+            user_of[rows[number]["decision_id"]],
+            *(
+                (rows[number]["state_id"], item, texts[item][0])
+                for item in (rows[number]["preferred_item"], rows[number]["other_item"])
+            ),
+        )
+        for number in chosen
+    ]
 
 
 def request(call: Call, state: Mapping[str, Any], texts: Texts) -> JudgeRequest:

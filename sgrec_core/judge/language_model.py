@@ -74,7 +74,7 @@ class LanguageModelEngine:
             decoding |= {"max_model_len": judge.max_model_len}
         return {
             "engine": judge.engine,
-            "model": _model_identity(judge) | _adapter_identity(judge.adapter),
+            "model": _model_identity(judge) | _adapter_identity(judge.adapter_folder),
             "decoding": decoding,
             "chat_template_arguments": CHAT_TEMPLATE_ARGUMENTS,
             "rubric": self.rubric.fingerprint,

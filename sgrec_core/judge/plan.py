@@ -14,6 +14,7 @@ from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
 from sgrec_core.judge.calls import (
     Call,
     Spent,
+    day_pairs,
     day_states,
     day_texts,
     known_calls,
@@ -259,28 +260,12 @@ def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], li
 
 def _pairs(job: Job, items: dict[str, tuple[str, str]]) -> list[Unit]:
     """At most ``judge.max_pairs`` preference pairs of training users, chosen by seeded hash."""
-    states = job.lake.read("user_states", where={"day": job.day, "split": "train"}, columns=["decision_id"])
-    train = set(states["decision_id"].to_pylist())
-    columns = ["decision_id", "state_id", "preferred_item", "other_item"]
-    rows = [
-        row
-        for row in job.lake.read("preference_pairs", where={"day": job.day}, columns=columns).to_pylist()
-        if row["decision_id"] in train and row["preferred_item"] in items and row["other_item"] in items
-    ]
-    names = [f"{row['decision_id']}/{row['other_item']}" for row in rows]
-    orders = hash_share(names, f"judge-pairs-{job.settings.judge.seed}")
-    chosen = np.argsort(orders, kind="stable")[: job.settings.judge.max_pairs].tolist()
+    judge = job.settings.judge
+    pairs = day_pairs(job.lake, job.day, "train", items, limit=judge.max_pairs, seed=judge.seed)
+    # The rank, not the hash: a small sample of many pairs has only small hashes.
     return [
-        Unit(
-            # The rank, not the hash: a small sample of many pairs has only small hashes.
-            order=place / len(chosen),
-            name=names[number],
-            calls=tuple(
-                (rows[number]["state_id"], item, items[item][0])
-                for item in (rows[number]["preferred_item"], rows[number]["other_item"])
-            ),
-        )
-        for place, number in enumerate(chosen)
+        Unit(order=place / len(pairs), name=pair.name, calls=(pair.preferred, pair.other))
+        for place, pair in enumerate(pairs)
     ]
 
 

@@ -10,6 +10,7 @@ folder (safetensors and JSON) that vLLM loads beside the base model.
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +60,23 @@ class Tuner:
         OSError: ``base`` is no model.
     """
 
-    def __init__(self, base: str | Path, rubric: Rubric, config: JudgeTrainingSettings, *, adapter: Path | None = None):
+    def __init__(
+        self,
+        base: str | Path,
+        rubric: Rubric,
+        config: JudgeTrainingSettings,
+        *,
+        adapter: Path | None = None,
+        revision: str | None = None,
+    ):
         from peft import LoraConfig, PeftModel, get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.rubric, self.config = rubric, config
         torch.manual_seed(config.seed)
-        self.tokenizer = AutoTokenizer.from_pretrained(base)
-        model = AutoModelForCausalLM.from_pretrained(base)
+        self.tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(base, revision=revision)
         if adapter is None:
             lora = LoraConfig(
                 r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -165,6 +175,7 @@ class Tuner:
 
     def _supervise(self, rows: Iterator[dict[str, Any]]) -> None:
         from datasets import Dataset
+        from transformers import PrinterCallback
         from trl import SFTConfig, SFTTrainer
 
         with _quiet():
@@ -173,17 +184,20 @@ class Tuner:
                 max_length=None,
                 completion_only_loss=True,
             )
-            SFTTrainer(
+            trainer = SFTTrainer(
                 model=self.model,
                 args=arguments,
                 train_dataset=Dataset.from_list(
                     [{**row, "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} for row in rows]
                 ),
                 processing_class=self.tokenizer,
-            ).train()
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
 
     def _reinforce(self, rows: list[dict[str, Any]], reward: Any, *, group: int, tokens: int) -> None:
         from datasets import Dataset
+        from transformers import PrinterCallback
         from trl import GRPOConfig, GRPOTrainer
 
         with _quiet():
@@ -196,13 +210,15 @@ class Tuner:
                 loss_type="grpo",
                 chat_template_kwargs=CHAT_TEMPLATE_ARGUMENTS,
             )
-            GRPOTrainer(
+            trainer = GRPOTrainer(
                 model=self.model,
                 reward_funcs=reward,
                 args=arguments,
                 train_dataset=Dataset.from_list(rows),
                 processing_class=self.tokenizer,
-            ).train()
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
         with contextlib.suppress(KeyError, ValueError):
             # The copy that the KL penalty was measured against.
             self.model.delete_adapter("ref")
@@ -347,11 +363,16 @@ def _text(completion: Any) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of `datasets`."""
+    """Without progress bars, and without what the libraries warn each other of."""
     from datasets import disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
 
     disable_progress_bars()
+    logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         enable_progress_bars()
+        logging.enable_progress_bar()

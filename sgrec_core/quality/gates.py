@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core import __version__
+from sgrec_core.active_judge import settings_of_day
 from sgrec_core.errors import GateError
 from sgrec_core.judge import day_has_context, judge_version
 from sgrec_core.judge.request import NO_TEXT
@@ -62,7 +63,8 @@ def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False
         GateError: there are no facts of ``ingest_events`` to balance rows by.
     """
     started = time.time()
-    reports, lake = settings.reports(day), Lake(settings.lake_root)
+    settings = settings_of_day(settings, day)
+    reports, lake = settings.reports(day, BY_NAME[stage].folder), Lake(settings.lake_root)
     results: list[TableResult] = []
     write_gate(reports, stage, started, "running")
     try:

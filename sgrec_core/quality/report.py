@@ -122,6 +122,23 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
 
 def render_page(night: Night, summary: Mapping[str, Any]) -> str:
     """The page as HTML; all text is escaped."""
+    folder = Path(summary["paths"]["report"]).parent
+    return (
+        page_environment()
+        .get_template(TEMPLATE)
+        .render(
+            night=night,
+            summary=summary,
+            facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
+            plot=interval_plot(summary["evaluation"]),
+            written=datetime.now(UTC).replace(microsecond=0),
+            data_docs=os.path.relpath(summary["paths"]["data_docs"], folder) if summary["paths"]["data_docs"] else None,
+        )
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """The templates beside this file, with filters that put values into words; all text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -132,15 +149,7 @@ def render_page(night: Night, summary: Mapping[str, Any]) -> str:
     environment.filters.update(
         number=number, share=share, duration=duration, clock=clock, words=words, metric=metric, fact=fact
     )
-    folder = Path(summary["paths"]["report"]).parent
-    return environment.get_template(TEMPLATE).render(
-        night=night,
-        summary=summary,
-        facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
-        plot=interval_plot(summary["evaluation"]),
-        written=datetime.now(UTC).replace(microsecond=0),
-        data_docs=os.path.relpath(summary["paths"]["data_docs"], folder) if summary["paths"]["data_docs"] else None,
-    )
+    return environment
 
 
 def shown_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from sgrec_core.lake.contracts import Column, Contract, all_contracts
 from sgrec_core.settings import PROJECT_ROOT
-from sgrec_core.stages import STAGES
+from sgrec_core.stages import ALL_STAGES
 
 TABLE_DOCS = PROJECT_ROOT / "docs" / "tables.md"
 
 
 def table_docs() -> str:
     """The whole page as Markdown: tables in the order in which the night publishes them."""
-    order = [table for stage in STAGES for table in stage.publishes]
+    order = [table for stage in ALL_STAGES for table in stage.publishes]
     contracts = sorted(all_contracts(), key=lambda contract: (order + [contract.table]).index(contract.table))
     parts = [
         "# Tables",
@@ -29,12 +29,12 @@ def table_docs() -> str:
 
 
 def _line(contract: Contract) -> str:
-    stages = ", ".join(stage.name for stage in STAGES if contract.table in stage.publishes)
+    stages = ", ".join(stage.name for stage in ALL_STAGES if contract.table in stage.publishes)
     return f"| [{contract.table}](#{contract.table}) | {stages} | {_cell(contract.description)} |"
 
 
 def _section(contract: Contract) -> str:
-    readers = ", ".join(f"`{stage.name}`" for stage in STAGES if contract.table in stage.reads)
+    readers = ", ".join(f"`{stage.name}`" for stage in ALL_STAGES if contract.table in stage.reads)
     unique = "; ".join(", ".join(f"`{name}`" for name in columns) for columns in (contract.key, *contract.unique))
     facts = [
         f"- Owner: {contract.owner}; a broken rule is {contract.severity}.",

@@ -1,0 +1,215 @@
+"""What the DAGs share: a stage as a task, the day of a run, assets, retries. A stage is a module of ``jobs/``."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import yaml
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import Asset, Context, Param, RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import AirflowFailException
+
+from sgrec_core.settings import PROJECT_ROOT, Settings
+from sgrec_core.stages import ALL_STAGES, BY_NAME, Stage
+
+settings = Settings()
+# A relative home is relative to where the jobs run, whatever folder the scheduler was started from.
+home = (PROJECT_ROOT / settings.home).resolve()
+
+GPU_POOL = "gpu"
+"""One slot per GPU: ``airflow pools set gpu 1 "one slot per GPU"``. `sgrec nightly` does it for its own Airflow."""
+
+DAY_OF_RUN = "{{ day_of_run(partition_key, params) }}"
+"""In the commands of tasks."""
+
+DELIBERATE_EXITS = {2: "an input or a setting is wrong", 3: "a quality gate stopped the night"}
+"""Exit codes with which a job says that trying again changes nothing; a crash exits otherwise (`sgrec_core.errors`)."""
+
+
+def load_asset(table: str) -> Asset:
+    """The asset of a table; who owns it and what it holds comes from its contract.
+
+    Its URI names the table, not the place: an asset whose URI changes while its name stays is a conflict that stops
+    every task, so a lake that moves must not change it.
+
+    The contract is read as plain YAML: `sgrec_core.lake.contracts` would import Arrow (0.4 s) at every parse.
+    """
+    contract = yaml.load((PROJECT_ROOT / "schemas" / f"{table}.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    return Asset(
+        name=table,
+        uri=f"x-sgrec://lake/{table}",
+        group="sgrec",
+        extra={
+            "location": f"{(home / 'lake').as_uri()}/{table}",
+            **{key: contract[key] for key in ("owner", "severity", "description", "runbook", "partition_by", "key")},
+        },
+    )
+
+
+def day_of_night(partition_key: str | None, day: str | None, days_back: int = 0) -> str:
+    """The day that a run is for: ``days_back`` days before its partition key, else its parameter ``day``.
+
+    Raises:
+        AirflowFailException: neither is given, both are and differ, or it is not a date. Not worth a retry.
+    """
+    if not partition_key and not day:
+        raise AirflowFailException(
+            "this run has neither a partition key nor the parameter day: trigger it with "
+            '--conf \'{"day": "2026-01-05"}\', or backfill the day'
+        )
+    of_key = _date(partition_key) - timedelta(days=days_back) if partition_key else None
+    of_day = _date(day) if day else None
+    if of_key and of_day and of_key != of_day:
+        raise AirflowFailException(
+            f"this run has the partition key {partition_key!r} but the parameter day={day!r}: give one of them"
+        )
+    return str(of_key or of_day)
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise AirflowFailException(f"the day {text!r} is not a date like 2026-01-05") from None
+
+
+def day_of_run(partition_key: str | None, params: Mapping[str, Any]) -> str:
+    """`day_of_night` with the parameters of a run."""
+    return day_of_night(partition_key, params.get("day"), params.get("days_back", 0))
+
+
+def day_of_context(context: Context) -> str:
+    return day_of_run(context.get("partition_key"), context["params"])
+
+
+def mark_partition(context: Context) -> None:
+    """Let the asset events of the task name the day even where the run has no partition key."""
+    for asset in context["task"].outlets:
+        context["outlet_events"][asset].add_partitions(day_of_context(context))
+
+
+def record_failure(context: Context) -> None:
+    """Append a line to ``reports/<day>/failures.jsonl`` once a task has failed for good; the on-call page reads it."""
+    task, task_instance = context["task"], context["task_instance"]
+    try:
+        day = day_of_context(context)
+    except AirflowFailException:
+        return  # Without a day there is no report to write to; Airflow's log has the reason.
+    exception = context.get("exception")
+    # The settings that the job ran with, but no credentials: the line ends up on a page.
+    variables = {name: value for name, value in os.environ.items() if name.startswith("SGREC_") and "@" not in value}
+    variables["SGREC_HOME"] = str(home)
+    environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "stage": task.task_id,
+        "day": day,
+        "try": task_instance.try_number,
+        "exception": f"{type(exception).__name__}: {exception}" if exception else "the task was killed",
+        "exit_code": exit_code(exception),
+        "rerun": f"cd {shlex.quote(str(PROJECT_ROOT))} && {environment} {getattr(task, 'bash_command', '')}",
+        "run_id": context["run_id"],
+    }
+    stage = BY_NAME.get(task.task_id.removeprefix("check_"))
+    folder = home / "reports" / day / (stage.folder if stage else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "failures.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def exit_code(exception: BaseException | str | None) -> int | None:
+    """The exit code that `BashOperator` names in its exception, the only place where it passes it on."""
+    found = re.search(r"non-zero exit code (-?\d+)", str(exception))
+    return int(found[1]) if found else None
+
+
+class RetryCrashesOnly(RetryPolicy):
+    """Retry a job that crashed (out of memory, a lost disk), not one that stopped because its input is bad."""
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        reason = DELIBERATE_EXITS.get(exit_code(exception) or 0)
+        return RetryDecision.fail(reason) if reason else RetryDecision.default()
+
+
+def job(task_id: str, module: str, engine: str, *, arguments: str = "", **options: Any) -> BashOperator:
+    """A task that runs ``python -m jobs.<module> --day <day>`` with the interpreter of its engine."""
+    interpreter = shlex.quote(getattr(settings.interpreters, engine))
+    return BashOperator(
+        task_id=task_id,
+        bash_command=f"{interpreter} -m jobs.{module} --day {DAY_OF_RUN}{arguments}",
+        cwd=str(PROJECT_ROOT),
+        skip_on_exit_code=None,  # no exit code means "skip": a skipped stage would let the night end well
+        **options,
+    )
+
+
+def owner(stage: Stage) -> str:
+    """Who answers for the stage's first table; models belong to the team that owns the rewards."""
+    return str(assets[stage.publishes[0] if stage.publishes else "rewards"].extra["owner"])
+
+
+def gpus_of(stage: Stage) -> int:
+    """Slots of the GPU pool that the stage takes."""
+    return settings.judge.gpus if stage.engine == "judge" else 1
+
+
+def stage_job(stage: Stage) -> BashOperator:
+    tables = ", ".join(f"`{table}`" for table in stage.publishes) or "no table"
+    return job(
+        stage.name,
+        stage.name,
+        stage.engine,
+        owner=owner(stage),
+        pool=GPU_POOL if stage.uses_gpu else "default_pool",
+        pool_slots=gpus_of(stage),
+        execution_timeout=timedelta(minutes=stage.timeout_minutes),
+        inlets=[assets[table] for table in stage.reads],
+        outlets=[assets[table] for table in stage.publishes],
+        pre_execute=mark_partition,
+        doc_md=f"{stage.summary.capitalize()}. Publishes {tables}; alone: `python -m jobs.{stage.name} --day D`.",
+    )
+
+
+def gate_job(stage: Stage) -> BashOperator:
+    return job(
+        f"check_{stage.name}",
+        "check_quality",
+        "quality",
+        arguments=f" --stage {stage.name}",
+        owner=owner(stage),
+        execution_timeout=timedelta(minutes=30),
+        doc_md=f"Stop the night when a table of `{stage.name}` breaks a critical expectation of its contract.",
+    )
+
+
+assets = {table: load_asset(table) for stage in ALL_STAGES for table in stage.publishes}
+
+PARAM_DAY = Param(
+    None,
+    type=["null", "string"],
+    pattern=r"^\d{4}-\d{2}-\d{2}$",
+    description="only for runs without a partition key",
+)
+
+DAG_OPTIONS: dict[str, Any] = {
+    "start_date": datetime(2026, 1, 1, tzinfo=UTC),
+    "catchup": False,
+    "max_active_runs": 1,
+    "user_defined_macros": {"day_of_run": day_of_run},
+    "default_args": {
+        "retries": settings.airflow.retries,
+        "retry_delay": timedelta(seconds=settings.airflow.retry_delay_seconds),
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(minutes=30),
+        "retry_policy": RetryCrashesOnly(),
+        "on_failure_callback": record_failure,
+        "do_xcom_push": False,  # stages exchange tables
+    },
+}
+"""The same for every DAG."""

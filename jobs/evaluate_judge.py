@@ -1,0 +1,73 @@
+"""Compare the judge that was trained with the active one on held-out labels and pairs, and activate it if it is better.
+
+All figures are rows of ``judge_evaluations``, and a page for people is written to ``reports/<day>/judge_training/index.html``. Nights
+with ``judge.adapter=active`` that come after the day use what was activated; one that was not is a successful training.
+"""
+
+from dataclasses import asdict
+from datetime import date
+
+import pyarrow as pa
+
+from sgrec_core.active_judge import activate, trained
+from sgrec_core.errors import InputError
+from sgrec_core.job import Job, stage_command
+from sgrec_core.judge.comparison import Row, against, answers, held_out, measures, settings_of_roles, verdict
+from sgrec_core.judge.registered import JUDGE
+from sgrec_core.lake import load_contract
+from sgrec_core.quality.judge_report import write_judge_report
+from sgrec_core.registry import Registry
+
+ACTIVE = "active"
+
+
+def run(job: Job) -> None:
+    settings = job.settings
+    held = held_out(job.lake, settings, job.day)
+    of_role = {
+        role: answers(job.lake, chosen, job.day, held) for role, chosen in settings_of_roles(settings, job.day).items()
+    }
+    candidate, active = of_role["candidate"], of_role["active"]
+    if not candidate.scores or not active.scores:
+        raise InputError(
+            f"no answers of judge {(active if candidate.scores else candidate).version} to the held-out labels of"
+            f" {job.day}; run `python -m jobs.score_labels --day {job.day}` first"
+        )
+    how = {"seed": settings.evaluation.seed, "resamples": settings.evaluation.bootstrap_samples}
+    rows: dict[str, list[Row]] = {"candidate": list(measures(held, candidate, **how))}
+    rows["candidate"] += against(held, candidate, active, **how)
+    if active.version != candidate.version:
+        rows["active"] = list(measures(held, active, **how))
+    found = verdict(rows, settings)
+
+    adapter = trained(settings, job.day)
+    assert adapter is not None, "settings_of_roles has found it"
+    activate(settings, job.day, adapter if found.passed else None)
+    registry = Registry(settings)
+    if found.passed:
+        registry.set_alias(registry.get(JUDGE, adapter.version), ACTIVE)
+
+    fingerprint = job.inputs_fingerprint({"rows": [[role, *map(asdict, of)] for role, of in rows.items()]})
+    columns = [
+        {"day": date.fromisoformat(job.day), "judge_version": of_role[role].version, "role": role, **asdict(row)}
+        for role, of in rows.items()
+        for row in of
+    ]
+    table = pa.Table.from_pylist(columns, schema=load_contract("judge_evaluations").arrow_schema)
+    if not job.skip_if_published({"judge_evaluations": {"day": job.day}}, fingerprint):
+        job.lake.publish("judge_evaluations", table, partition={"day": job.day}, fingerprint=fingerprint)
+    for role, of in rows.items():
+        for row in of:
+            if row.metric in ("point_acc", "pair_auc", "calibration_error") and row.aspect == row.bucket == "all":
+                job.count(f"{row.metric}_{role}", round(row.value, 4))
+    job.count("activated", found.passed)
+    job.count("reason", found.reason)
+    page = write_judge_report(job, of_role, rows, found)
+    job.count("report", str(page))
+    job.note(f"{JUDGE} version {adapter.version} {'activated' if found.passed else 'not activated'}: {found.reason}")
+
+
+main = stage_command("evaluate_judge", run)
+
+if __name__ == "__main__":
+    main()

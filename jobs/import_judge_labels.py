@@ -1,0 +1,103 @@
+"""Read the label files of the judge: every row ends in ``judge_labels``, or in ``judge_labels_rejected`` with its reason.
+
+Files lie in ``judge_training.labels``; their form is in `sgrec_core.judge.labels`. A simulated home needs none: what the
+simulator knows of the day's impressions is written as a label file and read like any other.
+"""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+
+from sgrec_core.errors import InputError
+from sgrec_core.job import Job, stage_command
+from sgrec_core.judge import load_rubric
+from sgrec_core.judge.labels import label_files, read_labels, simulated_labels
+from sgrec_core.lake import load_contract
+from sgrec_core.logs.landing import write_jsonl
+from sgrec_core.logs.readers import Limits
+
+
+def run(job: Job) -> None:
+    settings = job.settings
+    rubric = load_rubric(True, settings.judge.rubric)
+    folder = settings.judge_training.labels or _simulated(job)
+    if not folder.is_dir():
+        raise InputError(f"SGREC_JUDGE_TRAINING__LABELS={folder}: no such folder")
+    limits = Limits(line_bytes=settings.ingest.max_line_bytes, raw_text=settings.ingest.max_raw_text)
+    fingerprint = job.inputs_fingerprint(
+        {
+            "files": _contents(folder),
+            "rubric": rubric.fingerprint,
+            "limits": vars(limits),
+            "validation_share": settings.states.validation_share,
+        }
+    )
+    partition = {"day": job.day}
+    if job.skip_if_published(dict.fromkeys(job.stage.publishes, partition), fingerprint):
+        return
+    accepted, rejected = read_labels(folder, rubric, limits, settings.states.validation_share)
+    reasons = Counter(row.reason for row in rejected)
+    job.count("rows_in", len(accepted) + len(rejected))
+    job.count("labelled_samples", len(accepted))
+    job.count("rejected_by_reason", dict(sorted(reasons.items())))
+    for name in ("split", "source"):
+        job.count(f"samples_by_{name}", dict(sorted(Counter(row[name] for row in accepted).items())))
+    job.lake.publish(
+        "judge_labels_rejected",
+        _table("judge_labels_rejected", [row._asdict() for row in rejected]),
+        partition=partition,
+        fingerprint=fingerprint,
+    )
+    share, limit = len(rejected) / (len(accepted) + len(rejected)), settings.ingest.max_rejected_share
+    if share > limit:
+        (reason, count), first = reasons.most_common(1)[0], rejected[0]
+        raise InputError(
+            f"{folder}: {share:.1%} of the rows were rejected, at most {limit:.1%} may be (SGREC_INGEST__MAX_REJECTED_SHARE);"
+            f" mostly {reason} ({count:,} rows), first {first.file} line {first.line}: {first.detail}"
+        )
+    job.lake.publish("judge_labels", _table("judge_labels", accepted), partition=partition, fingerprint=fingerprint)
+
+
+def _simulated(job: Job) -> Path:
+    """A folder with what the simulator knows.
+
+    Raises:
+        InputError: the home is not simulated.
+    """
+    if job.settings.source != "simulator":
+        raise InputError(
+            f"no labels to train the judge on: set SGREC_JUDGE_TRAINING__LABELS to a folder of label files"
+            f" ({job.settings.source} brings none)"
+        )
+    job.note("labels: the levels nearest to the simulator's true aspects")
+    home = job.settings.home.resolve()
+    # With its context the default rubric's; a rubric of other aspects is refused.
+    rubric = load_rubric(True, job.settings.judge.rubric)
+    lines = simulated_labels(
+        job.lake, home / "simulator", job.day, rubric, job.settings.judge_training.simulated_labels
+    )
+    folder = home / "landing" / "judge_labels" / f"day={job.day}"
+    write_jsonl(folder / "simulated.jsonl", lines)
+    return folder
+
+
+def _contents(folder: Path) -> list[str]:
+    """Names and digests of the files."""
+    found = []
+    for path in label_files(folder):
+        with path.open("rb") as file:
+            found.append(f"{path.relative_to(folder).as_posix()}={hashlib.file_digest(file, 'blake2b').hexdigest()}")
+    return found
+
+
+def _table(name: str, rows: list[dict[str, object]]) -> pa.Table:
+    schema = load_contract(name).arrow_schema
+    return pa.Table.from_pylist(rows, schema=pa.schema([field for field in schema if field.name != "day"]))
+
+
+main = stage_command("import_judge_labels", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Train an adapter of the judge's model on labels: supervised, then by GRPO on labels kept from the first stage.
+
+PointAcc on held-out users' labels stands beside each stage. The adapter is registered as ``sgrec-judge`` and laid out under
+``<home>/judge`` for vLLM; nights use it once `jobs.evaluate_judge` has activated it.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgrec_core.active_judge import remember, with_adapter
+from sgrec_core.errors import InputError
+from sgrec_core.evaluation.metrics import per_user
+from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
+from sgrec_core.job import Job, stage_command
+from sgrec_core.judge import day_has_context, judge_version, load_rubric
+from sgrec_core.judge.backends import model_path
+from sgrec_core.judge.labels import label_request
+from sgrec_core.judge.registered import JUDGE, check_trainable, lay_out, register_adapter
+from sgrec_core.judge.rubric import Rubric
+from sgrec_core.judge.training import Labelled, Tuner, correct_points
+from sgrec_core.night import mark_of_night, use_threads
+from sgrec_core.registry import Registry
+from sgrec_core.sampling import hash_share
+
+STAGES = ("base", "supervised", "grpo")
+
+
+def run(job: Job) -> None:
+    settings = job.settings.judge_training
+    check_trainable(job.settings)
+    rows = job.lake.read("judge_labels", where={"day": job.day}).to_pylist()
+    has_context = day_has_context(job.lake, job.day)
+    rubric = load_rubric(has_context, job.settings.judge.rubric)
+    fingerprint = job.inputs_fingerprint(
+        {
+            "training": settings.model_dump(
+                exclude={"labels", "simulated_labels", "max_pairs", "max_test_pairs", "tolerance"}
+            ),
+            "base": judge_version(with_adapter(job.settings, None), has_context),
+        }
+    )
+    registry = Registry(job.settings)
+    version = registry.find(JUDGE, fingerprint)
+    if version is not None and not job.force:
+        job.keep_facts()
+    else:
+        use_threads(job.settings)
+        training, held_out = _samples(job, rows, rubric)
+        tuner = Tuner(model_path(job.settings), rubric, settings, revision=job.settings.judge.revision)
+        cut = max(1, round(len(training) * (1 - settings.grpo_share)))
+        correct = {}
+        with job.progress_bar(len(STAGES), "training") as advance:
+            for stage in STAGES:
+                if stage == "supervised":
+                    tuner.supervise_labels(training[:cut])
+                elif stage == "grpo" and training[cut:]:
+                    tuner.reinforce_labels(training[cut:])
+                correct[stage] = correct_points(tuner.engine(), held_out)
+                advance(1)
+        figures = _figures(correct, [row["user_id"] for row in rows if _is_held_out(row, rubric)], settings.seed)
+        for name, value in figures.items():
+            job.count(name, round(value, 4))
+        with tempfile.TemporaryDirectory() as scratch:
+            version = register_adapter(
+                registry,
+                JUDGE,
+                tuner.save(Path(scratch)),
+                day=job.day,
+                fingerprint=fingerprint,
+                model=job.settings.judge.model,
+                figures=figures,
+                parameters=settings.model_dump(),
+                tables={"judge_labels": job.lake.version("judge_labels")},
+            )
+        job.count("supervised_samples", cut)
+        job.count("grpo_samples", len(training) - cut)
+        job.count("held_out_samples", len(held_out))
+    mark_of_night(registry, version)
+    remember(job.settings, lay_out(job.settings, registry, version, job.day))
+    job.count("judge_model_version", version.version)
+
+
+def _samples(job: Job, rows: list[dict[str, Any]], rubric: Rubric) -> tuple[list[Labelled], list[Labelled]]:
+    """Samples to train on, in an order fixed by hash, and held-out ones.
+
+    Raises:
+        InputError: there are none of either.
+    """
+    usable = [row for row in rows if row["aspects"] == rubric.aspect_ids]
+    if len(usable) < len(rows):
+        job.note(
+            f"{len(rows) - len(usable)} samples were left out: they are not labelled for the aspects that nights judge"
+            f" ({', '.join(rubric.aspect_ids)})"
+        )
+    training = [row for row in usable if row["split"] == "train"]
+    held_out = [row for row in usable if _is_held_out(row, rubric)]
+    if not training or not held_out:
+        raise InputError(
+            f"judge_labels of {job.day} has {len(training)} samples to train on and {len(held_out)} of held-out users;"
+            " it needs both: more labels, or a larger SGREC_STATES__VALIDATION_SHARE"
+        )
+    order = np.argsort(
+        hash_share([row["sample_id"] for row in training], f"judge-training-{job.settings.judge_training.seed}")
+    )
+    return [_labelled(training[place]) for place in order.tolist()], [_labelled(row) for row in held_out]
+
+
+def _is_held_out(row: dict[str, Any], rubric: Rubric) -> bool:
+    return bool(row["split"] == "validation" and row["aspects"] == rubric.aspect_ids)
+
+
+def _labelled(row: dict[str, Any]) -> Labelled:
+    return Labelled(request=label_request(row), labels=tuple(row["labels"]))
+
+
+def _figures(correct: dict[str, np.ndarray], users: list[str], seed: int) -> dict[str, float]:
+    """PointAcc after each stage, and the interval of what each adds."""
+    of_users = {stage: per_user(points.mean(axis=1), np.array(users)) for stage, points in correct.items()}
+    figures: dict[str, float] = {}
+    for before, stage in zip((None, *STAGES), STAGES, strict=False):
+        interval = bootstrap(of_users[stage], seed=seed)
+        figures |= {f"point_acc_{stage}": float(correct[stage].mean())}
+        if before:
+            gain = paired_bootstrap(of_users[stage], of_users[before], seed=seed)
+            figures |= {f"point_acc_gain_{stage}_lower": gain.lower, f"point_acc_gain_{stage}_upper": gain.upper}
+        else:
+            figures |= {"point_acc_base_lower": interval.lower, "point_acc_base_upper": interval.upper}
+    return figures
+
+
+main = stage_command("train_judge", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Train an adapter that names how much each aspect counts for a user: the form of the answer first, then GRPO on pairs.
+
+The alternative to the small network of `jobs.train_aggregator`, and compared with it: PairAUC on pairs of held-out users, with the
+aspects as the adapter of the same day's `jobs.train_judge` scores them, for uniform weights, after each stage, and for the network
+fitted to the same pairs. Registered as ``sgrec-judge-weights``; nights use it with ``aggregator.engine=language_model``.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sgrec_core.active_judge import trained, with_adapter
+from sgrec_core.aggregator.weights import Pairs, day_features, fit
+from sgrec_core.errors import InputError
+from sgrec_core.evaluation.metrics import per_user
+from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
+from sgrec_core.job import Job, stage_command
+from sgrec_core.judge import JudgeRequest, day_has_context, judge_version, load_rubric
+from sgrec_core.judge.backends import model_path
+from sgrec_core.judge.calls import Pair, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.registered import JUDGE_WEIGHTS, check_trainable, lay_out, register_adapter
+from sgrec_core.judge.training import Preference, ScoredPair, Tuner, ordered_pairs, scored_pairs
+from sgrec_core.night import mark_of_night, use_threads
+from sgrec_core.registry import Registry
+
+
+def run(job: Job) -> None:
+    settings = job.settings.judge_training
+    check_trainable(job.settings)
+    if not settings.max_pairs:
+        job.note("SGREC_JUDGE_TRAINING__MAX_PAIRS=0: no weights were trained")
+        return
+    judge = trained(job.settings, job.day)
+    if judge is None:
+        raise InputError(f"no judge was trained for {job.day}; run `python -m jobs.train_judge --day {job.day}` first")
+    has_context = day_has_context(job.lake, job.day)
+    fingerprint = job.inputs_fingerprint(
+        {
+            "training": settings.model_dump(exclude={"labels", "simulated_labels", "grpo_share", "tolerance"}),
+            "judge": judge_version(with_adapter(job.settings, judge), has_context),
+        }
+    )
+    registry = Registry(job.settings)
+    version = registry.find(JUDGE_WEIGHTS, fingerprint)
+    if version is not None and not job.force:
+        job.keep_facts()
+    else:
+        use_threads(job.settings)
+        rubric = load_rubric(has_context, job.settings.judge.rubric)
+        base, revision = model_path(job.settings), job.settings.judge.revision
+        of_aspects = Tuner(base, rubric, settings, adapter=judge.path(job.settings), revision=revision)
+        training, training_users = _scored(job, of_aspects, "train", settings.max_pairs)
+        held_out, users = _scored(job, of_aspects, "validation", settings.max_test_pairs)
+        if not training or not held_out:
+            raise InputError(
+                f"preference_pairs of {job.day} has {len(training)} judged pairs to train on and {len(held_out)} of"
+                " held-out users; it needs both"
+            )
+        tuner = Tuner(base, rubric, settings, revision=revision)
+        states = [pair.state for pair in held_out]
+        right = {"uniform": ordered_pairs(held_out)}
+        tuner.supervise_form_of_weights([pair.state for pair in training])
+        right["form"] = ordered_pairs(held_out, tuner.weights(states))
+        tuner.reinforce_weights(training)
+        weights = tuner.weights(states)
+        right["grpo"] = ordered_pairs(held_out, weights)
+        right["network"] = ordered_pairs(
+            held_out, _network_weights(job, training, training_users, states, rubric.aspect_ids)
+        )
+        figures = _figures(right, users, settings.seed)
+        for name, value in figures.items():
+            job.count(name, round(value, 4))
+        job.count("training_pairs", len(training))
+        job.count("held_out_pairs", len(held_out))
+        job.count("mean_weights", dict(zip(rubric.aspect_ids, weights.mean(axis=0).round(4).tolist(), strict=True)))
+        with tempfile.TemporaryDirectory() as scratch:
+            version = register_adapter(
+                registry,
+                JUDGE_WEIGHTS,
+                tuner.save(Path(scratch)),
+                day=job.day,
+                fingerprint=fingerprint,
+                model=job.settings.judge.model,
+                figures=figures,
+                parameters=settings.model_dump(),
+                tables={table: job.lake.version(table) for table in job.stage.reads},
+            )
+    mark_of_night(registry, version)
+    lay_out(job.settings, registry, version, job.day)
+    job.count("weights_model_version", version.version)
+
+
+def _scored(job: Job, tuner: Tuner, split: str, limit: int) -> tuple[list[ScoredPair], list[str]]:
+    """Pairs of a split as the trained judge scores their items, and their users."""
+    texts = day_texts(job.lake, job.day)
+    pairs: list[Pair] = [
+        pair
+        for pair in day_pairs(job.lake, job.day, split, texts, limit=limit, seed=job.settings.judge.seed)
+        if texts[pair.preferred[1]][1] and texts[pair.other[1]][1]
+    ]
+    states = day_states(job.lake, job.day, {pair.preferred[0] for pair in pairs})
+    engine, scored = tuner.engine(), []
+    with job.progress_bar(len(pairs), f"judging pairs, {split}") as advance:
+        for start in range(0, len(pairs), 100):
+            part = pairs[start : start + 100]
+            scored += scored_pairs(
+                engine,
+                [
+                    Preference(
+                        preferred=request(pair.preferred, states[pair.preferred[0]], texts),
+                        other=request(pair.other, states[pair.other[0]], texts),
+                    )
+                    for pair in part
+                ],
+            )
+            advance(len(part))
+    # All have texts, and the prompts are bounded: none fails.
+    return scored, [pair.user_id for pair in pairs]
+
+
+def _network_weights(
+    job: Job, training: Sequence[ScoredPair], users: list[str], states: list[JudgeRequest], aspects: list[str]
+) -> np.ndarray:
+    """Weights [N, A] of the small network for ``states``, fitted to the same pairs with the night's settings."""
+    wanted = {state.state_id for state in [*states, *(pair.state for pair in training)]}
+    features = day_features(job.lake, job.settings, job.day, wanted, job.progress)
+    of_night = job.settings.aggregator
+    module, _ = fit(
+        Pairs(
+            users,
+            np.stack([features[pair.state.state_id] for pair in training]),
+            np.array([pair.preferred for pair in training]),
+            np.array([pair.other for pair in training]),
+        ),
+        aspects,
+        seed=of_night.seed,
+        held_out_share=0.0,
+        epochs=of_night.epochs,
+        learning_rate=of_night.learning_rate,
+        weight_decay=of_night.weight_decay,
+    )
+    return module.weights(np.stack([features[state.state_id] for state in states]))
+
+
+def _figures(right: dict[str, np.ndarray], users: list[str], seed: int) -> dict[str, float]:
+    """PairAUC of each kind of weights, and intervals over users of what GRPO adds to its start and to the network."""
+    of_users = {name: per_user(values, np.array(users)) for name, values in right.items()}
+    figures = {f"pair_auc_{name}": float(values.mean()) for name, values in right.items()}
+    for name, interval in (
+        ("pair_auc_grpo", bootstrap(of_users["grpo"], seed=seed)),
+        ("pair_auc_gain_grpo_over_form", paired_bootstrap(of_users["grpo"], of_users["form"], seed=seed)),
+        ("pair_auc_gain_grpo_over_network", paired_bootstrap(of_users["grpo"], of_users["network"], seed=seed)),
+    ):
+        figures |= {f"{name}_lower": interval.lower, f"{name}_upper": interval.upper}
+    return figures
+
+
+main = stage_command("train_judge_weights", run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""What held-out labels and pairs say of a judge, and of one version against another.
+
+Labels and pairs belong to the users that no fit of a night reads. Both versions answer the same calls through the engine that nights
+use; answers are rows of ``aspect_scores`` like a night's, so that no call is paid twice.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgrec_core.active_judge import active, trained, with_adapter
+from sgrec_core.errors import InputError
+from sgrec_core.evaluation.metrics import per_user
+from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
+from sgrec_core.judge import day_has_context, judge_version, load_rubric
+from sgrec_core.judge.calls import Call, Pair, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.labels import call_of, label_request
+from sgrec_core.judge.request import JudgeRequest
+from sgrec_core.judge.rubric import Aspect, Rubric
+from sgrec_core.lake import Lake
+from sgrec_core.settings import Settings
+
+BINS = 10
+"""Equal ranges of confidence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Labels and pairs of the held-out users of a day."""
+
+    rubric: Rubric
+    samples: list[dict[str, Any]]
+    """Rows of ``judge_labels``."""
+    pairs: list[Pair]
+    requests: dict[Call, JudgeRequest]
+    """Every call that these need."""
+
+    @cached_property
+    def sample_calls(self) -> list[Call]:
+        return [call_of(label_request(sample)) for sample in self.samples]
+
+
+def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
+    """What the day's tables hold.
+
+    Raises:
+        InputError: no label of a held-out user is there.
+    """
+    rubric = load_rubric(day_has_context(lake, day), settings.judge.rubric)
+    rows = lake.read("judge_labels", where={"day": day, "split": "validation"}).to_pylist()
+    samples = [row for row in rows if row["aspects"] == rubric.aspect_ids]
+    if not samples:
+        raise InputError(
+            f"judge_labels of {day} has no sample of a held-out user for the aspects {', '.join(rubric.aspect_ids)}"
+        )
+    texts = day_texts(lake, day)
+    pairs = [
+        pair
+        for pair in day_pairs(
+            lake, day, "validation", texts, limit=settings.judge_training.max_test_pairs, seed=settings.judge.seed
+        )
+        if texts[pair.preferred[1]][1] and texts[pair.other[1]][1]
+    ]
+    states = day_states(lake, day, {pair.preferred[0] for pair in pairs})
+    requests = {call_of(asked): asked for asked in map(label_request, samples)}
+    requests |= {call: request(call, states[call[0]], texts) for pair in pairs for call in (pair.preferred, pair.other)}
+    return HeldOut(rubric=rubric, samples=samples, pairs=pairs, requests=requests)
+
+
+def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
+    """Settings of the ``candidate`` that the day's training made and of the ``active`` judge that it is compared with.
+
+    Before any activation that is the model as it came.
+
+    Raises:
+        InputError: nothing was trained for the day.
+    """
+    candidate = trained(settings, day)
+    if candidate is None:
+        raise InputError(f"no judge was trained for {day}; run `python -m jobs.train_judge --day {day}` first")
+    return {
+        "candidate": with_adapter(settings, candidate),
+        "active": with_adapter(settings, active(settings, day)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one version said."""
+
+    version: str
+    aspects: list[Aspect]
+    scores: dict[Call, np.ndarray]
+    probabilities: dict[Call, np.ndarray]
+    """Of each level, the levels of the first aspect first; absent where the judge names one level."""
+    failed: int
+    """Calls that are rows without scores, or no rows at all."""
+
+    def levels(self, call: Call) -> list[int]:
+        """The likeliest level of each aspect: its place in the aspect's list."""
+        if call in self.probabilities:
+            return [int(of_aspect.argmax()) for of_aspect in self._by_aspect(call)]
+        return [
+            int(np.argmin([abs(level.value - score) for level in aspect.levels]))
+            for aspect, score in zip(self.aspects, self.scores[call], strict=True)
+        ]
+
+    def confidence(self, call: Call) -> list[float]:
+        """The probability of each aspect's likeliest level; 1 where the judge just names it."""
+        if call not in self.probabilities:
+            return [1.0] * len(self.aspects)
+        return [float(of_aspect.max()) for of_aspect in self._by_aspect(call)]
+
+    def _by_aspect(self, call: Call) -> list[np.ndarray]:
+        ends = np.cumsum([len(aspect.levels) for aspect in self.aspects])
+        return np.split(self.probabilities[call], ends[:-1])
+
+
+def answers(lake: Lake, settings: Settings, day: str, held: HeldOut) -> Answers:
+    """The answers in ``aspect_scores`` of the judge in ``settings``."""
+    version = judge_version(settings, day_has_context(lake, day))
+    columns = ["state_id", "item_id", "item_hash", "scores", "probabilities"]
+    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
+    states = pa.array(sorted({state for state, _, _ in held.requests}))
+    found = rows.filter(pc.is_in(rows["state_id"], value_set=states)).to_pylist()
+    by_call = {(row["state_id"], row["item_id"], row["item_hash"]): row for row in found}
+    mine = {call: by_call[call] for call in held.requests if call in by_call and by_call[call]["scores"] is not None}
+    return Answers(
+        version=version,
+        aspects=list(held.rubric.aspects),
+        scores={call: np.array(row["scores"]) for call, row in mine.items()},
+        probabilities={call: np.array(row["probabilities"]) for call, row in mine.items() if row["probabilities"]},
+        failed=len(held.requests) - len(mine),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of ``judge_evaluations`` without day, version and role."""
+
+    metric: str
+    aspect: str = "all"
+    bucket: str = "all"
+    value: float
+    lower: float | None = None
+    upper: float | None = None
+    count: int
+
+
+def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Iterator[Row]:
+    """Accuracy, order, calibration and confusion of one version.
+
+    A failed call counts as wrong, and as half a pair in order.
+    """
+    aspects = held.rubric.aspect_ids
+    correct, sure = _points(held, judge)
+    users = np.array([sample["user_id"] for sample in held.samples])
+
+    def interval(values: np.ndarray, of: np.ndarray) -> dict[str, Any]:
+        found = bootstrap(per_user(values, of), seed=seed, resamples=resamples)
+        return {"value": float(values.mean()), "lower": found.lower, "upper": found.upper, "count": values.size}
+
+    yield Row(metric="failed_share", value=judge.failed / len(held.requests), count=len(held.requests))
+    yield Row(metric="point_acc", **{**interval(correct.mean(axis=1), users), "count": correct.size})
+    for column, aspect in enumerate(aspects):
+        yield Row(metric="point_acc", aspect=aspect, **interval(correct[:, column], users))
+    if held.pairs:
+        yield Row(metric="pair_auc", **interval(_order(held, judge), _pair_users(held)))
+    for name, columns in [("all", list(range(len(aspects)))), *((aspect, [n]) for n, aspect in enumerate(aspects))]:
+        right, confident = correct[:, columns].ravel(), sure[:, columns].ravel()
+        error = 0.0
+        place = np.minimum((confident * BINS).astype(int), BINS - 1)
+        for number in np.unique(place).tolist():
+            inside = place == number
+            accuracy, confidence = float(right[inside].mean()), float(confident[inside].mean())
+            error += abs(accuracy - confidence) * float(inside.mean())
+            if name == "all":
+                bucket = f"{number / BINS:.1f}-{(number + 1) / BINS:.1f}"
+                yield Row(metric="accuracy", bucket=bucket, value=accuracy, count=int(inside.sum()))
+                yield Row(metric="confidence", bucket=bucket, value=confidence, count=int(inside.sum()))
+        yield Row(metric="calibration_error", aspect=name, value=error, count=right.size)
+    yield from _confusion(held, judge)
+
+
+def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resamples: int) -> Iterator[Row]:
+    """How far one version agrees with another, call by call, and how much better it is."""
+    both = [call for call in held.requests if call in judge.scores and call in other.scores]
+    if both:
+        same = np.array([np.equal(judge.levels(call), other.levels(call)) for call in both], dtype=float)
+        distance = np.array([np.abs(judge.scores[call] - other.scores[call]) for call in both])
+        for metric, values in (("agreement", same), ("score_distance", distance)):
+            yield Row(metric=metric, value=float(values.mean()), count=values.size)
+            for aspect, column in zip(held.rubric.aspect_ids, values.T, strict=True):
+                yield Row(metric=metric, aspect=aspect, value=float(column.mean()), count=column.size)
+
+    def difference(metric: str, values: Callable[[Answers], np.ndarray], users: np.ndarray) -> Row:
+        ours, theirs = values(judge), values(other)
+        found = paired_bootstrap(per_user(ours, users), per_user(theirs, users), seed=seed, resamples=resamples)
+        return Row(
+            metric=f"difference_{metric}", value=found.value, lower=found.lower, upper=found.upper, count=ours.size
+        )
+
+    users = np.array([sample["user_id"] for sample in held.samples])
+    yield difference("point_acc", lambda version: _points(held, version)[0].mean(axis=1), users)
+    if held.pairs:
+        yield difference("pair_auc", lambda version: _order(held, version), _pair_users(held))
+
+
+def _points(held: HeldOut, judge: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """[N, A]: whether the likeliest level is the label, and how sure the judge was; 0 and 0 for failed calls."""
+    shape = (len(held.samples), len(held.rubric.aspects))
+    correct, sure = np.zeros(shape), np.zeros(shape)
+    for row, (sample, call) in enumerate(zip(held.samples, held.sample_calls, strict=True)):
+        if call in judge.scores:
+            sure[row] = judge.confidence(call)
+            correct[row] = [
+                aspect.levels[level].label == label
+                for aspect, level, label in zip(held.rubric.aspects, judge.levels(call), sample["labels"], strict=True)
+            ]
+    return correct, sure
+
+
+def _order(held: HeldOut, judge: Answers) -> np.ndarray:
+    """[P]: 1 where the preferred item has the higher mean score, one half where both are equal or a call failed."""
+    order = np.full(len(held.pairs), 0.5)
+    for number, pair in enumerate(held.pairs):
+        if pair.preferred in judge.scores and pair.other in judge.scores:
+            gap = round(float(judge.scores[pair.preferred].mean() - judge.scores[pair.other].mean()), 9)
+            order[number] = (gap > 0) + 0.5 * (gap == 0)
+    return order
+
+
+def _pair_users(held: HeldOut) -> np.ndarray:
+    return np.array([pair.user_id for pair in held.pairs])
+
+
+def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
+    """Of each true level, the share that was given each level."""
+    for column, aspect in enumerate(held.rubric.aspects):
+        counts: dict[str, dict[str, int]] = {}
+        for sample, call in zip(held.samples, held.sample_calls, strict=True):
+            if call in judge.scores:
+                given = aspect.levels[judge.levels(call)[column]].label
+                of_level = counts.setdefault(sample["labels"][column], {})
+                of_level[given] = of_level.get(given, 0) + 1
+        for true, of_level in sorted(counts.items()):
+            total = sum(of_level.values())
+            for given, count in sorted(of_level.items()):
+                yield Row(
+                    metric="confusion", aspect=aspect.id, bucket=f"{true} > {given}", value=count / total, count=count
+                )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a candidate becomes active, and why, in words."""
+
+    passed: bool
+    reason: str
+
+
+def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
+    """The gate of a new version: more labels hit beyond chance, pairs not ordered worse, and few failed calls.
+
+    It has to be better, not just no worse: a new version pays for all scores anew.
+
+    Args:
+        rows: of ``candidate``, with those of `against`.
+    """
+    found = {row.metric: row for row in rows["candidate"] if row.aspect == row.bucket == "all"}
+    points, pairs = found["difference_point_acc"], found.get("difference_pair_auc")
+    words = f"PointAcc {_signed(points)} against the active judge"
+    if pairs:
+        words += f", PairAUC {_signed(pairs)}"
+    failed, limit = found["failed_share"].value, settings.judge.max_failed_share
+    if failed > limit:
+        return Verdict(
+            False, f"{failed:.1%} of its calls failed, at most {limit:.1%} may (SGREC_JUDGE__MAX_FAILED_SHARE)"
+        )
+    if (points.lower or 0.0) <= 0:
+        return Verdict(False, f"{words}: not surely better")
+    tolerance = settings.judge_training.tolerance
+    if pairs and (pairs.lower or 0.0) < -tolerance:
+        return Verdict(
+            False, f"{words}: pairs may be ordered worse by more than {tolerance} (SGREC_JUDGE_TRAINING__TOLERANCE)"
+        )
+    return Verdict(True, words)
+
+
+def _signed(row: Row) -> str:
+    return f"{row.value:+.4f} [{row.lower:+.4f}, {row.upper:+.4f}]"

@@ -1,0 +1,70 @@
+"""Adapters of the judge's model in MLflow, and as folders that vLLM and PEFT load."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from sgrec_core.active_judge import Adapter, judge_folder
+from sgrec_core.errors import SettingsError
+from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.settings import Settings
+
+JUDGE = "sgrec-judge"
+"""Adapters that score aspects."""
+JUDGE_WEIGHTS = "sgrec-judge-weights"
+"""Adapters that name the aspects' weights."""
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def check_trainable(settings: Settings) -> None:
+    """Raise SettingsError where the judge is not of the kind that is trained: what is trained must be what is asked."""
+    judge = settings.judge
+    if judge.engine != "vllm" or judge.mode != "labels":
+        raise SettingsError(
+            "the judge's training needs SGREC_JUDGE__ENGINE=vllm and SGREC_JUDGE__MODE=labels, not"
+            f" {judge.engine} and {judge.mode}"
+        )
+
+
+def register_adapter(
+    registry: Registry,
+    name: str,
+    folder: Path,
+    *,
+    day: str,
+    fingerprint: str,
+    model: str,
+    figures: Mapping[str, float],
+    parameters: Mapping[str, Any],
+    tables: Mapping[str, int | None],
+) -> ModelVersion:
+    """Register what `sgrec_core.judge.training.Tuner.save` wrote."""
+    return registry.register(
+        name,
+        day=day,
+        fingerprint=fingerprint,
+        tensors=load_file(folder / TENSORS),
+        config={"kind": "lora_adapter", "model": model, "adapter": json.loads((folder / CONFIG).read_text())},
+        metrics=figures,
+        parameters=parameters,
+        tables=tables,
+    )
+
+
+def lay_out(settings: Settings, registry: Registry, version: ModelVersion, day: str) -> Adapter:
+    """The adapter of a registered version as a folder below ``<home>/judge``, as the training of ``day`` made it."""
+    tensors, config = registry.load(version)
+    adapter = Adapter(
+        day=day,
+        folder=f"{version.name}-{version.fingerprint[:12]}",
+        model=config["model"],
+        version=version.version,
+    )
+    folder = judge_folder(settings) / adapter.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config["adapter"], indent=1, sort_keys=True) + "\n")
+    return adapter

@@ -1,0 +1,106 @@
+"""The page about a judge that was trained: is it better, at what, how sure of itself, and where does it go wrong.
+
+``reports/<day>/judge_training/index.html``, one file without scripts or outside resources; everything from data is escaped.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgrec_core.job import Job
+from sgrec_core.judge.comparison import Answers, Row, Verdict
+from sgrec_core.quality.report import page_environment
+
+TEMPLATE = "judge_report.html.jinja"
+TRAINED = ("train_judge", "train_judge_weights")
+"""Stages whose facts the page shows."""
+
+
+def write_judge_report(
+    job: Job, of_role: Mapping[str, Answers], rows: Mapping[str, Sequence[Row]], found: Verdict
+) -> Path:
+    """Write the page and return its path."""
+    page = job.reports / "index.html"
+    part = page.with_name(".index.html.part")
+    part.write_text(
+        page_environment()
+        .get_template(TEMPLATE)
+        .render(
+            day=job.day,
+            verdict=found,
+            model=job.settings.judge.model,
+            versions={role: judge.version for role, judge in of_role.items()},
+            figures=_figures(rows),
+            calibration=_calibration(rows["candidate"]),
+            confusion=_confusion(rows["candidate"], of_role["candidate"]),
+            training=_training(job),
+            notes=_notes(job),
+        ),
+        encoding="utf-8",
+    )
+    part.replace(page)
+    return page
+
+
+FIGURES = {
+    "point_acc": "PointAcc",
+    "pair_auc": "PairAUC",
+    "calibration_error": "calibration error",
+    "failed_share": "failed calls",
+    "agreement": "same level as the active judge",
+    "score_distance": "distance to the active judge's score",
+}
+
+
+def _figures(rows: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
+    """One line a figure and aspect, with both versions side by side."""
+    of_role = {role: {(row.metric, row.aspect): row for row in of if row.bucket == "all"} for role, of in rows.items()}
+    return [
+        {
+            "name": words,
+            "aspect": aspect,
+            "candidate": row,
+            "active": of_role.get("active", {}).get((metric, aspect)),
+        }
+        for metric, words in FIGURES.items()
+        for (name, aspect), row in of_role["candidate"].items()
+        if name == metric
+    ]
+
+
+def _calibration(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """By range of confidence: how sure the judge was and how often right."""
+    right = {row.bucket: row for row in rows if row.metric == "accuracy"}
+    return [
+        {"bucket": row.bucket, "confidence": row.value, "accuracy": right[row.bucket].value, "count": row.count}
+        for row in rows
+        if row.metric == "confidence"
+    ]
+
+
+def _confusion(rows: Sequence[Row], judge: Answers) -> list[dict[str, Any]]:
+    """A matrix an aspect: true levels down, given ones across."""
+    shares = {(row.aspect, row.bucket): row for row in rows if row.metric == "confusion"}
+    found = []
+    for aspect in judge.aspects:
+        labels = [level.label for level in aspect.levels]
+        lines = [[shares.get((aspect.id, f"{true} > {given}")) for given in labels] for true in labels]
+        found.append({"aspect": aspect.id, "title": aspect.title, "labels": labels, "lines": lines})
+    return found
+
+
+def _training(job: Job) -> list[dict[str, Any]]:
+    return [{"stage": stage, "facts": _stage(job, stage).get("facts", {})} for stage in TRAINED]
+
+
+def _notes(job: Job) -> list[str]:
+    return [note for stage in ("import_judge_labels", *TRAINED) for note in _stage(job, stage).get("notes", [])]
+
+
+def _stage(job: Job, stage: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((job.reports / "stages" / f"{stage}.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return found

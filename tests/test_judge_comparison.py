@@ -1,0 +1,136 @@
+"""Figures about a version of the judge, by hand, and the gate that they pass."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sgrec_core.judge import load_rubric
+from sgrec_core.judge.calls import Call, Pair
+from sgrec_core.judge.comparison import Answers, HeldOut, Row, against, measures, verdict
+from sgrec_core.judge.labels import call_of, label_request
+from sgrec_core.settings import PROJECT_ROOT, JudgeSettings, Settings
+
+RUBRIC = load_rubric(False, PROJECT_ROOT / "benchmarks" / "short_rubric.yaml")
+TRUTH = [("A", "A", "A"), ("E", "C", "C"), ("A", "B", "C"), ("C", "B", "A")]
+
+
+def sample(number: int, labels: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "sample_id": f"s{number}",
+        "user_id": f"u{number // 2}",
+        "history": [],
+        "profile": None,
+        "context": None,
+        "item_text": f"item {number}",
+        "labels": list(labels),
+    }
+
+
+SAMPLES = [sample(number, labels) for number, labels in enumerate(TRUTH)]
+CALLS = [call_of(label_request(row)) for row in SAMPLES]
+PAIRS = [Pair("p0", "u0", CALLS[0], CALLS[1]), Pair("p1", "u1", CALLS[2], CALLS[3])]
+HELD = HeldOut(rubric=RUBRIC, samples=SAMPLES, pairs=PAIRS, requests={label_request(r): None for r in ()} | dict(zip(CALLS, map(label_request, SAMPLES), strict=True)))  # fmt: skip
+HOW = {"seed": 0, "resamples": 200}
+
+
+def naming(levels: list[tuple[str, ...]], *, sure: float = 1.0, version: str = "v") -> Answers:
+    """A judge that gives each sample these levels with probability ``sure``."""
+    scores: dict[Call, np.ndarray] = {}
+    probabilities: dict[Call, np.ndarray] = {}
+    for call, given in zip(CALLS, levels, strict=False):
+        parts = []
+        for aspect, label in zip(RUBRIC.aspects, given, strict=True):
+            rest = (1 - sure) / (len(aspect.levels) - 1)
+            parts.append([sure if level.label == label else rest for level in aspect.levels])
+        probabilities[call] = np.concatenate(parts)
+        scores[call] = np.array([aspect.value_of[label] for aspect, label in zip(RUBRIC.aspects, given, strict=True)])
+    return Answers(
+        version=version,
+        aspects=list(RUBRIC.aspects),
+        scores=scores,
+        probabilities=probabilities,
+        failed=len(CALLS) - len(scores),
+    )
+
+
+def found(rows: Any) -> dict[tuple[str, str, str], float]:
+    return {(row.metric, row.aspect, row.bucket): row.value for row in rows}
+
+
+def test_a_judge_that_is_right_and_sure() -> None:
+    figures = found(measures(HELD, naming(TRUTH), **HOW))
+    assert figures["point_acc", "all", "all"] == 1
+    assert figures["calibration_error", "all", "all"] == 0
+    assert figures["failed_share", "all", "all"] == 0
+    assert figures["pair_auc", "all", "all"] == 0.75, "1 > -1/3, and (1 + .5 + 0) = (0 + .5 + 1): a tie"
+    assert figures["confusion", "s0", "A > A"] == 1
+
+
+def test_half_right_and_too_sure() -> None:
+    """Every s0 right, every s1 wrong, s2 right in two of four; 90% sure."""
+    wrong_s1 = {"A": "B", "B": "C", "C": "A"}
+    levels = [(a, wrong_s1[b], c if number < 2 else "B") for number, (a, b, c) in enumerate(TRUTH)]
+    figures = found(measures(HELD, naming(levels, sure=0.9), **HOW))
+    assert figures["point_acc", "all", "all"] == pytest.approx(0.5)
+    assert [figures["point_acc", f"s{number}", "all"] for number in range(3)] == [1, 0, 0.5]
+    assert figures["calibration_error", "all", "all"] == pytest.approx(0.4)
+    assert figures["calibration_error", "s1", "all"] == pytest.approx(0.9)
+    assert figures["accuracy", "all", "0.9-1.0"] == 0.5
+    assert figures["confidence", "all", "0.9-1.0"] == pytest.approx(0.9)
+    assert figures["confusion", "s1", "B > C"] == 1
+    assert figures["confusion", "s2", "C > B"] == 0.5
+
+
+def test_failed_calls_count_as_wrong() -> None:
+    figures = found(measures(HELD, naming(TRUTH[:3]), **HOW))
+    assert figures["failed_share", "all", "all"] == 0.25
+    assert figures["point_acc", "all", "all"] == 0.75
+    assert figures["pair_auc", "all", "all"] == 0.75, "a pair with a failed call is half in order"
+
+
+def test_agreement_between_versions() -> None:
+    other = [("A", "A", "A"), ("E", "C", "C"), ("A", "B", "C"), ("A", "C", "C")]
+    figures = found(against(HELD, naming(TRUTH), naming(other), **HOW))
+    assert figures["agreement", "all", "all"] == 0.75
+    assert figures["agreement", "s1", "all"] == 0.75
+    assert figures["score_distance", "s0", "all"] == pytest.approx(0.25), "C is 0 and A is 1, of four"
+    assert figures["difference_point_acc", "all", "all"] == pytest.approx(0.25)
+
+
+def test_levels_of_a_judge_without_probabilities_are_those_of_its_scores() -> None:
+    named = naming(TRUTH)
+    scores_only = Answers(version="v", aspects=named.aspects, scores=named.scores, probabilities={}, failed=0)
+    assert found(measures(HELD, scores_only, **HOW))["point_acc", "all", "all"] == 1
+
+
+def rows(points: tuple[float, float], pairs: tuple[float, float] | None = (0.0, 0.1), failed: float = 0.0) -> dict[str, list[Row]]:  # fmt: skip
+    candidate = [
+        Row(metric="failed_share", value=failed, count=10),
+        Row(metric="difference_point_acc", value=sum(points) / 2, lower=points[0], upper=points[1], count=10),
+    ]
+    if pairs:
+        candidate.append(
+            Row(metric="difference_pair_auc", value=sum(pairs) / 2, lower=pairs[0], upper=pairs[1], count=10)
+        )
+    return {"candidate": candidate}
+
+
+@pytest.mark.parametrize(
+    ("given", "passed", "words"),
+    [
+        (rows((0.01, 0.05)), True, r"PointAcc \+0.0300 \[\+0.0100, \+0.0500\]"),
+        (rows((0.01, 0.05), None), True, "PointAcc"),
+        (rows((-0.01, 0.05)), False, "not surely better"),
+        (rows((0.0, 0.0)), False, "not surely better"),
+        (rows((0.01, 0.05), (-0.03, 0.01)), False, "SGREC_JUDGE_TRAINING__TOLERANCE"),
+        (rows((0.01, 0.05), (-0.019, 0.01)), True, "PairAUC"),
+        (rows((0.01, 0.05), failed=0.06), False, "SGREC_JUDGE__MAX_FAILED_SHARE"),
+    ],
+)
+def test_the_gate_of_a_version(given: dict[str, list[Row]], passed: bool, words: str) -> None:
+    decided = verdict(given, Settings(judge=JudgeSettings()))
+    assert decided.passed is passed
+    import re
+
+    assert re.search(words, decided.reason)
