@@ -21,6 +21,7 @@ stage then does what they left and counts what they paid as its own.
 
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import Engine, is_meaningless
+from sgrec_core.judge.drift import DRIFTED, drift
 from sgrec_core.judge.plan import count_workers, estimate, plan_day, score_shards, uncounted_workers
 from sgrec_core.judge.prompt import flags
 
@@ -72,6 +73,15 @@ def run(job: Job) -> None:
             f"{len(flagged)} judged items have texts with markup, chat markers, hidden characters or words that address the"
             " judge; they were judged as data, look at them: " + ", ".join(list(flagged)[:5])
         )
+    compared = drift(job.settings, job.lake, job.day, plan.version)
+    if compared is not None:
+        before, indices = compared
+        job.count("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
+        if drifted := [aspect for aspect, index in indices.items() if index > DRIFTED]:
+            job.note(
+                f"the scores of {', '.join(drifted)} are distributed otherwise than on {before} (stability index"
+                f" {max(indices.values()):.2f}, above {DRIFTED}): another judge, or other users and items"
+            )
     if plan.chosen < plan.units:
         job.note(
             f"judge.max_calls={job.settings.judge.max_calls}: {plan.units - plan.chosen} of {plan.units} groups and "

@@ -15,7 +15,13 @@ ITEMS = [f"item-{number:02d}" for number in range(len(THINGS) * len(COLOURS))]
 
 
 def publish_night(
-    settings: Settings, *, groups: int = 12, with_text: bool = True, with_context: bool = False, flat_groups: int = 2
+    settings: Settings,
+    *,
+    day: str = DAY,
+    groups: int = 12,
+    with_text: bool = True,
+    with_context: bool = False,
+    flat_groups: int = 2,
 ) -> Lake:
     """Publish items, user_states, candidates and preference_pairs.
 
@@ -23,7 +29,7 @@ def publish_night(
     quarter of the states belongs to validation users, and each state has one preference pair.
     """
     lake = Lake(settings.lake_root)
-    partition = {"day": DAY}
+    partition = {"day": day}
     items = [
         {
             "item_id": item,

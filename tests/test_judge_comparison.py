@@ -8,6 +8,7 @@ import pytest
 from sgrec_core.judge import load_rubric
 from sgrec_core.judge.calls import Call, Pair
 from sgrec_core.judge.comparison import Answers, HeldOut, Row, against, measures, verdict
+from sgrec_core.judge.drift import stability_index
 from sgrec_core.judge.labels import call_of, label_request
 from sgrec_core.settings import PROJECT_ROOT, JudgeSettings, Settings
 
@@ -134,3 +135,12 @@ def test_the_gate_of_a_version(given: dict[str, list[Row]], passed: bool, words:
     import re
 
     assert re.search(words, decided.reason)
+
+
+def test_the_stability_index_by_hand() -> None:
+    low, high = np.full(10, -0.95), np.full(10, 0.95)
+    assert stability_index(low, low) == 0
+    assert stability_index(low, high) == pytest.approx(2 * (1 - 0.001) * np.log(1000), rel=1e-6)
+    half = np.concatenate([low, high])
+    expected = (0.5 - 1) * np.log(0.5) + (0.5 - 0.001) * np.log(500)
+    assert stability_index(half, low) == pytest.approx(expected)

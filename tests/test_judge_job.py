@@ -10,10 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from judged_night import DAY, GROUP_SIZE, publish_night
+from rich.console import Console
 
 from jobs import score_aspects
 from sgrec_core import judge
 from sgrec_core.job import Job
+from sgrec_core.judge.drift import DRIFTED
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.gates import check_stage
 from sgrec_core.settings import PROJECT_ROOT, FusionSettings, JudgeSettings, Settings
@@ -289,6 +291,37 @@ def test_workers_and_stage_killed_again_and_again_end_with_the_undisturbed_table
     rest = run(killed)
     assert table(killed) == table(undisturbed)
     assert rest.facts["judge_asked"] == whole.facts["judge_asked"]
+
+
+def test_scores_are_compared_with_those_of_the_night_before(night):
+    settings = night()
+    first = execute(settings, DAY)
+    assert "judge_drift" not in first.facts, "there is no night before"
+    publish_night(settings, day="2026-01-06", groups=GROUPS, flat_groups=FLAT)
+    same = execute(settings, "2026-01-06")
+    assert same.facts["judge_drift"] == {"s0": 0, "s1": 0, "s2": 0}
+    assert not any("stability index" in note for note in same.notes)
+    # All that is shown is now what the user has chosen before: nothing is new.
+    publish_night(settings, day="2026-01-07", groups=GROUPS, flat_groups=FLAT)
+    lake = Lake(settings.lake_root)
+    candidates = lake.read("candidates", where={"day": "2026-01-07"}).to_pylist()
+    histories = lake.read("user_states", where={"day": "2026-01-07"}).to_pylist()
+    history_of = {row["state_id"]: row["history"] for row in histories}
+    for row in candidates:
+        row["item_id"] = history_of[row["state_id"]][row["rank"] % 3]
+    kept = [row for row in candidates if row["rank"] < 3]
+    table = pa.Table.from_pylist(kept, schema=load_contract("candidates").arrow_schema)
+    lake.publish("candidates", table, partition={"day": "2026-01-07"}, fingerprint="1" * 16)
+    drifted = execute(settings, "2026-01-07")
+    assert drifted.facts["judge_drift"]["s2"] > DRIFTED
+    assert any("s2" in note and "than on 2026-01-06" in note for note in drifted.notes)
+
+
+def execute(settings: Settings, day: str) -> Job:
+    """The stage with its facts on disk, as a night leaves them."""
+    job = Job("score_aspects", day, settings)
+    assert job.execute(score_aspects.run, Console(quiet=True)) == 0
+    return job
 
 
 def test_a_worker_that_is_not_there_is_refused(night):

@@ -85,6 +85,7 @@ def test_a_good_night(good_night: Path) -> None:
         "paid": 92,
         "failed": 1,
         "left_format": 0.031,
+        "drift": {"s0": 0.0123, "s1": 0.3},
         "flagged": 1,
         "flagged_items": {"i<3>": ["markup", "chat marker"]},
     }

@@ -1,0 +1,55 @@
+"""How far a night's scores lie from those of the night before: by a new judge, or by other users and items."""
+
+import json
+
+import numpy as np
+
+from sgrec_core.lake import Lake
+from sgrec_core.settings import Settings
+
+DRIFTED = 0.2
+"""A stability index that calls for a look, by the usual rule of thumb."""
+_BINS = 10
+_FLOOR = 1e-3
+"""Least share of a bin, so that an empty one does not make the index infinite."""
+
+
+def stability_index(now: np.ndarray, before: np.ndarray) -> float:
+    """Population stability index of scores in [-1, 1]: sum over ten equal bins of (p - q) ln(p / q); 0 for equal shares."""
+    edges = np.linspace(-1, 1, _BINS + 1)
+    p, q = (
+        np.maximum(np.histogram(np.clip(scores, -1, 1), edges)[0] / len(scores), _FLOOR) for scores in (now, before)
+    )
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+def drift(settings: Settings, lake: Lake, day: str, version: str) -> tuple[str, dict[str, float]] | None:
+    """The night before and the stability index of each aspect over the candidates' scores of both nights.
+
+    None where there is no night before that judged anything.
+    """
+    days = [partition["day"] for partition in lake.partitions("candidates") if partition["day"] < day]
+    if not days:
+        return None
+    before = max(days)
+    try:
+        facts = json.loads((settings.reports(before) / "stages" / "score_aspects.json").read_text())["facts"]
+        earlier = facts["judge_version"]
+    except (FileNotFoundError, KeyError):
+        return None
+    ours, theirs = _scores(lake, day, version), _scores(lake, before, earlier)
+    shared = {aspect: stability_index(ours[aspect], theirs[aspect]) for aspect in ours if aspect in theirs}
+    return (before, shared) if shared else None
+
+
+def _scores(lake: Lake, day: str, version: str) -> dict[str, np.ndarray]:
+    """Aspect -> scores of the day's candidates by judge ``version``."""
+    shown = lake.read("candidates", where={"day": day}, columns=["state_id", "item_id"]).to_pylist()
+    # The same state may have been asked about other items on other nights.
+    calls = {(row["state_id"], row["item_id"]) for row in shown}
+    columns = ["state_id", "item_id", "aspects", "scores"]
+    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns).to_pylist()
+    found = [row for row in rows if (row["state_id"], row["item_id"]) in calls and row["scores"] is not None]
+    if not found:
+        return {}
+    return dict(zip(found[0]["aspects"], np.array([row["scores"] for row in found]).T, strict=True))
