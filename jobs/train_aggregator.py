@@ -3,6 +3,9 @@
 Pairs of training users whose two items were judged train a small network from the state alone to weights (S-GRec, PSJ
 part B); its PairAUC on users held out from the fit stands beside that of uniform weights. Without judged pairs the
 weights are uniform; without any aspect score there are none, and rewards are business only.
+
+With ``aggregator.engine=language_model`` nothing is fitted: the adapter that `jobs.train_judge_weights` made last before the night
+names the weights.
 """
 
 import hashlib
@@ -12,9 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from sgrec_core import __version__
+from sgrec_core.active_judge import with_adapter
 from sgrec_core.aggregator.weights import AspectWeights, Pairs, day_features, fit
+from sgrec_core.errors import SettingsError
 from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.judge import day_has_context, judge_version, load_rubric
+from sgrec_core.judge.backends import model_path
+from sgrec_core.judge.calls import day_states, day_texts, state_request
+from sgrec_core.judge.registered import JUDGE_WEIGHTS, lay_out
 from sgrec_core.night import mark_of_night
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.sampling import digest
@@ -40,8 +48,15 @@ def run(job: Job) -> None:
     judge = judge_version(job.settings, day_has_context(job.lake, job.day))
     scores = _scores(job, judge, {*wanted, *(pair["state_id"] for pair in pairs)})
     settings = job.settings.aggregator
+    registry = Registry(job.settings)
+    adapter = _adapter(job, registry) if settings.engine == "language_model" else None
     fingerprint = job.inputs_fingerprint(
-        {"settings": settings.model_dump(), "judge": judge, "scores": scores.fingerprint()}
+        {
+            "settings": settings.model_dump(),
+            "judge": judge,
+            "scores": scores.fingerprint(),
+            "adapter": adapter and adapter.fingerprint,
+        }
     )
     partition = {"day": job.day}
     if job.skip_if_published({"user_weights": partition}, fingerprint):
@@ -54,30 +69,78 @@ def run(job: Job) -> None:
         )
         return
 
-    wanted_states = {*wanted, *(pair["state_id"] for pair in pairs)}
-    states = day_features(job.lake, job.settings, job.day, wanted_states, job.progress)
-    judged = [
-        pair
-        for pair in pairs
-        if (pair["state_id"], pair["preferred_item"]) in scores.of
-        and (pair["state_id"], pair["other_item"]) in scores.of
-    ]
-    registry = Registry(job.settings)
-    module, version = _train(job, registry, judged, states, scores)
-    mark_of_night(registry, version)
-
-    weights = (
-        module.weights(np.stack([states[state] for state in wanted])) if wanted else np.empty((0, len(scores.aspects)))
-    )
-    rows = _rows(wanted, version.version, scores.aspects, weights)
+    weights, version = np.empty((0, len(scores.aspects))), ""
+    if adapter is not None:
+        version = f"{adapter.name}/{adapter.version}"
+        if wanted:
+            weights = _named_weights(job, registry, adapter, wanted, scores.aspects)
+    else:
+        wanted_states = {*wanted, *(pair["state_id"] for pair in pairs)}
+        states = day_features(job.lake, job.settings, job.day, wanted_states, job.progress)
+        judged = [
+            pair
+            for pair in pairs
+            if (pair["state_id"], pair["preferred_item"]) in scores.of
+            and (pair["state_id"], pair["other_item"]) in scores.of
+        ]
+        module, fitted = _train(job, registry, judged, states, scores)
+        mark_of_night(registry, fitted)
+        version = fitted.version
+        if wanted:
+            weights = module.weights(np.stack([states[state] for state in wanted]))
+        job.count("preference_pairs", len(pairs))
+        job.count("judged_pairs", len(judged))
+    rows = _rows(wanted, version, scores.aspects, weights)
     job.lake.publish("user_weights", rows, partition=partition, fingerprint=fingerprint)
+    job.count("aggregator_engine", settings.engine)
     job.count("weighted_states", len(wanted))
-    job.count("preference_pairs", len(pairs))
-    job.count("judged_pairs", len(judged))
     if wanted:
         means = zip(scores.aspects, weights.mean(axis=0).tolist(), strict=True)
         job.count("mean_weights", {aspect: round(mean, 4) for aspect, mean in means})
         job.count("weight_deviation", round(float(weights.std(axis=0).mean()), 4))
+
+
+def _adapter(job: Job, registry: Registry) -> ModelVersion:
+    """The adapter that names the night's weights: the newest of an earlier day, the same at every re-run.
+
+    Raises:
+        SettingsError: there is none, or it was trained for another model.
+    """
+    found = [version for version in registry.versions(JUDGE_WEIGHTS) if version.day < job.day]
+    if not found:
+        raise SettingsError(
+            f"SGREC_AGGREGATOR__ENGINE=language_model: no {JUDGE_WEIGHTS} was trained for a day before {job.day}; run"
+            " `sgrec train-judge`, or set it to network"
+        )
+    return max(found, key=lambda version: (version.day, int(version.version)))
+
+
+def _named_weights(
+    job: Job, registry: Registry, version: ModelVersion, wanted: list[str], aspects: list[str]
+) -> np.ndarray:
+    """Weights [N, A] that the adapter names for states ``wanted``; uniform where it leaves the form."""
+    from sgrec_core.judge.training import Tuner
+
+    adapter = lay_out(job.settings, registry, version, version.day)
+    settings = with_adapter(job.settings, adapter)
+    rubric = load_rubric(day_has_context(job.lake, job.day), settings.judge.rubric)
+    if rubric.aspect_ids != aspects:
+        raise SettingsError(f"the night's scores are of aspects {aspects}, the rubric has {rubric.aspect_ids}")
+    texts, states = day_texts(job.lake, job.day), day_states(job.lake, job.day, wanted)
+    tuner = Tuner(
+        model_path(settings),
+        rubric,
+        settings.judge_training,
+        adapter=adapter.path(settings),
+        revision=settings.judge.revision,
+    )
+    parts = []
+    with job.progress_bar(len(wanted), "weighing") as advance:
+        for start in range(0, len(wanted), 256):
+            part = wanted[start : start + 256]
+            parts.append(tuner.weights([state_request(state, states[state], texts) for state in part]))
+            advance(len(part))
+    return np.concatenate(parts)
 
 
 def _training_pairs(job: Job) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -118,6 +118,30 @@ def judge_day(
     environment = {**os.environ, "SGREC_HOME": str(settings.home.resolve())}
     with nullcontext() if estimate else only_night(settings, day):
         raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, env=environment).returncode)
+
+
+@app.command("train-judge")
+def train_judge(
+    day: Annotated[
+        str, typer.Option(help="Day whose night has run: its labels and pairs, YYYY-MM-DD (UTC).", show_default=False)
+    ],
+) -> None:
+    """Train an adapter of the judge's model on labels, and activate it if it is better. Airflow does it weekly."""
+    from sgrec_core.orchestration import JUDGE_TRAINING_DAG_ID, run_night
+    from sgrec_core.stages import JUDGE_TRAINING_FOLDER
+
+    choose_judge("vllm")
+    settings, day = existing_home(), valid_day(day)
+    console.print(f"judge training {day} · {settings.judge.model} · home {settings.home}", soft_wrap=True)
+    with interruptible(f"the judge's training of {day}"):
+        training = run_night(settings, day, console, dag_id=JUDGE_TRAINING_DAG_ID, folder=JUDGE_TRAINING_FOLDER)
+    if training.exit_code:
+        complain(f"the judge's training of {day} stopped at {training.reason}")
+        raise typer.Exit(1)
+    written = settings.reports(day, JUDGE_TRAINING_FOLDER) / "stages" / "evaluate_judge.json"
+    facts = json.loads(written.read_text())["facts"]
+    console.print(f"{'activated' if facts['activated'] else 'not activated'}: {facts['reason']}", soft_wrap=True)
+    console.print(f"report: {facts['report']}", soft_wrap=True)
 
 
 @app.command()
@@ -426,11 +450,22 @@ def show_night(settings: Settings, day: str) -> "Night":
     from sgrec_core.orchestration import run_night
 
     console.print(f"night {day} · {settings.input} · home {settings.home}", soft_wrap=True)
-    try:
+    with interruptible(f"night {day}"):
         return run_night(settings, day, console)
+
+
+@contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM become an error in words.
+
+    Raises:
+        InterruptedNightError: it was interrupted.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         raise InterruptedNightError(
-            f"night {day} interrupted; tables are at their last commit, the same command goes on from there"
+            f"{what} interrupted; tables are at their last commit, the same command goes on from there"
         ) from None
 
 

@@ -31,6 +31,7 @@ from sgrec_core.settings import PROJECT_ROOT, Settings
 from sgrec_core.stages import STAGES
 
 DAG_ID = "sgrec_nightly"
+JUDGE_TRAINING_DAG_ID = "sgrec_judge_training"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10
 """How long a job may take to end after SIGTERM before it is killed."""
@@ -47,8 +48,10 @@ class Night:
     reason: str | None = None
 
 
-def run_night(settings: Settings, day: str, console: Console) -> Night:
+def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = DAG_ID, folder: str = "") -> Night:
     """Run the DAG for ``day`` and show it: a line per stage, and a bar for the one that runs.
+
+    ``folder``, below the day's reports, is where the DAG's stages report.
 
     Interrupting (Ctrl-C, SIGTERM) ends Airflow and the job with all that it started; tables stay at their last commit.
 
@@ -65,14 +68,14 @@ def run_night(settings: Settings, day: str, console: Console) -> Night:
         )
     with only_night(settings, day):
         prepare_airflow(settings, console)
-        reports = settings.reports(day)
+        reports = settings.reports(day, folder)
         reports.mkdir(parents=True, exist_ok=True)
         log = reports / "airflow.log"
         events = Tail(reports / "progress.jsonl")
         failures = Tail(reports / "failures.jsonl")
         started = time.monotonic()
         with log.open("wb") as output, Display(console) as display:
-            airflow = start_airflow(settings, ["dags", "test", DAG_ID, "--conf", json.dumps({"day": day})], output)
+            airflow = start_airflow(settings, ["dags", "test", dag_id, "--conf", json.dumps({"day": day})], output)
             with ended_on_interrupt(airflow):
                 while airflow.poll() is None:
                     time.sleep(POLL_SECONDS)

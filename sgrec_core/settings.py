@@ -210,6 +210,11 @@ class JudgeTrainingSettings(Section):
 
 
 class AggregatorSettings(Section):
+    engine: Literal["network", "language_model"] = Field(
+        "network",
+        description="a small network fitted to the night's pairs, or the newest adapter that train_judge_weights made for judge.model"
+        " before the night",
+    )
     held_out_share: float = Field(0.2, ge=0, lt=1, description="share of the pairs' users that PairAUC is measured on")
     epochs: int = Field(20, ge=0)
     learning_rate: float = Field(3e-3, gt=0)

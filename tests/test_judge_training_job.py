@@ -10,14 +10,21 @@ import pytest
 from judged_night import DAY, ITEMS, publish_night
 from rich.console import Console
 
-from jobs import evaluate_judge, import_judge_labels, train_judge, train_judge_weights
+from jobs import (
+    evaluate_judge,
+    import_judge_labels,
+    score_aspects,
+    train_aggregator,
+    train_judge,
+    train_judge_weights,
+)
 from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.job import Job
 from sgrec_core.judge import judge_version
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.lake import Lake
 from sgrec_core.registry import Registry
-from sgrec_core.settings import PROJECT_ROOT, Settings
+from sgrec_core.settings import PROJECT_ROOT, AggregatorSettings, Settings
 
 RUBRIC = PROJECT_ROOT / "benchmarks" / "short_rubric.yaml"
 JOBS = {
@@ -154,6 +161,23 @@ def test_the_weights_are_compared_with_the_small_network(trained: Settings) -> N
     for name in ("uniform", "form", "grpo", "network"):
         assert 0 <= metrics[f"pair_auc_{name}"] <= 1
     assert metrics["pair_auc_gain_grpo_over_network_lower"] <= metrics["pair_auc_gain_grpo_over_network_upper"]
+
+
+def test_a_later_night_can_have_its_weights_named(trained: Settings) -> None:
+    lake = publish_night(trained, day=NEXT_DAY, groups=12)
+    by_name = trained.model_copy(
+        update={
+            "judge": trained.judge.model_copy(update={"engine": "embedding"}),
+            "aggregator": AggregatorSettings(engine="language_model"),
+        }
+    )
+    for stage, run in (("score_aspects", score_aspects.run), ("train_aggregator", train_aggregator.run)):
+        assert Job(stage, NEXT_DAY, by_name).execute(run, Console(quiet=True)) == 0
+    rows = lake.read("user_weights", where={"day": NEXT_DAY}).to_pylist()
+    assert {row["aggregator_version"] for row in rows} == {"sgrec-judge-weights/1"}
+    assert all(sum(row["weights"]) == pytest.approx(1) for row in rows)
+    with pytest.raises(SettingsError, match="no sgrec-judge-weights was trained for a day before"):
+        train_aggregator.run(Job("train_aggregator", DAY, by_name))
 
 
 def test_training_again_registers_nothing(trained: Settings) -> None:

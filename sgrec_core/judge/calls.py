@@ -5,7 +5,7 @@ A call is a distinct (state, item, item content); with ``judge_version`` it is t
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,15 +91,21 @@ def day_pairs(lake: Lake, day: str, split: str, texts: Texts, *, limit: int, see
 def request(call: Call, state: Mapping[str, Any], texts: Texts) -> JudgeRequest:
     """What the engine is asked for ``call``."""
     state_id, item_id, item_hash = call
+    about = state_request(state_id, state, texts)
+    return replace(about, item_id=item_id, item_hash=item_hash, item_text=texts[item_id][1])
+
+
+def state_request(state_id: str, state: Mapping[str, Any], texts: Texts) -> JudgeRequest:
+    """A request about a state and no item: what weights are asked for."""
     return JudgeRequest(
         state_id=state_id,
-        item_id=item_id,
-        item_hash=item_hash,
+        item_id="",
+        item_hash="",
         # Items of the history that have left the catalogue, or have no text, tell the judge nothing.
         history_texts=tuple(texts[item][1] for item in state["history"] if item in texts and texts[item][1]),
         profile=state["profile"],
         context=state["context"],
-        item_text=texts[item_id][1],
+        item_text="",
     )
 
 

@@ -76,7 +76,8 @@ class Tuner:
         torch.manual_seed(config.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(base, revision=revision)
+            model: Any = AutoModelForCausalLM.from_pretrained(base, revision=revision)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
         if adapter is None:
             lora = LoraConfig(
                 r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear", task_type="CAUSAL_LM"
