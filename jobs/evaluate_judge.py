@@ -9,7 +9,7 @@ from datetime import date
 
 import pyarrow as pa
 
-from sgrec_core.active_judge import activate, trained
+from sgrec_core.active_judge import activate, activated, newest, trained
 from sgrec_core.errors import InputError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge.comparison import Row, against, answers, held_out, measures, settings_of_roles, verdict
@@ -28,11 +28,12 @@ def run(job: Job) -> None:
         role: answers(job.lake, chosen, job.day, held) for role, chosen in settings_of_roles(settings, job.day).items()
     }
     candidate, active = of_role["candidate"], of_role["active"]
-    if not candidate.scores or not active.scores:
-        raise InputError(
-            f"no answers of judge {(active if candidate.scores else candidate).version} to the held-out labels of"
-            f" {job.day}; run `python -m jobs.score_labels --day {job.day}` first"
-        )
+    for judge in (candidate, active):
+        if judge.missing:
+            raise InputError(
+                f"judge {judge.version} was not asked about {judge.missing} of {len(held.requests)} held-out labels and"
+                f" pairs of {job.day}; run `python -m jobs.score_labels --day {job.day}` first"
+            )
     how = {"seed": settings.evaluation.seed, "resamples": settings.evaluation.bootstrap_samples}
     rows: dict[str, list[Row]] = {"candidate": list(measures(held, candidate, **how))}
     rows["candidate"] += against(held, candidate, active, **how)
@@ -42,12 +43,17 @@ def run(job: Job) -> None:
 
     adapter = trained(settings, job.day)
     assert adapter is not None, "settings_of_roles has found it"
-    activate(settings, job.day, adapter if found.passed else None)
-    registry = Registry(settings)
     if found.passed:
-        registry.set_alias(registry.get(JUDGE, adapter.version), ACTIVE)
+        activate(settings, job.day, adapter)
+    elif activated(settings, job.day) == adapter:
+        # The same adapter, judged again by other rules; what another training of the day activated stays.
+        activate(settings, job.day, None)
+    registry, serving = Registry(settings), newest(settings)
+    registry.set_alias_or_none(JUDGE, ACTIVE, serving.version if serving else None)
 
-    fingerprint = job.inputs_fingerprint({"rows": [[role, *map(asdict, of)] for role, of in rows.items()]})
+    fingerprint = job.inputs_fingerprint(
+        {"rows": [[role, of_role[role].version, *map(asdict, of)] for role, of in rows.items()], "verdict": vars(found)}
+    )
     columns = [
         {"day": date.fromisoformat(job.day), "judge_version": of_role[role].version, "role": role, **asdict(row)}
         for role, of in rows.items()

@@ -8,13 +8,14 @@ import multiprocessing
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version, make_engine
 from sgrec_core.judge.calls import Call, Spent, known_calls, publish_scores
 from sgrec_core.judge.comparison import held_out, settings_of_roles
 from sgrec_core.judge.registered import check_trainable
-from sgrec_core.judge.request import JudgeRequest
+from sgrec_core.judge.request import JudgeRequest, Usage
 from sgrec_core.lake import Lake
 from sgrec_core.settings import Settings
 
@@ -47,6 +48,7 @@ def ask(settings: Settings, day: str, version: str, has_context: bool, requests:
     total = Spent()
     for start in range(0, len(calls), settings.judge.shard_size):
         shard, started = calls[start : start + settings.judge.shard_size], time.monotonic()
+        before = asdict(engine.usage)
         results = engine.score([requests[call] for call in shard])
         total += publish_scores(
             Lake(settings.lake_root),
@@ -55,6 +57,7 @@ def ask(settings: Settings, day: str, version: str, has_context: bool, requests:
             engine.rubric.aspect_ids,
             shard,
             results,
+            usage=Usage(**{name: value - before[name] for name, value in asdict(engine.usage).items()}),
             seconds=time.monotonic() - started,
         )
     return total

@@ -22,8 +22,8 @@ from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version, load_rubric
 from sgrec_core.judge.backends import model_path
 from sgrec_core.judge.calls import day_states, day_texts, state_request
-from sgrec_core.judge.registered import JUDGE_WEIGHTS, lay_out
-from sgrec_core.night import mark_of_night
+from sgrec_core.judge.registered import JUDGE_WEIGHTS, MODEL_TAG, lay_out, model_tag
+from sgrec_core.night import mark_of_night, of_night
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.sampling import digest
 
@@ -101,18 +101,25 @@ def run(job: Job) -> None:
 
 
 def _adapter(job: Job, registry: Registry) -> ModelVersion:
-    """The adapter that names the night's weights: the newest of an earlier day, the same at every re-run.
+    """The adapter that names the night's weights: that of the newest training of an earlier day for the judge's model.
 
     Raises:
-        SettingsError: there is none, or it was trained for another model.
+        SettingsError: there is none.
     """
-    found = [version for version in registry.versions(JUDGE_WEIGHTS) if version.day < job.day]
-    if not found:
-        raise SettingsError(
-            f"SGREC_AGGREGATOR__ENGINE=language_model: no {JUDGE_WEIGHTS} was trained for a day before {job.day}; run"
-            " `sgrec train-judge`, or set it to network"
-        )
-    return max(found, key=lambda version: (version.day, int(version.version)))
+    model = model_tag(job.settings.judge)
+    days = {
+        version.day
+        for version in registry.versions(JUDGE_WEIGHTS)
+        if version.day < job.day and version.tags.get(MODEL_TAG) == model
+    }
+    for day in sorted(days, reverse=True):
+        version = of_night(registry, JUDGE_WEIGHTS, day, stage="train_judge_weights")
+        if version.tags.get(MODEL_TAG) == model:
+            return version
+    raise SettingsError(
+        f"SGREC_AGGREGATOR__ENGINE=language_model: no {JUDGE_WEIGHTS} was trained for {model} and a day before"
+        f" {job.day}; run `sgrec train-judge`, or set it to network"
+    )
 
 
 def _named_weights(

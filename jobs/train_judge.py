@@ -17,7 +17,7 @@ from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version, load_rubric
 from sgrec_core.judge.backends import model_path
-from sgrec_core.judge.labels import label_request
+from sgrec_core.judge.labels import call_of, label_request
 from sgrec_core.judge.registered import JUDGE, check_trainable, lay_out, register_adapter
 from sgrec_core.judge.rubric import Rubric
 from sgrec_core.judge.training import Labelled, Tuner, correct_points
@@ -37,7 +37,7 @@ def run(job: Job) -> None:
     fingerprint = job.inputs_fingerprint(
         {
             "training": settings.model_dump(
-                exclude={"labels", "simulated_labels", "max_pairs", "max_test_pairs", "tolerance"}
+                exclude={"labels", "simulated_labels", "max_pairs", "max_test_pairs", "min_users", "tolerance"}
             ),
             "base": judge_version(with_adapter(job.settings, None), has_context),
         }
@@ -45,10 +45,13 @@ def run(job: Job) -> None:
     registry = Registry(job.settings)
     version = registry.find(JUDGE, fingerprint)
     if version is not None and not job.force:
+        # Of this version, which need not be the one that was trained last.
+        for name, value in registry.metrics(version).items():
+            job.count(name, round(value, 4))
         job.keep_facts()
     else:
         use_threads(job.settings)
-        training, held_out = _samples(job, rows, rubric)
+        training, held_out, users = _samples(job, rows, rubric)
         tuner = Tuner(model_path(job.settings), rubric, settings, revision=job.settings.judge.revision)
         cut = max(1, round(len(training) * (1 - settings.grpo_share)))
         correct = {}
@@ -60,7 +63,7 @@ def run(job: Job) -> None:
                     tuner.reinforce_labels(training[cut:])
                 correct[stage] = correct_points(tuner.engine(), held_out)
                 advance(1)
-        figures = _figures(correct, [row["user_id"] for row in rows if _is_held_out(row, rubric)], settings.seed)
+        figures = _figures(correct, users, settings.seed)
         for name, value in figures.items():
             job.count(name, round(value, 4))
         with tempfile.TemporaryDirectory() as scratch:
@@ -70,7 +73,7 @@ def run(job: Job) -> None:
                 tuner.save(Path(scratch)),
                 day=job.day,
                 fingerprint=fingerprint,
-                model=job.settings.judge.model,
+                judge=job.settings.judge,
                 figures=figures,
                 parameters=settings.model_dump(),
                 tables={"judge_labels": job.lake.version("judge_labels")},
@@ -83,8 +86,10 @@ def run(job: Job) -> None:
     job.count("judge_model_version", version.version)
 
 
-def _samples(job: Job, rows: list[dict[str, Any]], rubric: Rubric) -> tuple[list[Labelled], list[Labelled]]:
-    """Samples to train on, in an order fixed by hash, and held-out ones.
+def _samples(job: Job, rows: list[dict[str, Any]], rubric: Rubric) -> tuple[list[Labelled], list[Labelled], list[str]]:
+    """Samples to train on, in an order fixed by hash; held-out ones; and the users of these.
+
+    Who labelled the same item in the same state as a held-out user is not trained on.
 
     Raises:
         InputError: there are none of either.
@@ -95,8 +100,11 @@ def _samples(job: Job, rows: list[dict[str, Any]], rubric: Rubric) -> tuple[list
             f"{len(rows) - len(usable)} samples were left out: they are not labelled for the aspects that nights judge"
             f" ({', '.join(rubric.aspect_ids)})"
         )
-    training = [row for row in usable if row["split"] == "train"]
-    held_out = [row for row in usable if _is_held_out(row, rubric)]
+    held_out = [row for row in usable if row["split"] == "validation"]
+    asked = {call_of(label_request(row)) for row in held_out}
+    training = [row for row in usable if row["split"] == "train" and call_of(label_request(row)) not in asked]
+    if dropped := len(usable) - len(held_out) - len(training):
+        job.note(f"{dropped} samples were left out: held-out users have the same item in the same state")
     if not training or not held_out:
         raise InputError(
             f"judge_labels of {job.day} has {len(training)} samples to train on and {len(held_out)} of held-out users;"
@@ -105,11 +113,11 @@ def _samples(job: Job, rows: list[dict[str, Any]], rubric: Rubric) -> tuple[list
     order = np.argsort(
         hash_share([row["sample_id"] for row in training], f"judge-training-{job.settings.judge_training.seed}")
     )
-    return [_labelled(training[place]) for place in order.tolist()], [_labelled(row) for row in held_out]
-
-
-def _is_held_out(row: dict[str, Any], rubric: Rubric) -> bool:
-    return bool(row["split"] == "validation" and row["aspects"] == rubric.aspect_ids)
+    return (
+        [_labelled(training[place]) for place in order.tolist()],
+        [_labelled(row) for row in held_out],
+        [row["user_id"] for row in held_out],
+    )
 
 
 def _labelled(row: dict[str, Any]) -> Labelled:
@@ -122,7 +130,7 @@ def _figures(correct: dict[str, np.ndarray], users: list[str], seed: int) -> dic
     figures: dict[str, float] = {}
     for before, stage in zip((None, *STAGES), STAGES, strict=False):
         interval = bootstrap(of_users[stage], seed=seed)
-        figures |= {f"point_acc_{stage}": float(correct[stage].mean())}
+        figures |= {f"point_acc_{stage}": interval.value}
         if before:
             gain = paired_bootstrap(of_users[stage], of_users[before], seed=seed)
             figures |= {f"point_acc_gain_{stage}_lower": gain.lower, f"point_acc_gain_{stage}_upper": gain.upper}

@@ -19,7 +19,7 @@ from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import JudgeRequest, day_has_context, judge_version, load_rubric
 from sgrec_core.judge.backends import model_path
-from sgrec_core.judge.calls import Pair, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.calls import Pair, Texts, day_pairs, day_states, day_texts, request
 from sgrec_core.judge.registered import JUDGE_WEIGHTS, check_trainable, lay_out, register_adapter
 from sgrec_core.judge.training import Preference, ScoredPair, Tuner, ordered_pairs, scored_pairs
 from sgrec_core.night import mark_of_night, use_threads
@@ -35,28 +35,43 @@ def run(job: Job) -> None:
     judge = trained(job.settings, job.day)
     if judge is None:
         raise InputError(f"no judge was trained for {job.day}; run `python -m jobs.train_judge --day {job.day}` first")
+    texts = day_texts(job.lake, job.day)
+    pairs = {
+        split: day_pairs(job.lake, job.day, split, texts, limit=limit, seed=job.settings.judge.seed)
+        for split, limit in (("train", settings.max_pairs), ("validation", settings.max_test_pairs))
+    }
+    if not all(pairs.values()):
+        job.note(
+            f"preference_pairs of {job.day} has {len(pairs['train'])} pairs to train on and {len(pairs['validation'])} of"
+            " held-out users; weights need both: none were trained"
+        )
+        return
     has_context = day_has_context(job.lake, job.day)
     fingerprint = job.inputs_fingerprint(
         {
-            "training": settings.model_dump(exclude={"labels", "simulated_labels", "grpo_share", "tolerance"}),
+            "training": settings.model_dump(
+                exclude={"labels", "simulated_labels", "grpo_share", "min_users", "tolerance"}
+            ),
+            "pairs": job.settings.judge.seed,
+            "network": job.settings.aggregator.model_dump(),
             "judge": judge_version(with_adapter(job.settings, judge), has_context),
         }
     )
     registry = Registry(job.settings)
     version = registry.find(JUDGE_WEIGHTS, fingerprint)
     if version is not None and not job.force:
+        for name, value in registry.metrics(version).items():
+            job.count(name, round(value, 4))
         job.keep_facts()
     else:
         use_threads(job.settings)
         rubric = load_rubric(has_context, job.settings.judge.rubric)
         base, revision = model_path(job.settings), job.settings.judge.revision
         of_aspects = Tuner(base, rubric, settings, adapter=judge.path(job.settings), revision=revision)
-        training, training_users = _scored(job, of_aspects, "train", settings.max_pairs)
-        held_out, users = _scored(job, of_aspects, "validation", settings.max_test_pairs)
+        training, held_out = (_scored(job, of_aspects, pairs[split], texts) for split in ("train", "validation"))
         if not training or not held_out:
             raise InputError(
-                f"preference_pairs of {job.day} has {len(training)} judged pairs to train on and {len(held_out)} of"
-                " held-out users; it needs both"
+                f"{job.day}: the judge could not score the pairs of one side; none of their items has text"
             )
         tuner = Tuner(base, rubric, settings, revision=revision)
         states = [pair.state for pair in held_out]
@@ -66,10 +81,10 @@ def run(job: Job) -> None:
         tuner.reinforce_weights(training)
         weights = tuner.weights(states)
         right["grpo"] = ordered_pairs(held_out, weights)
-        right["network"] = ordered_pairs(
-            held_out, _network_weights(job, training, training_users, states, rubric.aspect_ids)
-        )
-        figures = _figures(right, users, settings.seed)
+        right["network"] = ordered_pairs(held_out, _network_weights(job, training, states, rubric.aspect_ids))
+        figures = _figures(right, [pair.user_id for pair in held_out], settings.seed)
+        if figures["pair_auc_gain_grpo_over_network_lower"] <= 0:
+            job.note("the named weights order held-out pairs no better than the small network's, beyond chance")
         for name, value in figures.items():
             job.count(name, round(value, 4))
         job.count("training_pairs", len(training))
@@ -82,7 +97,7 @@ def run(job: Job) -> None:
                 tuner.save(Path(scratch)),
                 day=job.day,
                 fingerprint=fingerprint,
-                model=job.settings.judge.model,
+                judge=job.settings.judge,
                 figures=figures,
                 parameters=settings.model_dump(),
                 tables={table: job.lake.version(table) for table in job.stage.reads},
@@ -92,17 +107,12 @@ def run(job: Job) -> None:
     job.count("weights_model_version", version.version)
 
 
-def _scored(job: Job, tuner: Tuner, split: str, limit: int) -> tuple[list[ScoredPair], list[str]]:
-    """Pairs of a split as the trained judge scores their items, and their users."""
-    texts = day_texts(job.lake, job.day)
-    pairs: list[Pair] = [
-        pair
-        for pair in day_pairs(job.lake, job.day, split, texts, limit=limit, seed=job.settings.judge.seed)
-        if texts[pair.preferred[1]][1] and texts[pair.other[1]][1]
-    ]
+def _scored(job: Job, tuner: Tuner, pairs: Sequence[Pair], texts: Texts) -> list[ScoredPair]:
+    """Pairs as the trained judge scores their items; without those that it cannot score."""
     states = day_states(job.lake, job.day, {pair.preferred[0] for pair in pairs})
-    engine, scored = tuner.engine(), []
-    with job.progress_bar(len(pairs), f"judging pairs, {split}") as advance:
+    engine = tuner.engine()
+    scored: list[ScoredPair] = []
+    with job.progress_bar(len(pairs), "judging pairs") as advance:
         for start in range(0, len(pairs), 100):
             part = pairs[start : start + 100]
             scored += scored_pairs(
@@ -111,17 +121,17 @@ def _scored(job: Job, tuner: Tuner, split: str, limit: int) -> tuple[list[Scored
                     Preference(
                         preferred=request(pair.preferred, states[pair.preferred[0]], texts),
                         other=request(pair.other, states[pair.other[0]], texts),
+                        user_id=pair.user_id,
                     )
                     for pair in part
                 ],
             )
             advance(len(part))
-    # All have texts, and the prompts are bounded: none fails.
-    return scored, [pair.user_id for pair in pairs]
+    return scored
 
 
 def _network_weights(
-    job: Job, training: Sequence[ScoredPair], users: list[str], states: list[JudgeRequest], aspects: list[str]
+    job: Job, training: Sequence[ScoredPair], states: list[JudgeRequest], aspects: list[str]
 ) -> np.ndarray:
     """Weights [N, A] of the small network for ``states``, fitted to the same pairs with the night's settings."""
     wanted = {state.state_id for state in [*states, *(pair.state for pair in training)]}
@@ -129,7 +139,7 @@ def _network_weights(
     of_night = job.settings.aggregator
     module, _ = fit(
         Pairs(
-            users,
+            [pair.user_id for pair in training],
             np.stack([features[pair.state.state_id] for pair in training]),
             np.array([pair.preferred for pair in training]),
             np.array([pair.other for pair in training]),
@@ -147,7 +157,7 @@ def _network_weights(
 def _figures(right: dict[str, np.ndarray], users: list[str], seed: int) -> dict[str, float]:
     """PairAUC of each kind of weights, and intervals over users of what GRPO adds to its start and to the network."""
     of_users = {name: per_user(values, np.array(users)) for name, values in right.items()}
-    figures = {f"pair_auc_{name}": float(values.mean()) for name, values in right.items()}
+    figures = {f"pair_auc_{name}": float(values.mean()) for name, values in of_users.items()}
     for name, interval in (
         ("pair_auc_grpo", bootstrap(of_users["grpo"], seed=seed)),
         ("pair_auc_gain_grpo_over_form", paired_bootstrap(of_users["grpo"], of_users["form"], seed=seed)),

@@ -2,9 +2,11 @@
 
 Adapters lie under ``<home>/judge`` as folders that vLLM loads, copies of what MLflow has under ``sgrec-judge``; beside them
 ``adapters.json`` says which day's training made which and which were activated. The judge's environment has no MLflow, so this is
-how it knows. A night uses what a training of an earlier day activated: like the pinned champion, the same at every re-run.
+how it knows. A night uses what a training of an earlier day had activated when the night began, the same at every re-run:
+``reports/<day>/judge.json`` keeps it.
 """
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -13,6 +15,7 @@ from typing import Any
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.settings import Settings
+from sgrec_core.stages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +27,16 @@ class Adapter:
     """Name below ``<home>/judge``."""
     model: str
     """What ``judge.model`` was: an adapter fits no other."""
+    revision: str | None
     version: str
     """Of ``sgrec-judge``."""
 
     def path(self, settings: Settings) -> Path:
         return judge_folder(settings) / self.folder
+
+    def fits(self, settings: Settings) -> bool:
+        """Whether it was trained for the judge's model."""
+        return (self.model, self.revision) == (settings.judge.model, settings.judge.revision)
 
 
 def trained(settings: Settings, day: str) -> Adapter | None:
@@ -52,20 +60,49 @@ def activated(settings: Settings, day: str) -> Adapter | None:
     return _find(settings, "active", day)
 
 
+def newest(settings: Settings) -> Adapter | None:
+    """What the newest training that activated anything did activate."""
+    return active(settings, "9999-12-31")
+
+
 def activate(settings: Settings, day: str, adapter: Adapter | None) -> None:
     """Let nights after ``day`` use ``adapter``; None takes back what an earlier run for that day activated."""
     _write(settings, "active", day, adapter)
 
 
-def settings_of_day(settings: Settings, day: str) -> Settings:
+def of_night(settings: Settings, day: str, *, pin: bool = False) -> Adapter | None:
+    """The adapter of night ``day``: what was active when its first stage asked, else what is active now.
+
+    ``pin`` makes this the first time: a training that ends while the night runs, or after it, changes nothing about it.
+    """
+    path = settings.reports(day) / "judge.json"
+    if not path.exists():
+        found = active(settings, day)
+        if not pin:
+            return found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(found and asdict(found)) + "\n")
+        with contextlib.suppress(FileExistsError):
+            # Of two stages that ask at once the first one counts.
+            os.link(scratch, path)
+        scratch.unlink()
+    fields = json.loads(path.read_text())
+    return Adapter(**fields) if fields else None
+
+
+def settings_of_stage(settings: Settings, stage: Stage, day: str) -> Settings:
     """Settings in which ``judge.adapter=active`` has become the adapter that night ``day`` uses, if there is any.
+
+    Stages of the judge's training start from the model as it came; the report comes out whatever the judge is.
 
     Raises:
         SettingsError: that adapter was trained for another model.
     """
     if settings.judge.adapter != "active":
         return settings
-    return with_adapter(settings, active(settings, day))
+    asks_no_judge = stage.folder or stage.engine == "quality"
+    return with_adapter(settings, None if asks_no_judge else of_night(settings, day, pin=True))
 
 
 def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
@@ -74,10 +111,11 @@ def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
     Raises:
         SettingsError: the adapter was trained for another model.
     """
-    if adapter is not None and adapter.model != settings.judge.model:
+    if adapter is not None and not adapter.fits(settings):
         raise SettingsError(
-            f"the adapter that the training of {adapter.day} made is for judge.model={adapter.model!r}, not for"
-            f" {settings.judge.model!r}; set SGREC_JUDGE__MODEL to that model, or train again"
+            f"the adapter that the training of {adapter.day} made is for judge.model={adapter.model!r}"
+            f" (revision {adapter.revision}), not for {settings.judge.model!r} (revision {settings.judge.revision}); set"
+            " SGREC_JUDGE__MODEL and SGREC_JUDGE__REVISION to these, or train again and judge later days with the new one"
         )
     path = None if adapter is None else adapter.path(settings)
     return settings.model_copy(update={"judge": settings.judge.model_copy(update={"adapter": path})})

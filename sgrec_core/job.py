@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sgrec_core import __version__
-from sgrec_core.active_judge import settings_of_day
+from sgrec_core.active_judge import settings_of_stage
 from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.tables import transaction_version
@@ -43,7 +43,7 @@ class Job:
     def __init__(self, stage: str, day: str, settings: Settings, *, force: bool = False):
         self.stage: Stage = BY_NAME[stage]
         self.day = day
-        self.settings = settings_of_day(settings, day)
+        self.settings = settings_of_stage(settings, self.stage, day)
         self.force = force
         self.lake = Lake(settings.lake_root)
         self.facts: dict[str, Any] = {}
@@ -252,9 +252,8 @@ def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:
     ) -> None:
         console = Console(highlight=False)
         with errors_in_words():
-            settings = load_settings()
-            valid_day(day)
-        raise typer.Exit(Job(stage, day, settings, force=force).execute(run, console))
+            job = Job(stage, valid_day(day), load_settings(), force=force)
+        raise typer.Exit(job.execute(run, console))
 
     command.__doc__ = "\n\n".join(text)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

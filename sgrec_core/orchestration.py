@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from sgrec_core.active_judge import of_night
 from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.sampling import digest
 from sgrec_core.settings import PROJECT_ROOT, Settings
-from sgrec_core.stages import STAGES
+from sgrec_core.stages import BY_NAME, STAGES
 
 DAG_ID = "sgrec_nightly"
 JUDGE_TRAINING_DAG_ID = "sgrec_judge_training"
@@ -409,6 +410,8 @@ def inputs_of_night(settings: Settings, day: str) -> str:
                 files.append(uri)
     registry = Registry(settings)
     names = [stage.registers for stage in STAGES if stage.registers]
+    if settings.aggregator.engine == "language_model":
+        names.append(BY_NAME["train_judge_weights"].registers or "")
     models = [
         (version.name, version.version, version.fingerprint)
         for name in names
@@ -422,6 +425,7 @@ def inputs_of_night(settings: Settings, day: str) -> str:
         "files": sorted(files),
         "models": sorted(models),
         "champion": str(registry.pinned_champion(day)),
+        "judge": str(of_night(settings, day)) if settings.judge.adapter == "active" else None,
     }
     return digest(json.dumps(state, sort_keys=True), length=32)
 

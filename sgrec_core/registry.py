@@ -172,6 +172,10 @@ class Registry:
             )
         return _version(created)
 
+    def metrics(self, version: ModelVersion) -> dict[str, float]:
+        """The metrics that a version was registered with."""
+        return dict(self.client.get_run(version.run_id).data.metrics)
+
     def load(self, version: ModelVersion) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and config of a registered version."""
         # pyfunc puts the folder that `register` wrote, under its own name, below `data`.
@@ -180,6 +184,13 @@ class Registry:
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
         self.client.set_registered_model_alias(version.name, alias, version.version)
+
+    def set_alias_or_none(self, name: str, alias: str, version: str | None) -> None:
+        """Let ``alias`` name a version number, or nothing."""
+        if version is not None:
+            self.client.set_registered_model_alias(name, alias, version)
+        elif alias in self.aliases(name):
+            self.client.delete_registered_model_alias(name, alias)
 
     def newest_promotion(self) -> ModelVersion | None:
         """The generator promoted last by the order of promotions, of any night."""

@@ -195,7 +195,8 @@ class JudgeTrainingSettings(Section):
         0.3, gt=0, lt=1, description="share of the training labels kept from the supervised stage, for GRPO"
     )
     max_pairs: int = Field(2000, ge=0, description="preference pairs for the weights; 0 trains none")
-    max_test_pairs: int = Field(500, ge=0, description="held-out preference pairs that versions are compared on")
+    max_test_pairs: int = Field(2000, ge=0, description="held-out preference pairs that versions are compared on")
+    min_users: int = Field(20, ge=2, description="held-out users whose labels a version must be compared on")
     tolerance: float = Field(
         0.02, ge=0, description="how far below the active judge's PairAUC the interval of the difference may reach"
     )

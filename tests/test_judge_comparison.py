@@ -1,5 +1,6 @@
 """Figures about a version of the judge, by hand, and the gate that they pass."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def naming(levels: list[tuple[str, ...]], *, sure: float = 1.0, version: str = "
         scores=scores,
         probabilities=probabilities,
         failed=len(CALLS) - len(scores),
+        missing=0,
     )
 
 
@@ -90,6 +92,28 @@ def test_failed_calls_count_as_wrong() -> None:
     assert figures["pair_auc", "all", "all"] == 0.75, "a pair with a failed call is half in order"
 
 
+def test_versions_are_compared_where_both_answered() -> None:
+    """The other one is right wherever it answers: nothing speaks for the first."""
+    figures = found(against(HELD, naming(TRUTH), naming(TRUTH[:3]), **HOW))
+    assert figures["difference_point_acc", "all", "all"] == 0
+    assert figures["difference_pair_auc", "all", "all"] == 0
+    assert figures["compared_users", "all", "all"] == 2
+
+
+def test_calibration_is_of_answers() -> None:
+    figures = found(measures(HELD, naming(TRUTH[:1], sure=0.8), **HOW))
+    assert figures["calibration_error", "all", "all"] == pytest.approx(0.2)
+    assert ("confidence", "all", "0.0-0.1") not in figures
+
+
+def test_every_user_counts_once() -> None:
+    """u0 has one sample more than u1, all wrong."""
+    more = [*SAMPLES, {**sample(9, TRUTH[0]), "user_id": "u0"}]
+    held = replace(HELD, samples=more, requests=HELD.requests | {call_of(label_request(more[-1])): None})
+    figures = found(measures(held, naming(TRUTH), **HOW))
+    assert figures["point_acc", "all", "all"] == pytest.approx((2 / 3 + 1) / 2)
+
+
 def test_agreement_between_versions() -> None:
     other = [("A", "A", "A"), ("E", "C", "C"), ("A", "B", "C"), ("A", "C", "C")]
     figures = found(against(HELD, naming(TRUTH), naming(other), **HOW))
@@ -101,13 +125,16 @@ def test_agreement_between_versions() -> None:
 
 def test_levels_of_a_judge_without_probabilities_are_those_of_its_scores() -> None:
     named = naming(TRUTH)
-    scores_only = Answers(version="v", aspects=named.aspects, scores=named.scores, probabilities={}, failed=0)
+    scores_only = Answers(
+        version="v", aspects=named.aspects, scores=named.scores, probabilities={}, failed=0, missing=0
+    )
     assert found(measures(HELD, scores_only, **HOW))["point_acc", "all", "all"] == 1
 
 
-def rows(points: tuple[float, float], pairs: tuple[float, float] | None = (0.0, 0.1), failed: float = 0.0) -> dict[str, list[Row]]:  # fmt: skip
+def rows(points: tuple[float, float], pairs: tuple[float, float] | None = (0.0, 0.1), failed: float = 0.0, users: int = 20) -> dict[str, list[Row]]:  # fmt: skip
     candidate = [
         Row(metric="failed_share", value=failed, count=10),
+        Row(metric="compared_users", value=users, count=10),
         Row(metric="difference_point_acc", value=sum(points) / 2, lower=points[0], upper=points[1], count=10),
     ]
     if pairs:
@@ -127,6 +154,7 @@ def rows(points: tuple[float, float], pairs: tuple[float, float] | None = (0.0, 
         (rows((0.01, 0.05), (-0.03, 0.01)), False, "SGREC_JUDGE_TRAINING__TOLERANCE"),
         (rows((0.01, 0.05), (-0.019, 0.01)), True, "PairAUC"),
         (rows((0.01, 0.05), failed=0.06), False, "SGREC_JUDGE__MAX_FAILED_SHARE"),
+        (rows((0.01, 0.05), users=19), False, "SGREC_JUDGE_TRAINING__MIN_USERS"),
     ],
 )
 def test_the_gate_of_a_version(given: dict[str, list[Row]], passed: bool, words: str) -> None:

@@ -3,9 +3,11 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from judged_night import DAY, ITEMS, publish_night
 from rich.console import Console
@@ -18,9 +20,10 @@ from jobs import (
     train_judge,
     train_judge_weights,
 )
+from sgrec_core import active_judge
 from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.job import Job
-from sgrec_core.judge import judge_version
+from sgrec_core.judge import judge_version, load_rubric
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.lake import Lake
 from sgrec_core.registry import Registry
@@ -43,7 +46,7 @@ def label_rows() -> list[dict[str, Any]]:
             "sample_id": f"s{number}",
             "user_id": f"user-{number}",
             "source": "human",
-            "history": ["red tent"],
+            "history": ["red tent", ITEMS[number]],
             "item": item,
             "labels": {"s0": "A", "s1": "A", "s2": "A"} if "lamp" in item else {"s0": "E", "s1": "C", "s2": "C"},
         }
@@ -70,6 +73,7 @@ def settings_of(home: Path, **judge: Any) -> Settings:
             "grpo_learning_rate": 1e-4,
             "max_pairs": 12,
             "max_test_pairs": 8,
+            "min_users": 5,
         },
         states={"validation_share": 0.3},
     )
@@ -163,6 +167,38 @@ def test_the_weights_are_compared_with_the_small_network(trained: Settings) -> N
     assert metrics["pair_auc_gain_grpo_over_network_lower"] <= metrics["pair_auc_gain_grpo_over_network_upper"]
 
 
+def test_without_pairs_of_held_out_users_no_weights_are_trained(trained: Settings) -> None:
+    """As on sets without slates: the judge is trained and compared on labels alone."""
+    lake = publish_night(trained, day="2026-01-04", groups=12)
+    pairs = lake.read("preference_pairs", where={"day": "2026-01-04"})
+    states = lake.read("user_states", where={"day": "2026-01-04", "split": "train"})
+    kept = pairs.filter(pc.is_in(pairs["decision_id"], value_set=states["decision_id"]))
+    lake.publish("preference_pairs", kept, partition={"day": "2026-01-04"}, fingerprint="1" * 16)
+    active_judge.remember(trained, replace(active_judge.trained(trained, DAY), day="2026-01-04"))
+    job = Job("train_judge_weights", "2026-01-04", trained)
+    train_judge_weights.run(job)
+    assert any("none were trained" in note for note in job.notes)
+    assert [version.day for version in Registry(trained).versions("sgrec-judge-weights")] == [DAY]
+
+
+def test_labels_of_held_out_calls_are_not_trained_on(trained: Settings, tmp_path: Path) -> None:
+    """Two people label the same items of the same states."""
+    rows = [{**row, "sample_id": f"{row['sample_id']}-{n}", "user_id": f"{n}-{row['user_id']}"} for row in label_rows() for n in range(2)]  # fmt: skip
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    labels = trained.judge_training.model_copy(update={"labels": tmp_path / "labels"})
+    settings = trained.model_copy(update={"home": tmp_path / "home", "judge_training": labels})
+    publish_night(settings)
+    execute("import_judge_labels", settings)
+    job = Job("train_judge", DAY, settings)
+    table = Lake(settings.lake_root).read("judge_labels").to_pylist()
+    training, held_out, _ = train_judge._samples(job, table, load_rubric(False, RUBRIC))
+    asked = {(sample.request.state_id, sample.request.item_id) for sample in held_out}
+    assert asked
+    assert not asked & {(sample.request.state_id, sample.request.item_id) for sample in training}
+    assert any("held-out users have the same item" in note for note in job.notes)
+
+
 def test_a_later_night_can_have_its_weights_named(trained: Settings) -> None:
     lake = publish_night(trained, day=NEXT_DAY, groups=12)
     by_name = trained.model_copy(
@@ -176,7 +212,7 @@ def test_a_later_night_can_have_its_weights_named(trained: Settings) -> None:
     rows = lake.read("user_weights", where={"day": NEXT_DAY}).to_pylist()
     assert {row["aggregator_version"] for row in rows} == {"sgrec-judge-weights/1"}
     assert all(sum(row["weights"]) == pytest.approx(1) for row in rows)
-    with pytest.raises(SettingsError, match="no sgrec-judge-weights was trained for a day before"):
+    with pytest.raises(SettingsError, match="no sgrec-judge-weights was trained for .* and a day before"):
         train_aggregator.run(Job("train_aggregator", DAY, by_name))
 
 

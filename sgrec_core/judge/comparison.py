@@ -5,7 +5,7 @@ use; answers are rows of ``aspect_scores`` like a night's, so that no call is pa
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -75,17 +75,17 @@ def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
 def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
     """Settings of the ``candidate`` that the day's training made and of the ``active`` judge that it is compared with.
 
-    Before any activation that is the model as it came.
+    That is the model as it came before any activation, or where the active adapter is for another model.
 
     Raises:
         InputError: nothing was trained for the day.
     """
-    candidate = trained(settings, day)
+    candidate, before = trained(settings, day), active(settings, day)
     if candidate is None:
         raise InputError(f"no judge was trained for {day}; run `python -m jobs.train_judge --day {day}` first")
     return {
         "candidate": with_adapter(settings, candidate),
-        "active": with_adapter(settings, active(settings, day)),
+        "active": with_adapter(settings, before if before and before.fits(settings) else None),
     }
 
 
@@ -99,7 +99,9 @@ class Answers:
     probabilities: dict[Call, np.ndarray]
     """Of each level, the levels of the first aspect first; absent where the judge names one level."""
     failed: int
-    """Calls that are rows without scores, or no rows at all."""
+    """Calls that are rows without scores."""
+    missing: int
+    """Calls that are no rows: nobody has asked."""
 
     def levels(self, call: Call) -> list[int]:
         """The likeliest level of each aspect: its place in the aspect's list."""
@@ -135,13 +137,17 @@ def answers(lake: Lake, settings: Settings, day: str, held: HeldOut) -> Answers:
         aspects=list(held.rubric.aspects),
         scores={call: np.array(row["scores"]) for call, row in mine.items()},
         probabilities={call: np.array(row["probabilities"]) for call, row in mine.items() if row["probabilities"]},
-        failed=len(held.requests) - len(mine),
+        failed=sum(call in by_call for call in held.requests) - len(mine),
+        missing=sum(call not in by_call for call in held.requests),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of ``judge_evaluations`` without day, version and role."""
+    """A row of ``judge_evaluations`` without day, version and role.
+
+    Values with an interval are means over users, each of whom counts once; the others are over labels.
+    """
 
     metric: str
     aspect: str = "all"
@@ -163,7 +169,7 @@ def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Ite
 
     def interval(values: np.ndarray, of: np.ndarray) -> dict[str, Any]:
         found = bootstrap(per_user(values, of), seed=seed, resamples=resamples)
-        return {"value": float(values.mean()), "lower": found.lower, "upper": found.upper, "count": values.size}
+        return {"value": found.value, "lower": found.lower, "upper": found.upper, "count": values.size}
 
     yield Row(metric="failed_share", value=judge.failed / len(held.requests), count=len(held.requests))
     yield Row(metric="point_acc", **{**interval(correct.mean(axis=1), users), "count": correct.size})
@@ -171,8 +177,9 @@ def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Ite
         yield Row(metric="point_acc", aspect=aspect, **interval(correct[:, column], users))
     if held.pairs:
         yield Row(metric="pair_auc", **interval(_order(held, judge), _pair_users(held)))
+    answered = np.array([call in judge.scores for call in held.sample_calls])
     for name, columns in [("all", list(range(len(aspects)))), *((aspect, [n]) for n, aspect in enumerate(aspects))]:
-        right, confident = correct[:, columns].ravel(), sure[:, columns].ravel()
+        right, confident = correct[answered][:, columns].ravel(), sure[answered][:, columns].ravel()
         error = 0.0
         place = np.minimum((confident * BINS).astype(int), BINS - 1)
         for number in np.unique(place).tolist():
@@ -188,7 +195,7 @@ def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Ite
 
 
 def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resamples: int) -> Iterator[Row]:
-    """How far one version agrees with another, call by call, and how much better it is."""
+    """How far one version agrees with another, call by call, and how much better it is where both answered."""
     both = [call for call in held.requests if call in judge.scores and call in other.scores]
     if both:
         same = np.array([np.equal(judge.levels(call), other.levels(call)) for call in both], dtype=float)
@@ -198,6 +205,13 @@ def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resampl
             for aspect, column in zip(held.rubric.aspect_ids, values.T, strict=True):
                 yield Row(metric=metric, aspect=aspect, value=float(column.mean()), count=column.size)
 
+    answered = set(both)
+    held = replace(
+        held,
+        samples=[row for row, call in zip(held.samples, held.sample_calls, strict=True) if call in answered],
+        pairs=[pair for pair in held.pairs if pair.preferred in answered and pair.other in answered],
+    )
+
     def difference(metric: str, values: Callable[[Answers], np.ndarray], users: np.ndarray) -> Row:
         ours, theirs = values(judge), values(other)
         found = paired_bootstrap(per_user(ours, users), per_user(theirs, users), seed=seed, resamples=resamples)
@@ -206,7 +220,9 @@ def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resampl
         )
 
     users = np.array([sample["user_id"] for sample in held.samples])
-    yield difference("point_acc", lambda version: _points(held, version)[0].mean(axis=1), users)
+    yield Row(metric="compared_users", value=len(set(users)), count=len(users))
+    if held.samples:
+        yield difference("point_acc", lambda version: _points(held, version)[0].mean(axis=1), users)
     if held.pairs:
         yield difference("pair_auc", lambda version: _order(held, version), _pair_users(held))
 
@@ -273,6 +289,11 @@ def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
         rows: of ``candidate``, with those of `against`.
     """
     found = {row.metric: row for row in rows["candidate"] if row.aspect == row.bucket == "all"}
+    users, least = int(found["compared_users"].value), settings.judge_training.min_users
+    if users < least:
+        return Verdict(
+            False, f"labels of {users} held-out users, at least {least} are needed (SGREC_JUDGE_TRAINING__MIN_USERS)"
+        )
     points, pairs = found["difference_point_acc"], found.get("difference_pair_auc")
     words = f"PointAcc {_signed(points)} against the active judge"
     if pairs:

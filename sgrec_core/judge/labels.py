@@ -3,7 +3,7 @@
     {"sample_id": "s1", "user_id": "u7", "source": "human", "history": ["blue kettle", "tea cup"], "profile": {"age": 30},
      "context": {"hour": 20}, "item": "green tea", "labels": {"s0": "A", "s1": "B", "s2": "C", "s3": "A"}}
 
-``user_id`` decides which samples are held out (by default each sample is a user of its own); ``profile``, ``context`` and
+``user_id`` decides which samples are held out (by default each state is a user of its own); ``profile``, ``context`` and
 ``reasoning`` may be absent. ``labels`` names a level of every aspect of the rubric, except of those that need a context where
 there is none.
 """
@@ -140,7 +140,8 @@ def _read_row(fields: dict[str, Any], rubric: Rubric) -> dict[str, Any] | Proble
             return _problem("invalid_value", f"column labels.{aspect.id}: {level!r} is no level; valid are {valid}")
     return {
         "sample_id": row.sample_id,
-        "user_id": row.user_id or row.sample_id,
+        # The same state is the same user, so that no two labels of one state lie on both sides of the split.
+        "user_id": row.user_id or digest("label", *row.history, profile, context),
         "source": row.source,
         "history": row.history,
         "profile": profile,

@@ -1,6 +1,9 @@
 """Adapters of the judge's model in MLflow, and as folders that vLLM and PEFT load."""
 
+import contextlib
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from sgrec_core.active_judge import Adapter, judge_folder
 from sgrec_core.errors import SettingsError
 from sgrec_core.registry import ModelVersion, Registry
-from sgrec_core.settings import Settings
+from sgrec_core.settings import JudgeSettings, Settings
 
 JUDGE = "sgrec-judge"
 """Adapters that score aspects."""
 JUDGE_WEIGHTS = "sgrec-judge-weights"
 """Adapters that name the aspects' weights."""
+MODEL_TAG = "sgrec.judge_model"
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -29,6 +33,11 @@ def check_trainable(settings: Settings) -> None:
         )
 
 
+def model_tag(judge: JudgeSettings) -> str:
+    """Which model an adapter is for, as a tag of its version."""
+    return f"{judge.model}@{judge.revision}"
+
+
 def register_adapter(
     registry: Registry,
     name: str,
@@ -36,7 +45,7 @@ def register_adapter(
     *,
     day: str,
     fingerprint: str,
-    model: str,
+    judge: JudgeSettings,
     figures: Mapping[str, float],
     parameters: Mapping[str, Any],
     tables: Mapping[str, int | None],
@@ -47,7 +56,13 @@ def register_adapter(
         day=day,
         fingerprint=fingerprint,
         tensors=load_file(folder / TENSORS),
-        config={"kind": "lora_adapter", "model": model, "adapter": json.loads((folder / CONFIG).read_text())},
+        config={
+            "kind": "lora_adapter",
+            "model": judge.model,
+            "revision": judge.revision,
+            "adapter": json.loads((folder / CONFIG).read_text()),
+        },
+        tags={MODEL_TAG: model_tag(judge)},
         metrics=figures,
         parameters=parameters,
         tables=tables,
@@ -61,10 +76,18 @@ def lay_out(settings: Settings, registry: Registry, version: ModelVersion, day: 
         day=day,
         folder=f"{version.name}-{version.fingerprint[:12]}",
         model=config["model"],
+        revision=config["revision"],
         version=version.version,
     )
     folder = judge_folder(settings) / adapter.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config["adapter"], indent=1, sort_keys=True) + "\n")
+    if not folder.exists():
+        # Whole or not at all, and never written again: a night may be reading it.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+        save_file(tensors, scratch / TENSORS, metadata={"format": "pt"})
+        (scratch / CONFIG).write_text(json.dumps(config["adapter"], indent=1, sort_keys=True) + "\n")
+        scratch.chmod(0o755)
+        with contextlib.suppress(OSError):
+            scratch.rename(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
     return adapter

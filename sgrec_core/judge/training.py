@@ -42,6 +42,7 @@ class Preference:
 
     preferred: JudgeRequest
     other: JudgeRequest
+    user_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class ScoredPair:
     state: JudgeRequest
     preferred: tuple[float, ...]
     other: tuple[float, ...]
+    user_id: str = ""
 
 
 class Tuner:
@@ -281,7 +283,12 @@ def scored_pairs(engine: LanguageModelEngine, pairs: Sequence[Preference]) -> li
     """The pairs whose both items the judge could score."""
     results = engine.score([request for pair in pairs for request in (pair.preferred, pair.other)])
     return [
-        ScoredPair(state=pair.preferred, preferred=tuple(first.scores), other=tuple(second.scores))
+        ScoredPair(
+            state=pair.preferred,
+            preferred=tuple(first.scores),
+            other=tuple(second.scores),
+            user_id=pair.user_id,
+        )
         for pair, first, second in zip(pairs, results[::2], results[1::2], strict=True)
         if first.scores is not None and second.scores is not None
     ]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core import __version__
-from sgrec_core.active_judge import settings_of_day
+from sgrec_core.active_judge import settings_of_stage
 from sgrec_core.errors import GateError
 from sgrec_core.judge import day_has_context, judge_version
 from sgrec_core.judge.request import NO_TEXT
@@ -63,7 +63,7 @@ def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False
         GateError: there are no facts of ``ingest_events`` to balance rows by.
     """
     started = time.time()
-    settings = settings_of_day(settings, day)
+    settings = settings_of_stage(settings, BY_NAME[stage], day)
     reports, lake = settings.reports(day, BY_NAME[stage].folder), Lake(settings.lake_root)
     results: list[TableResult] = []
     write_gate(reports, stage, started, "running")
@@ -224,13 +224,15 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
     version = judge_version(settings, day_has_context(lake, day))
     rows = rows_of_day(lake, "aspect_scores", day)
     rows = rows.filter(pc.equal(rows["judge_version"], version))
-    # Training on fresh groups adds calls that this stage does not ask for and would never try again.
+    # Training on fresh groups, and the judge's own training, add calls that this stage does not ask for and would never
+    # try again.
+    pairs = lake.read("preference_pairs", where={"day": day})
+    train = lake.read("user_states", where={"day": day, "split": "train"}, columns=["decision_id"])["decision_id"]
+    pairs = pairs.filter(pc.is_in(pairs["decision_id"], value_set=pc.unique(train)))
     asked_for = [
         lake.read("candidates", where={"day": day}, columns=["state_id", "item_id"]),
         *(
-            lake.read("preference_pairs", where={"day": day}, columns=["state_id", name]).rename_columns(
-                ["state_id", "item_id"]
-            )
+            pairs.select(["state_id", name]).rename_columns(["state_id", "item_id"])
             for name in ("preferred_item", "other_item")
         ),
     ]
