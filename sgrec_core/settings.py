@@ -178,9 +178,10 @@ class JudgeTrainingSettings(Section):
     """Defaults of the learning rates are for models of some billion parameters."""
 
     rank: int = Field(16, ge=1, description="of the LoRA adapters")
-    batch_size: int = Field(16, ge=1, description="prompts per step; of GRPO, completions per step")
+    sft_batch_size: int = Field(16, ge=1, description="prompts per step")
     sft_epochs: float = Field(2.0, gt=0)
     sft_learning_rate: float = Field(2e-4, gt=0)
+    grpo_batch_size: int = Field(32, ge=2, description="completions per step: whole groups")
     grpo_epochs: float = Field(1.0, gt=0)
     grpo_learning_rate: float = Field(1e-5, gt=0)
     group_size: int = Field(4, ge=2, description="answers to one prompt, for the aspects")
@@ -205,8 +206,10 @@ class JudgeTrainingSettings(Section):
     @model_validator(mode="after")
     def _groups_fill_batches(self) -> Self:
         for name in ("group_size", "weights_group_size"):
-            if self.batch_size % getattr(self, name):
-                raise ValueError(f"batch_size {self.batch_size} must be a multiple of {name} {getattr(self, name)}")
+            if self.grpo_batch_size % getattr(self, name):
+                raise ValueError(
+                    f"grpo_batch_size {self.grpo_batch_size} must be a multiple of {name} {getattr(self, name)}"
+                )
         return self
 
 

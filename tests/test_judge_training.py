@@ -97,7 +97,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Tuner, Path]:
     """Share of points that are right before, after supervised training and after GRPO; the tuner; its adapter."""
     config = JudgeTrainingSettings(
-        batch_size=16, sft_epochs=15, sft_learning_rate=5e-3, grpo_epochs=1, grpo_learning_rate=1e-4
+        sft_batch_size=12,
+        grpo_batch_size=16,
+        sft_epochs=15,
+        sft_learning_rate=5e-3,
+        grpo_epochs=1,
+        grpo_learning_rate=1e-4,
     )
     tuner = Tuner(base, RUBRIC, config)
     right = [correct_points(tuner.engine(), SAMPLES).mean()]
@@ -117,7 +122,13 @@ def test_supervised_training_and_grpo_learn_what_is_good(trained: tuple[list[flo
 def test_grpo_alone_learns_levels_that_are_rewarded(base: Path) -> None:
     """From a model that has learnt nothing but that answers are letters."""
     config = JudgeTrainingSettings(
-        batch_size=48, sft_epochs=3, sft_learning_rate=3e-3, grpo_epochs=12, grpo_learning_rate=2e-3, kl_weight=0.0
+        sft_batch_size=48,
+        grpo_batch_size=48,
+        sft_epochs=3,
+        sft_learning_rate=3e-3,
+        grpo_epochs=12,
+        grpo_learning_rate=2e-3,
+        kl_weight=0.0,
     )
     tuner = Tuner(base, RUBRIC, config)
     letters = [
@@ -159,7 +170,13 @@ def test_an_adapter_is_part_of_the_version(
 def test_weights_learn_which_aspect_tells_pairs_apart(base: Path) -> None:
     """Only s0 tells the preferred item; s1 and s2 say the opposite."""
     config = JudgeTrainingSettings(
-        batch_size=16, sft_epochs=40, sft_learning_rate=5e-3, grpo_epochs=12, grpo_learning_rate=2e-3, kl_weight=0.0
+        sft_batch_size=16,
+        grpo_batch_size=16,
+        sft_epochs=40,
+        sft_learning_rate=5e-3,
+        grpo_epochs=12,
+        grpo_learning_rate=2e-3,
+        kl_weight=0.0,
     )
     tuner = Tuner(base, RUBRIC, config)
     states = [request("x", f"s{number}") for number in range(16)]

@@ -67,7 +67,8 @@ def settings_of(home: Path, **judge: Any) -> Settings:
         },
         judge_training={
             "labels": home / "labels",
-            "batch_size": 16,
+            "sft_batch_size": 12,
+            "grpo_batch_size": 16,
             "sft_epochs": 10,
             "sft_learning_rate": 5e-3,
             "grpo_learning_rate": 1e-4,

@@ -183,7 +183,7 @@ class Tuner:
 
         with _quiet():
             arguments = SFTConfig(
-                **self._arguments(self.config.sft_epochs, self.config.sft_learning_rate),
+                **self._arguments(self.config.sft_epochs, self.config.sft_learning_rate, self.config.sft_batch_size),
                 max_length=None,
                 completion_only_loss=True,
             )
@@ -205,7 +205,7 @@ class Tuner:
 
         with _quiet():
             arguments = GRPOConfig(
-                **self._arguments(self.config.grpo_epochs, self.config.grpo_learning_rate),
+                **self._arguments(self.config.grpo_epochs, self.config.grpo_learning_rate, self.config.grpo_batch_size),
                 num_generations=group,
                 max_completion_length=tokens,
                 epsilon=self.config.clip,
@@ -226,7 +226,7 @@ class Tuner:
             # The copy that the KL penalty was measured against.
             self.model.delete_adapter("ref")
 
-    def _arguments(self, epochs: float, learning_rate: float) -> dict[str, Any]:
+    def _arguments(self, epochs: float, learning_rate: float, batch_size: int) -> dict[str, Any]:
         on_gpu = torch.cuda.is_available()
         return {
             "output_dir": "unused",
@@ -237,7 +237,7 @@ class Tuner:
             "seed": self.config.seed,
             "num_train_epochs": epochs,
             "learning_rate": learning_rate,
-            "per_device_train_batch_size": self.config.batch_size,
+            "per_device_train_batch_size": batch_size,
             "use_cpu": not on_gpu,
             "bf16": on_gpu,
             "gradient_checkpointing": on_gpu,
