@@ -3,9 +3,14 @@
     python -m benchmarks.judge_training [--short] [--seeds 0 1 2 3 4] [--workers 2]
 
 The base model is the tiny untrained one made on the spot, the rubric a short one (`short_rubric.yaml`): this shows that the stages work,
-not how good a judge is. Part A, PointAcc (share of the labels that the likeliest level hits): base, after supervised training,
-after GRPO. Part B, PairAUC on clicked against passed-over items, scored by the trained part A: uniform weights, weights after
-supervised training on their form, after GRPO, and for comparison those of the pipeline's own small network, from the same pairs.
+not how good a judge is.
+
+Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one that the user truly
+prefers, aspects weighed alike) of the base, after supervised training, after GRPO on labels that the supervised stage has not seen.
+
+Part B, apart from A: PairAUC on the same pairs where the aspects of the items are the true ones. Uniform weights, weights after supervised
+training on their form, after GRPO, and for comparison those of the pipeline's own small network from the same pairs, and each
+user's true weights. Training pairs are those on which weights matter: neither item is better in every aspect.
 """
 
 import argparse
@@ -14,6 +19,7 @@ import multiprocessing
 import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +34,7 @@ from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import relative_gain
 from sgrec_core.items import item_text
 from sgrec_core.judge import JudgeRequest, Rubric, load_rubric
+from sgrec_core.judge.labels import nearest_label
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.judge.training import (
     Labelled,
@@ -43,10 +50,43 @@ from sgrec_core.logs.vocabulary import PLACEMENTS
 from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, SimulatorSettings
 
 RUBRIC = Path(__file__).with_name("short_rubric.yaml")
-TRAINING = {"batch_size": 32, "sft_epochs": 3, "sft_learning_rate": 2e-3, "grpo_epochs": 1, "grpo_learning_rate": 5e-4}
+LABELS = {
+    "sft_batch_size": 32,
+    "sft_epochs": 1,
+    "sft_learning_rate": 5e-3,
+    "grpo_batch_size": 128,
+    "grpo_learning_rate": 3e-4,
+}
+WEIGHTS = {
+    "sft_batch_size": 32,
+    "sft_epochs": 2,
+    "sft_learning_rate": 5e-3,
+    "grpo_batch_size": 128,
+    "grpo_learning_rate": 5e-4,
+    "kl_weight": 0.0,
+}
 """For a model of 128 dimensions; chosen on seed 1000."""
-SIZES = {"users": 800, "labels": 500, "grpo_labels": 200, "test_labels": 500, "pairs": 300, "test_pairs": 500}
-SHORT_SIZES = {"users": 100, "labels": 30, "grpo_labels": 10, "test_labels": 60, "pairs": 20, "test_pairs": 60}
+SIZES = {
+    "users": 4000,
+    "labels": 1000,
+    "grpo_labels": 500,
+    "test_labels": 400,
+    "states": 1200,
+    "pairs": 600,
+    "test_pairs": 1500,
+    "judged_pairs": 150,
+}
+"""``judged_pairs``: of the test pairs, those whose items the trained judge scores."""
+SHORT_SIZES = {
+    "users": 200,
+    "labels": 30,
+    "grpo_labels": 10,
+    "test_labels": 60,
+    "states": 30,
+    "pairs": 20,
+    "test_pairs": 60,
+    "judged_pairs": 30,
+}
 
 
 def main() -> None:
@@ -58,8 +98,12 @@ def main() -> None:
     options = parser.parse_args()
     seeds = options.seeds or ([0, 1] if options.short else [0, 1, 2, 3, 4])
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        runs = list(pool.map(partial(run_seed, SHORT_SIZES if options.short else SIZES), seeds))
+        runs = list(pool.map(partial(run_seed, sizes_of(options)), seeds))
     report(options, seeds, runs)
+
+
+def sizes_of(options: argparse.Namespace) -> dict[str, int]:
+    return SHORT_SIZES if options.short else SIZES
 
 
 def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
@@ -67,30 +111,39 @@ def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     rubric = load_rubric(True, RUBRIC)
-    labels, test_labels, pairs, test_pairs = data(rubric, sizes)
-    config = JudgeTrainingSettings(seed=seed, **TRAINING)
-    found = {}
+    world = simulated(rubric, sizes)
+    found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
         # A tokenizer that knows the words of the training users makes prompts four times as short.
-        corpus = [RUBRIC.read_text(), *(str(vars(sample.request)) for sample in labels)]
+        corpus = [RUBRIC.read_text(), *(str(vars(sample.request)) for sample in world.labels[: sizes["labels"]])]
         base = make_tiny_model(Path(folder) / "tiny", corpus)
-        judge = Tuner(base, rubric, config)
-        found["points: base"] = correct_points(judge.engine(), test_labels).ravel()
-        judge.supervise_labels(labels)
-        found["points: supervised"] = correct_points(judge.engine(), test_labels).ravel()
-        judge.reinforce_labels(labels[: sizes["grpo_labels"]])
-        found["points: GRPO"] = correct_points(judge.engine(), test_labels).ravel()
-        scored, test_scored = scored_pairs(judge.engine(), pairs), scored_pairs(judge.engine(), test_pairs)
-        states = [pair.state for pair in test_scored]
-        found["pairs: uniform"] = ordered_pairs(test_scored)
-        aggregator = Tuner(base, rubric, config)
-        aggregator.supervise_form_of_weights([pair.state for pair in scored])
-        found["pairs: form"] = ordered_pairs(test_scored, aggregator.weights(states))
-        aggregator.reinforce_weights(scored)
-        found["pairs: GRPO"] = ordered_pairs(test_scored, aggregator.weights(states))
-        found["pairs: network"] = ordered_pairs(test_scored, network_weights(rubric, scored, test_scored, seed))
-        found["users: points"] = np.repeat([user(sample.request) for sample in test_labels], len(rubric.aspects))
-        found["users: pairs"] = np.array([user(state) for state in states])
+
+        judge = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **LABELS))
+        stages = {
+            "base": lambda: None,
+            "supervised": lambda: judge.supervise_labels(world.labels[: sizes["labels"]]),
+            "GRPO": lambda: judge.reinforce_labels(world.labels[sizes["labels"] :]),
+        }
+        for stage, train in stages.items():
+            train()
+            found[f"points: {stage}"] = correct_points(judge.engine(), world.test_labels).ravel()
+            found[f"pairs, judged: {stage}"] = ordered_pairs(
+                scored_pairs(judge.engine(), world.test_pairs[: sizes["judged_pairs"]])
+            )
+
+        aggregator = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **WEIGHTS))
+        states = [pair.state for pair in world.true_test_pairs]
+        found["pairs, true: uniform"] = ordered_pairs(world.true_test_pairs)
+        aggregator.supervise_form_of_weights(world.states)
+        found["pairs, true: form"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
+        aggregator.reinforce_weights(world.true_pairs)
+        found["pairs, true: GRPO"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
+        network = network_weights(rubric, world.true_pairs, world.true_test_pairs, seed)
+        found["pairs, true: network"] = ordered_pairs(world.true_test_pairs, network)
+        found["pairs, true: true weights"] = ordered_pairs(world.true_test_pairs, world.test_weights)
+        found["users: points"] = np.repeat([user(sample.request) for sample in world.test_labels], len(rubric.aspects))
+        found["users: pairs, true"] = np.array([user(state) for state in states])
+        found["users: pairs, judged"] = found["users: pairs, true"][: sizes["judged_pairs"]]
     print(
         f"seed {seed}: "
         + ", ".join(f"{name} {values.mean():.4f}" for name, values in found.items() if "users" not in name),
@@ -99,10 +152,24 @@ def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     return found
 
 
-def data(
-    rubric: Rubric, sizes: dict[str, int]
-) -> tuple[list[Labelled], list[Labelled], list[Preference], list[Preference]]:
-    """Labels and pairs of the first half of the users for training, of the others for the test; the same for all seeds."""
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Labels and pairs of the first half of the simulated users for training, of the others for the test."""
+
+    labels: list[Labelled]
+    test_labels: list[Labelled]
+    states: list[JudgeRequest]
+    test_pairs: list[Preference]
+    true_pairs: list[ScoredPair]
+    """With the items' true aspects."""
+    true_test_pairs: list[ScoredPair]
+    """The same as ``test_pairs``."""
+    test_weights: np.ndarray
+    """True weights of their users."""
+
+
+def simulated(rubric: Rubric, sizes: dict[str, int]) -> World:
+    """The same for all seeds."""
     settings = SimulatorSettings(
         seed=100, users=sizes["users"], items=200, new_items_per_day=0, requests_per_user=4.0, slate=6
     )
@@ -114,9 +181,11 @@ def data(
         json.dumps({name: value for name, value in row.items() if name != "user_id"})
         for row in simulator.profile_rows(day.users)
     ]
+    lowest = np.array([aspect.lowest for aspect in rubric.aspects])
+    highest = np.array([aspect.highest for aspect in rubric.aspects])
     draw = np.random.default_rng(0)
     labels: dict[bool, list[Labelled]] = {True: [], False: []}
-    pairs: dict[bool, list[Preference]] = {True: [], False: []}
+    pairs: dict[bool, list[tuple[Preference, ScoredPair]]] = {True: [], False: []}
 
     def request(row: int, position: int) -> JudgeRequest:
         # What the user clicked in earlier requests of the day.
@@ -135,29 +204,33 @@ def data(
 
     for row in draw.permutation(len(day.user)):
         training = bool(day.user[row] < sizes["users"] // 2)
-        position = int(draw.integers(day.shown.shape[1]))
+        aspects = day.aspects[row].astype(float)
+        one, two = draw.choice(day.shown.shape[1], size=2, replace=False).tolist()
         labels[training].append(
-            Labelled(request=request(row, position), labels=true_labels(rubric, day.aspects[row, position]))
+            Labelled(
+                request=request(row, one),
+                labels=tuple(map(nearest_label, rubric.aspects, aspects[one].tolist())),
+            )
         )
-        clicked, passed = np.flatnonzero(day.clicked[row]), np.flatnonzero(~day.clicked[row])
-        if len(clicked) and len(passed):
-            chosen, other = int(draw.choice(clicked)), int(draw.choice(passed))
-            pairs[training].append(Preference(preferred=request(row, chosen), other=request(row, other)))
-    return (
-        labels[True][: sizes["labels"]],
-        labels[False][: sizes["test_labels"]],
-        pairs[True][: sizes["pairs"]],
-        pairs[False][: sizes["test_pairs"]],
+        liking = aspects @ day.users.weights[day.user[row]]
+        chosen, other = (one, two) if liking[one] > liking[two] else (two, one)
+        scores = lowest + (highest - lowest) * aspects
+        if training and not (scores[chosen] < scores[other]).any():
+            continue
+        preference = Preference(preferred=request(row, chosen), other=request(row, other))
+        scored = ScoredPair(state=preference.preferred, preferred=tuple(scores[chosen]), other=tuple(scores[other]))
+        pairs[training].append((preference, scored))
+    test_pairs = pairs[False][: sizes["test_pairs"]]
+    test_users = [int(user(preference.preferred)[1:]) for preference, _ in test_pairs]
+    return World(
+        labels=labels[True][: sizes["labels"] + sizes["grpo_labels"]],
+        test_labels=labels[False][: sizes["test_labels"]],
+        states=[scored.state for _, scored in pairs[True][: sizes["states"]]],
+        test_pairs=[preference for preference, _ in test_pairs],
+        true_pairs=[scored for _, scored in pairs[True][: sizes["pairs"]]],
+        true_test_pairs=[scored for _, scored in test_pairs],
+        test_weights=day.users.weights[test_users],
     )
-
-
-def true_labels(rubric: Rubric, aspects: np.ndarray) -> tuple[str, ...]:
-    """The level nearest to each true aspect, which lies in [0, 1], on the aspect's scale."""
-    labels = []
-    for aspect, share in zip(rubric.aspects, aspects.tolist(), strict=True):
-        value = aspect.lowest + (aspect.highest - aspect.lowest) * share
-        labels.append(min(aspect.value_of, key=lambda label: abs(aspect.value_of[label] - value)))
-    return tuple(labels)
 
 
 def network_weights(rubric: Rubric, training: list[ScoredPair], test: list[ScoredPair], seed: int) -> np.ndarray:
@@ -199,14 +272,37 @@ STAGES = (
     ("PointAcc of supervised training over the base model", "points: supervised", "points: base", True),
     ("PointAcc of GRPO over supervised training", "points: GRPO", "points: supervised", True),
     (
-        "PairAUC of weights after GRPO over those after supervised training on their form",
-        "pairs: GRPO",
-        "pairs: form",
+        "PairAUC of the judge after supervised training over the base model",
+        "pairs, judged: supervised",
+        "pairs, judged: base",
         True,
     ),
-    ("PairAUC of weights after GRPO over uniform weights", "pairs: GRPO", "pairs: uniform", True),
-    ("PairAUC of the small network's weights over uniform weights", "pairs: network", "pairs: uniform", False),
-    ("PairAUC of weights after GRPO over the small network's", "pairs: GRPO", "pairs: network", False),
+    (
+        "PairAUC of the judge after GRPO over supervised training",
+        "pairs, judged: GRPO",
+        "pairs, judged: supervised",
+        False,
+    ),
+    (
+        "PairAUC of weights after GRPO over those after supervised training on their form",
+        "pairs, true: GRPO",
+        "pairs, true: form",
+        True,
+    ),
+    ("PairAUC of weights after GRPO over uniform weights", "pairs, true: GRPO", "pairs, true: uniform", True),
+    (
+        "PairAUC of the small network's weights over uniform weights",
+        "pairs, true: network",
+        "pairs, true: uniform",
+        False,
+    ),
+    ("PairAUC of weights after GRPO over the small network's", "pairs, true: GRPO", "pairs, true: network", False),
+    (
+        "PairAUC of the users' true weights over uniform weights",
+        "pairs, true: true weights",
+        "pairs, true: uniform",
+        False,
+    ),
 )
 """What is compared: name, challenger, baseline, whether a gain is the goal."""
 
@@ -229,7 +325,7 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
     text = "\n".join(
         [
             f"{len(runs[0]['points: base']):,} labels of {len(set(runs[0]['users: points']))} held-out users, "
-            f"{len(runs[0]['pairs: GRPO']):,} pairs. Gains are relative, with 95% intervals over seeds and users.",
+            f"{len(runs[0]['pairs, true: GRPO']):,} pairs. Gains are relative, with 95% intervals over seeds and users.",
             "",
             "| metric: stage | mean | deviation between seeds |",
             "| --- | --- | --- |",
@@ -239,7 +335,12 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
     name = "judge-training" + ("-short" if options.short else "")
     print(
         write(
-            name, claims, seeds=seeds, text=text, details={"training": TRAINING, "sizes": SIZES}, folder=options.output
+            name,
+            claims,
+            seeds=seeds,
+            text=text,
+            details={"labels": LABELS, "weights": WEIGHTS, "sizes": sizes_of(options)},
+            folder=options.output,
         ).read_text()
     )
 
