@@ -367,7 +367,14 @@ def test_an_interrupted_night_leaves_no_process_behind(
     shutil.copytree(stopping_home / "airflow", home / "airflow")
     monkeypatch.setenv("SGREC_HOME", str(home))
     monkeypatch.setenv("SGREC_INPUT", "simulator")
-    night = subprocess.Popen([*SGREC, "nightly"], stderr=subprocess.PIPE, text=True, cwd=PROJECT_ROOT)
+    night = subprocess.Popen(
+        [*SGREC, "nightly"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT_ROOT,
+        # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         progress = home / "reports" / "2026-01-05" / "progress.jsonl"
         deadline = time.monotonic() + 300
