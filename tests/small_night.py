@@ -103,6 +103,21 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
              "cutoff": 10, "bucket": "all", "value": value, "lower": lower, "upper": upper, "users": USERS}
             for model, version, role, metric, value, lower, upper in metrics
         ],
+        "judge_labels": [
+            {"day": the_day, "sample_id": f"l{u}", "user_id": f"u{u}", "split": "train" if u else "validation", "source": "human",
+             "history": ["item 1"], "profile": None, "context": None, "item_text": f"item 2 {attack}", "aspects": ASPECTS,
+             "labels": ["A", "B", "C"], "reasoning": attack or None}
+            for u in users
+        ],
+        "judge_labels_rejected": [
+            {"day": the_day, "reason": "missing_field", "detail": "column labels: absent", "file": "labels.jsonl", "line": 3,
+             "raw_text": '{"sample_id": "l99"} ' + attack},
+        ],
+        "judge_evaluations": [
+            {"day": the_day, "judge_version": "j2", "role": "candidate", "metric": "point_acc", "aspect": aspect, "bucket": "all",
+             "value": 0.61, "lower": 0.55, "upper": 0.66, "count": USERS}
+            for aspect in ("all", *ASPECTS)
+        ],
     }  # fmt: skip
     return rows[table]
 
