@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.job import Job
+from sgrec_core.judge import is_meaningless
 from sgrec_core.judge.comparison import Answers, Row, Verdict
 from sgrec_core.quality.report import page_environment
 
@@ -30,6 +31,7 @@ def write_judge_report(
             day=job.day,
             verdict=found,
             model=job.settings.judge.model,
+            is_tiny=is_meaningless(job.settings),
             versions={role: judge.version for role, judge in of_role.items()},
             figures=_figures(rows),
             calibration=_calibration(rows["candidate"]),
