@@ -24,9 +24,7 @@ ACTIVE = "active"
 def run(job: Job) -> None:
     settings = job.settings
     held = held_out(job.lake, settings, job.day)
-    of_role = {
-        role: answers(job.lake, chosen, job.day, held) for role, chosen in settings_of_roles(settings, job.day).items()
-    }
+    of_role = {role: answers(job.lake, chosen, held) for role, chosen in settings_of_roles(settings, job.day).items()}
     candidate, active = of_role["candidate"], of_role["active"]
     for judge in (candidate, active):
         if judge.missing:

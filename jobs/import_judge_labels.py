@@ -4,7 +4,6 @@ Files lie in ``judge_training.labels``; their form is in `sgrec_core.judge.label
 simulator knows of the day's impressions is written as a label file and read like any other.
 """
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,23 +11,23 @@ import pyarrow as pa
 
 from sgrec_core.errors import InputError
 from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import load_rubric
+from sgrec_core.judge import Rubric, load_rubric
 from sgrec_core.judge.labels import label_files, read_labels, simulated_labels
 from sgrec_core.lake import load_contract
-from sgrec_core.logs.landing import write_jsonl
+from sgrec_core.logs.landing import file_digests, write_jsonl
 from sgrec_core.logs.readers import Limits
 
 
 def run(job: Job) -> None:
     settings = job.settings
     rubric = load_rubric(True, settings.judge.rubric)
-    folder = settings.judge_training.labels or _simulated(job)
+    folder = settings.judge_training.labels or _simulated(job, rubric)
     if not folder.is_dir():
         raise InputError(f"SGREC_JUDGE_TRAINING__LABELS={folder}: no such folder")
     limits = Limits(line_bytes=settings.ingest.max_line_bytes, raw_text=settings.ingest.max_raw_text)
     fingerprint = job.inputs_fingerprint(
         {
-            "files": _contents(folder),
+            "files": file_digests({path.relative_to(folder).as_posix(): path for path in label_files(folder)}),
             "rubric": rubric.fingerprint,
             "limits": vars(limits),
             "validation_share": settings.states.validation_share,
@@ -60,7 +59,7 @@ def run(job: Job) -> None:
     job.lake.publish("judge_labels", _table("judge_labels", accepted), partition=partition, fingerprint=fingerprint)
 
 
-def _simulated(job: Job) -> Path:
+def _simulated(job: Job, rubric: Rubric) -> Path:
     """A folder with what the simulator knows.
 
     Raises:
@@ -73,23 +72,12 @@ def _simulated(job: Job) -> Path:
         )
     job.note("labels: the levels nearest to the simulator's true aspects")
     home = job.settings.home.resolve()
-    # With its context the default rubric's; a rubric of other aspects is refused.
-    rubric = load_rubric(True, job.settings.judge.rubric)
     lines = simulated_labels(
         job.lake, home / "simulator", job.day, rubric, job.settings.judge_training.simulated_labels
     )
     folder = home / "landing" / "judge_labels" / f"day={job.day}"
     write_jsonl(folder / "simulated.jsonl", lines)
     return folder
-
-
-def _contents(folder: Path) -> list[str]:
-    """Names and digests of the files."""
-    found = []
-    for path in label_files(folder):
-        with path.open("rb") as file:
-            found.append(f"{path.relative_to(folder).as_posix()}={hashlib.file_digest(file, 'blake2b').hexdigest()}")
-    return found
 
 
 def _table(name: str, rows: list[dict[str, object]]) -> pa.Table:

@@ -21,7 +21,7 @@ from sgrec_core.errors import SettingsError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version, load_rubric
 from sgrec_core.judge.backends import model_path
-from sgrec_core.judge.calls import day_states, day_texts, state_request
+from sgrec_core.judge.calls import day_states, day_texts, split_pairs, state_request
 from sgrec_core.judge.registered import JUDGE_WEIGHTS, MODEL_TAG, lay_out, model_tag
 from sgrec_core.night import mark_of_night, of_night
 from sgrec_core.registry import ModelVersion, Registry
@@ -42,7 +42,7 @@ class Scores:
 
 
 def run(job: Job) -> None:
-    pairs = _training_pairs(job)
+    pairs = split_pairs(job.lake, job.day, "train")
     candidates = job.lake.read("candidates", where={"day": job.day}, columns=["state_id"])
     wanted = sorted(set(candidates["state_id"].to_pylist()))
     judge = judge_version(job.settings, day_has_context(job.lake, job.day))
@@ -148,17 +148,6 @@ def _named_weights(
             parts.append(tuner.weights([state_request(state, states[state], texts) for state in part]))
             advance(len(part))
     return np.concatenate(parts)
-
-
-def _training_pairs(job: Job) -> list[dict[str, str]]:
-    """Pairs of training users' decisions, with the user."""
-    states = job.lake.read(
-        "user_states", where={"day": job.day, "split": "train"}, columns=["decision_id", "user_id"]
-    ).to_pylist()
-    user_of = {state["decision_id"]: state["user_id"] for state in states}
-    columns = ["decision_id", "state_id", "preferred_item", "other_item"]
-    pairs = job.lake.read("preference_pairs", where={"day": job.day}, columns=columns).to_pylist()
-    return [{**pair, "user_id": user_of[pair["decision_id"]]} for pair in pairs if pair["decision_id"] in user_of]
 
 
 def _scores(job: Job, judge: str, states: set[str]) -> Scores:

@@ -4,8 +4,6 @@ PointAcc on held-out users' labels stands beside each stage. The adapter is regi
 ``<home>/judge`` for vLLM; nights use it once `jobs.evaluate_judge` has activated it.
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import day_has_context, judge_version, load_rubric
 from sgrec_core.judge.backends import model_path
 from sgrec_core.judge.labels import call_of, label_request
-from sgrec_core.judge.registered import JUDGE, check_trainable, lay_out, register_adapter
+from sgrec_core.judge.registered import check_trainable, lay_out, register_adapter, trained_before
 from sgrec_core.judge.rubric import Rubric
 from sgrec_core.judge.training import Labelled, Tuner, correct_points
 from sgrec_core.night import mark_of_night, use_threads
@@ -31,9 +29,7 @@ STAGES = ("base", "supervised", "grpo")
 def run(job: Job) -> None:
     settings = job.settings.judge_training
     check_trainable(job.settings)
-    rows = job.lake.read("judge_labels", where={"day": job.day}).to_pylist()
     has_context = day_has_context(job.lake, job.day)
-    rubric = load_rubric(has_context, job.settings.judge.rubric)
     fingerprint = job.inputs_fingerprint(
         {
             "training": settings.model_dump(
@@ -43,15 +39,11 @@ def run(job: Job) -> None:
         }
     )
     registry = Registry(job.settings)
-    version = registry.find(JUDGE, fingerprint)
-    if version is not None and not job.force:
-        # Of this version, which need not be the one that was trained last.
-        for name, value in registry.metrics(version).items():
-            job.count(name, round(value, 4))
-        job.keep_facts()
-    else:
+    version = trained_before(job, registry, fingerprint)
+    if version is None:
         use_threads(job.settings)
-        training, held_out, users = _samples(job, rows, rubric)
+        rubric = load_rubric(has_context, job.settings.judge.rubric)
+        training, held_out, users = _samples(job, rubric)
         tuner = Tuner(model_path(job.settings), rubric, settings, revision=job.settings.judge.revision)
         cut = max(1, round(len(training) * (1 - settings.grpo_share)))
         correct = {}
@@ -63,21 +55,7 @@ def run(job: Job) -> None:
                     tuner.reinforce_labels(training[cut:])
                 correct[stage] = correct_points(tuner.engine(), held_out)
                 advance(1)
-        figures = _figures(correct, users, settings.seed)
-        for name, value in figures.items():
-            job.count(name, round(value, 4))
-        with tempfile.TemporaryDirectory() as scratch:
-            version = register_adapter(
-                registry,
-                JUDGE,
-                tuner.save(Path(scratch)),
-                day=job.day,
-                fingerprint=fingerprint,
-                judge=job.settings.judge,
-                figures=figures,
-                parameters=settings.model_dump(),
-                tables={"judge_labels": job.lake.version("judge_labels")},
-            )
+        version = register_adapter(job, registry, tuner, fingerprint, _figures(correct, users, settings.seed))
         job.count("supervised_samples", cut)
         job.count("grpo_samples", len(training) - cut)
         job.count("held_out_samples", len(held_out))
@@ -86,7 +64,7 @@ def run(job: Job) -> None:
     job.count("judge_model_version", version.version)
 
 
-def _samples(job: Job, rows: list[dict[str, Any]], rubric: Rubric) -> tuple[list[Labelled], list[Labelled], list[str]]:
+def _samples(job: Job, rubric: Rubric) -> tuple[list[Labelled], list[Labelled], list[str]]:
     """Samples to train on, in an order fixed by hash; held-out ones; and the users of these.
 
     Who labelled the same item in the same state as a held-out user is not trained on.
@@ -94,6 +72,7 @@ def _samples(job: Job, rows: list[dict[str, Any]], rubric: Rubric) -> tuple[list
     Raises:
         InputError: there are none of either.
     """
+    rows = job.lake.read("judge_labels", where={"day": job.day}).to_pylist()
     usable = [row for row in rows if row["aspects"] == rubric.aspect_ids]
     if len(usable) < len(rows):
         job.note(

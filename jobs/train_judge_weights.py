@@ -5,9 +5,7 @@ aspects as the adapter of the same day's `jobs.train_judge` scores them, for uni
 fitted to the same pairs. Registered as ``sgrec-judge-weights``; nights use it with ``aggregator.engine=language_model``.
 """
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import JudgeRequest, day_has_context, judge_version, load_rubric
 from sgrec_core.judge.backends import model_path
 from sgrec_core.judge.calls import Pair, Texts, day_pairs, day_states, day_texts, request
-from sgrec_core.judge.registered import JUDGE_WEIGHTS, check_trainable, lay_out, register_adapter
+from sgrec_core.judge.registered import check_trainable, lay_out, register_adapter, trained_before
 from sgrec_core.judge.training import Preference, ScoredPair, Tuner, ordered_pairs, scored_pairs
 from sgrec_core.night import mark_of_night, use_threads
 from sgrec_core.registry import Registry
@@ -35,17 +33,6 @@ def run(job: Job) -> None:
     judge = trained(job.settings, job.day)
     if judge is None:
         raise InputError(f"no judge was trained for {job.day}; run `python -m jobs.train_judge --day {job.day}` first")
-    texts = day_texts(job.lake, job.day)
-    pairs = {
-        split: day_pairs(job.lake, job.day, split, texts, limit=limit, seed=job.settings.judge.seed)
-        for split, limit in (("train", settings.max_pairs), ("validation", settings.max_test_pairs))
-    }
-    if not all(pairs.values()):
-        job.note(
-            f"preference_pairs of {job.day} has {len(pairs['train'])} pairs to train on and {len(pairs['validation'])} of"
-            " held-out users; weights need both: none were trained"
-        )
-        return
     has_context = day_has_context(job.lake, job.day)
     fingerprint = job.inputs_fingerprint(
         {
@@ -58,12 +45,19 @@ def run(job: Job) -> None:
         }
     )
     registry = Registry(job.settings)
-    version = registry.find(JUDGE_WEIGHTS, fingerprint)
-    if version is not None and not job.force:
-        for name, value in registry.metrics(version).items():
-            job.count(name, round(value, 4))
-        job.keep_facts()
-    else:
+    version = trained_before(job, registry, fingerprint)
+    if version is None:
+        texts = day_texts(job.lake, job.day)
+        pairs = {
+            split: day_pairs(job.lake, job.day, split, texts, limit=limit, seed=job.settings.judge.seed)
+            for split, limit in (("train", settings.max_pairs), ("validation", settings.max_test_pairs))
+        }
+        if not all(pairs.values()):
+            job.note(
+                f"preference_pairs of {job.day} has {len(pairs['train'])} pairs to train on and"
+                f" {len(pairs['validation'])} of held-out users; weights need both: none were trained"
+            )
+            return
         use_threads(job.settings)
         rubric = load_rubric(has_context, job.settings.judge.rubric)
         base, revision = model_path(job.settings), job.settings.judge.revision
@@ -85,23 +79,10 @@ def run(job: Job) -> None:
         figures = _figures(right, [pair.user_id for pair in held_out], settings.seed)
         if figures["pair_auc_gain_grpo_over_network_lower"] <= 0:
             job.note("the named weights order held-out pairs no better than the small network's, beyond chance")
-        for name, value in figures.items():
-            job.count(name, round(value, 4))
+        version = register_adapter(job, registry, tuner, fingerprint, figures)
         job.count("training_pairs", len(training))
         job.count("held_out_pairs", len(held_out))
         job.count("mean_weights", dict(zip(rubric.aspect_ids, weights.mean(axis=0).round(4).tolist(), strict=True)))
-        with tempfile.TemporaryDirectory() as scratch:
-            version = register_adapter(
-                registry,
-                JUDGE_WEIGHTS,
-                tuner.save(Path(scratch)),
-                day=job.day,
-                fingerprint=fingerprint,
-                judge=job.settings.judge,
-                figures=figures,
-                parameters=settings.model_dump(),
-                tables={table: job.lake.version(table) for table in job.stage.reads},
-            )
     mark_of_night(registry, version)
     lay_out(job.settings, registry, version, job.day)
     job.count("weights_model_version", version.version)

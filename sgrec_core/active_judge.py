@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.errors import SettingsError
+from sgrec_core.files import write_json
 from sgrec_core.settings import Settings
 from sgrec_core.stages import Stage
 
@@ -145,8 +146,4 @@ def _write(settings: Settings, kind: str, day: str, adapter: Adapter | None) -> 
         content[kind].pop(day, None)
     else:
         content[kind][day] = asdict(adapter)
-    path = judge_folder(settings) / "adapters.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    scratch.replace(path)
+    write_json(judge_folder(settings) / "adapters.json", content)

@@ -25,6 +25,7 @@ from rich.table import Table
 from sgrec_core import __version__
 from sgrec_core.active_judge import settings_of_stage
 from sgrec_core.errors import SgrecError
+from sgrec_core.files import read_json
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.tables import transaction_version
 from sgrec_core.sampling import digest
@@ -124,12 +125,6 @@ class Job:
     def _facts_path(self) -> Path:
         return self.reports / "stages" / f"{self.stage.name}.json"
 
-    def _read_facts(self) -> dict[str, Any]:
-        try:
-            return json.loads(self._facts_path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-
     def _write_facts(self, state: str, message: str | None = None) -> None:
         content = {
             "stage": self.stage.name,
@@ -170,7 +165,7 @@ class Job:
 
     def _write_facts_running(self) -> None:
         """A stage that is running, or was killed, must not show the success of an earlier run; its facts are kept."""
-        self._before = self._read_facts()
+        self._before = read_json(self._facts_path)
         self.facts, self.notes = self._before.get("facts", {}), self._before.get("notes", [])
         self._write_facts("running")
         self.facts, self.notes = {}, []

@@ -232,10 +232,7 @@ class Registry:
             self.client.delete_model_version_tag(demoted.name, demoted.version, tag)
         self.client.set_model_version_tag(demoted.name, demoted.version, "sgrec.rolled_back", "true")
         champion = self.newest_promotion()
-        if champion is None:
-            self.client.delete_registered_model_alias(GENERATOR, CHAMPION)
-        else:
-            self.set_alias(champion, CHAMPION)
+        self.set_alias_or_none(GENERATOR, CHAMPION, champion.version if champion else None)
         return demoted, champion
 
 

@@ -192,8 +192,7 @@ def test_labels_of_held_out_calls_are_not_trained_on(trained: Settings, tmp_path
     publish_night(settings)
     execute("import_judge_labels", settings)
     job = Job("train_judge", DAY, settings)
-    table = Lake(settings.lake_root).read("judge_labels").to_pylist()
-    training, held_out, _ = train_judge._samples(job, table, load_rubric(False, RUBRIC))
+    training, held_out, _ = train_judge._samples(job, load_rubric(False, RUBRIC))
     asked = {(sample.request.state_id, sample.request.item_id) for sample in held_out}
     assert asked
     assert not asked & {(sample.request.state_id, sample.request.item_id) for sample in training}

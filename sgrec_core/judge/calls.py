@@ -4,6 +4,7 @@ A call is a distinct (state, item, item content); with ``judge_version`` it is t
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 
 from sgrec_core.errors import ContractError, JudgeGoneError
 from sgrec_core.items.encoder import item_text
-from sgrec_core.judge import day_has_context, judge_version, make_engine
+from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
 from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
 from sgrec_core.lake import Lake
 from sgrec_core.sampling import hash_share
@@ -63,22 +64,26 @@ class Pair(NamedTuple):
     other: Call
 
 
-def day_pairs(lake: Lake, day: str, split: str, texts: Texts, *, limit: int, seed: int) -> list[Pair]:
-    """At most ``limit`` preference pairs of a split's decisions between items of ``texts``, in an order by seeded hash."""
+def split_pairs(lake: Lake, day: str, split: str) -> list[dict[str, str]]:
+    """Rows of ``preference_pairs`` of a split's decisions, with the user."""
     states = lake.read("user_states", where={"day": day, "split": split}, columns=["decision_id", "user_id"])
     user_of = dict(zip(*(column.to_pylist() for column in states.columns), strict=True))
     columns = ["decision_id", "state_id", "preferred_item", "other_item"]
+    pairs = lake.read("preference_pairs", where={"day": day}, columns=columns).to_pylist()
+    return [{**pair, "user_id": user_of[pair["decision_id"]]} for pair in pairs if pair["decision_id"] in user_of]
+
+
+def day_pairs(lake: Lake, day: str, split: str, texts: Texts, *, limit: int, seed: int) -> list[Pair]:
+    """At most ``limit`` preference pairs of a split's decisions between items of ``texts``, in an order by seeded hash."""
     rows = [
-        row
-        for row in lake.read("preference_pairs", where={"day": day}, columns=columns).to_pylist()
-        if row["decision_id"] in user_of and row["preferred_item"] in texts and row["other_item"] in texts
+        row for row in split_pairs(lake, day, split) if row["preferred_item"] in texts and row["other_item"] in texts
     ]
     names = [f"{row['decision_id']}/{row['other_item']}" for row in rows]
     chosen = np.argsort(hash_share(names, f"judge-pairs-{seed}"), kind="stable")[:limit].tolist()
     return [
         Pair(
             names[number],
-            user_of[rows[number]["decision_id"]],
+            rows[number]["user_id"],
             *(
                 (rows[number]["state_id"], item, texts[item][0])
                 for item in (rows[number]["preferred_item"], rows[number]["other_item"])
@@ -181,6 +186,26 @@ class Spent:
     def of_commit(cls, commit: Mapping[str, Any]) -> "Spent":
         """What `metadata` put into a commit."""
         return cls(**{one.name: json.loads(commit[f"sgrec.judge_{one.name}"]) for one in fields(cls)})
+
+
+def score_shard(
+    lake: Lake, day: str, version: str, engine: Engine, requests: Mapping[Call, JudgeRequest], *, worker: str = ""
+) -> tuple[Spent, list[JudgeResult]]:
+    """Ask ``engine`` and publish its answers in one commit."""
+    before, started = replace(engine.usage), time.monotonic()
+    results = engine.score(list(requests.values()))
+    spent = publish_scores(
+        lake,
+        day,
+        version,
+        engine.rubric.aspect_ids,
+        list(requests),
+        results,
+        usage=engine.usage - before,
+        seconds=time.monotonic() - started,
+        worker=worker,
+    )
+    return spent, results
 
 
 def publish_scores(

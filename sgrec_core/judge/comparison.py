@@ -4,6 +4,7 @@ Labels and pairs belong to the users that no fit of a night reads. Both versions
 use; answers are rows of ``aspect_scores`` like a night's, so that no call is paid twice.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,7 @@ BINS = 10
 class HeldOut:
     """Labels and pairs of the held-out users of a day."""
 
+    has_context: bool
     rubric: Rubric
     samples: list[dict[str, Any]]
     """Rows of ``judge_labels``."""
@@ -51,7 +53,8 @@ def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
     Raises:
         InputError: no label of a held-out user is there.
     """
-    rubric = load_rubric(day_has_context(lake, day), settings.judge.rubric)
+    has_context = day_has_context(lake, day)
+    rubric = load_rubric(has_context, settings.judge.rubric)
     rows = lake.read("judge_labels", where={"day": day, "split": "validation"}).to_pylist()
     samples = [row for row in rows if row["aspects"] == rubric.aspect_ids]
     if not samples:
@@ -69,7 +72,7 @@ def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
     states = day_states(lake, day, {pair.preferred[0] for pair in pairs})
     requests = {call_of(asked): asked for asked in map(label_request, samples)}
     requests |= {call: request(call, states[call[0]], texts) for pair in pairs for call in (pair.preferred, pair.other)}
-    return HeldOut(rubric=rubric, samples=samples, pairs=pairs, requests=requests)
+    return HeldOut(has_context=has_context, rubric=rubric, samples=samples, pairs=pairs, requests=requests)
 
 
 def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
@@ -123,9 +126,9 @@ class Answers:
         return np.split(self.probabilities[call], ends[:-1])
 
 
-def answers(lake: Lake, settings: Settings, day: str, held: HeldOut) -> Answers:
+def answers(lake: Lake, settings: Settings, held: HeldOut) -> Answers:
     """The answers in ``aspect_scores`` of the judge in ``settings``."""
-    version = judge_version(settings, day_has_context(lake, day))
+    version = judge_version(settings, held.has_context)
     columns = ["state_id", "item_id", "item_hash", "scores", "probabilities"]
     rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
     states = pa.array(sorted({state for state, _, _ in held.requests}))
@@ -257,19 +260,17 @@ def _pair_users(held: HeldOut) -> np.ndarray:
 
 def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
     """Of each true level, the share that was given each level."""
+    answered = [
+        (sample["labels"], judge.levels(call))
+        for sample, call in zip(held.samples, held.sample_calls, strict=True)
+        if call in judge.scores
+    ]
     for column, aspect in enumerate(held.rubric.aspects):
-        counts: dict[str, dict[str, int]] = {}
-        for sample, call in zip(held.samples, held.sample_calls, strict=True):
-            if call in judge.scores:
-                given = aspect.levels[judge.levels(call)[column]].label
-                of_level = counts.setdefault(sample["labels"][column], {})
-                of_level[given] = of_level.get(given, 0) + 1
-        for true, of_level in sorted(counts.items()):
-            total = sum(of_level.values())
-            for given, count in sorted(of_level.items()):
-                yield Row(
-                    metric="confusion", aspect=aspect.id, bucket=f"{true} > {given}", value=count / total, count=count
-                )
+        counts = Counter((true[column], aspect.levels[given[column]].label) for true, given in answered)
+        totals = Counter(true[column] for true, _ in answered)
+        for (true, given), count in sorted(counts.items()):
+            share = count / totals[true]
+            yield Row(metric="confusion", aspect=aspect.id, bucket=f"{true} > {given}", value=share, count=count)
 
 
 @dataclass(frozen=True)

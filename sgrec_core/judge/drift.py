@@ -1,9 +1,8 @@
 """How far a night's scores lie from those of the night before: by a new judge, or by other users and items."""
 
-import json
-
 import numpy as np
 
+from sgrec_core.files import read_json
 from sgrec_core.lake import Lake
 from sgrec_core.settings import Settings
 
@@ -32,10 +31,9 @@ def drift(settings: Settings, lake: Lake, day: str, version: str) -> tuple[str, 
     if not days:
         return None
     before = max(days)
-    try:
-        facts = json.loads((settings.reports(before) / "stages" / "score_aspects.json").read_text())["facts"]
-        earlier = facts["judge_version"]
-    except (FileNotFoundError, KeyError):
+    report = read_json(settings.reports(before) / "stages" / "score_aspects.json")
+    earlier = report.get("facts", {}).get("judge_version")
+    if earlier is None:
         return None
     ours, theirs = _scores(lake, day, version), _scores(lake, before, earlier)
     shared = {aspect: stability_index(ours[aspect], theirs[aspect]) for aspect in ours if aspect in theirs}

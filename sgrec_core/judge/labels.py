@@ -25,7 +25,7 @@ from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.lake import Lake
 from sgrec_core.logs.landing import day_folder
-from sgrec_core.logs.parsing import canonical_json
+from sgrec_core.logs.parsing import canonical_json, storable
 from sgrec_core.logs.readers import FORMATS, Limits, Problem, read_rows
 from sgrec_core.logs.simulator import ASPECTS
 from sgrec_core.sampling import digest, hash_share, is_validation_user
@@ -91,20 +91,15 @@ def read_labels(
     for path in label_files(folder):
         file = path.relative_to(folder).as_posix()
         for row in read_rows(path, path.name, limits):
-            problem = row.problem
-            if row.fields is not None:
-                found = _read_row(row.fields, rubric)
-                if not isinstance(found, Problem):
-                    first = seen.setdefault(found["sample_id"], f"{file} line {row.line}")
-                    if first == f"{file} line {row.line}":
-                        accepted.append(found)
-                        continue
-                    found = Problem(
-                        "duplicate_key", f"column sample_id: {found['sample_id']!r} was seen before, in {first}"
-                    )
-                problem = found
-            assert problem is not None, "a reader gives fields or a problem"
-            rejected.append(RejectedLabel(problem.reason, problem.detail, file, row.line, row.raw_text))
+            found = row.problem if row.fields is None else _read_row(row.fields, rubric)
+            assert found is not None, "a reader gives fields or a problem"
+            if isinstance(found, dict) and (name := found["sample_id"]) in seen:
+                found = Problem("duplicate_key", f"column sample_id: {name!r} was seen before, in {seen[name]}")
+            if isinstance(found, Problem):
+                rejected.append(RejectedLabel(found.reason, found.detail, file, row.line, row.raw_text))
+            else:
+                seen[found["sample_id"]] = f"{file} line {row.line}"
+                accepted.append(found)
     held_out = is_validation_user([row["user_id"] for row in accepted], validation_share)
     for sample, validation in zip(accepted, held_out.tolist(), strict=True):
         sample["split"] = "validation" if validation else "train"
@@ -127,7 +122,7 @@ def _read_row(fields: dict[str, Any], rubric: Rubric) -> dict[str, Any] | Proble
         return _problem(reason, f"column {place}: {first['msg']}{value}")
     except ValueError as error:
         return _problem("invalid_value", f"a text cannot be stored: {error}")
-    aspects = aspects_of(rubric, row.context is not None)
+    aspects = rubric.aspects_for(row.context is not None)
     if unknown := sorted(row.labels.keys() - {aspect.id for aspect in aspects}):
         valid = ", ".join(aspect.id for aspect in aspects)
         return _problem("invalid_value", f"column labels: {unknown[0]!r} is no aspect of this row; valid are {valid}")
@@ -154,12 +149,7 @@ def _read_row(fields: dict[str, Any], rubric: Rubric) -> dict[str, Any] | Proble
 
 
 def _problem(reason: str, detail: str) -> Problem:
-    return Problem(reason, detail.encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
-def aspects_of(rubric: Rubric, has_context: bool) -> list[Aspect]:
-    """The aspects that are judged where there is a context or none."""
-    return [aspect for aspect in rubric.aspects if has_context or not aspect.needs_context]
+    return Problem(reason, storable(detail))
 
 
 def label_request(row: Mapping[str, Any]) -> JudgeRequest:
@@ -224,7 +214,7 @@ def simulated_labels(lake: Lake, truth: Path, day: str, rubric: Rubric, count: i
                 "item": texts[impression["item_id"]][1],
                 "labels": {
                     aspect.id: nearest_label(aspect, impression[TRUE_ASPECTS[aspect.id]])
-                    for aspect in aspects_of(rubric, state["context"] is not None)
+                    for aspect in rubric.aspects_for(state["context"] is not None)
                 },
             }
         )

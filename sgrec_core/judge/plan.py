@@ -1,14 +1,13 @@
 """What a night asks the judge: which calls, in which shards, at what price; and making them."""
 
 import json
-import os
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sgrec_core.errors import ContractError, JudgeGoneError
+from sgrec_core.files import write_json
 from sgrec_core.job import Job
 from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
 from sgrec_core.judge.calls import (
@@ -19,14 +18,13 @@ from sgrec_core.judge.calls import (
     day_texts,
     known_calls,
     paid_before,
-    publish_scores,
     request,
+    score_shard,
     spent_by_workers,
     tokens_per_second,
 )
 from sgrec_core.judge.embedding import EmbeddingEngine
 from sgrec_core.judge.estimate import SAMPLED_STATES, estimate_tokens
-from sgrec_core.judge.request import Usage
 from sgrec_core.rewards.fusion import UNGATED
 from sgrec_core.rewards.table import varied_groups
 from sgrec_core.sampling import hash_share
@@ -175,22 +173,10 @@ def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, worker: str 
     """
     states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
     total = Spent()
-    engine = plan.engine
     with job.progress_bar(sum(map(len, shards)), f"judge worker {worker}" if worker else "judging") as advance:
         for shard in shards:
-            before, started = asdict(engine.usage), time.monotonic()
-            results = engine.score([request(call, states[call[0]], plan.items) for call in shard])
-            spent = publish_scores(
-                job.lake,
-                job.day,
-                plan.version,
-                engine.rubric.aspect_ids,
-                shard,
-                results,
-                usage=Usage(**{name: value - before[name] for name, value in asdict(engine.usage).items()}),
-                seconds=time.monotonic() - started,
-                worker=worker,
-            )
+            requests = {call: request(call, states[call[0]], plan.items) for call in shard}
+            spent, results = score_shard(job.lake, job.day, plan.version, plan.engine, requests, worker=worker)
             total += spent
             advance(len(shard))
             if spent.asked and spent.unanswered == spent.asked:
@@ -214,11 +200,7 @@ def count_workers(job: Job, version: str) -> None:
     """Remember that the stage has counted what workers have spent so far."""
     table_version = job.lake.version("aspect_scores")
     if table_version is not None:
-        path = job.reports / "judge_counted.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps({**_counted(job), version: table_version}) + "\n")
-        scratch.replace(path)
+        write_json(job.reports / "judge_counted.json", {**_counted(job), version: table_version})
 
 
 def _counted(job: Job) -> dict[str, int]:

@@ -6,14 +6,18 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 
 from sgrec_core.active_judge import Adapter, judge_folder
 from sgrec_core.errors import SettingsError
+from sgrec_core.job import Job
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.settings import JudgeSettings, Settings
+
+if TYPE_CHECKING:
+    from sgrec_core.judge.training import Tuner
 
 JUDGE = "sgrec-judge"
 """Adapters that score aspects."""
@@ -38,35 +42,46 @@ def model_tag(judge: JudgeSettings) -> str:
     return f"{judge.model}@{judge.revision}"
 
 
+def trained_before(job: Job, registry: Registry, fingerprint: str) -> ModelVersion | None:
+    """The adapter that the same training made before, with its figures as the job's facts; None with ``--force``."""
+    version = registry.find(str(job.stage.registers), fingerprint)
+    if version is None or job.force:
+        return None
+    # Of this version, which need not be the one that was trained last.
+    _count(job, registry.metrics(version))
+    job.keep_facts()
+    return version
+
+
 def register_adapter(
-    registry: Registry,
-    name: str,
-    folder: Path,
-    *,
-    day: str,
-    fingerprint: str,
-    judge: JudgeSettings,
-    figures: Mapping[str, float],
-    parameters: Mapping[str, Any],
-    tables: Mapping[str, int | None],
+    job: Job, registry: Registry, tuner: "Tuner", fingerprint: str, figures: Mapping[str, float]
 ) -> ModelVersion:
-    """Register what `sgrec_core.judge.training.Tuner.save` wrote."""
-    return registry.register(
-        name,
-        day=day,
-        fingerprint=fingerprint,
-        tensors=load_file(folder / TENSORS),
-        config={
-            "kind": "lora_adapter",
-            "model": judge.model,
-            "revision": judge.revision,
-            "adapter": json.loads((folder / CONFIG).read_text()),
-        },
-        tags={MODEL_TAG: model_tag(judge)},
-        metrics=figures,
-        parameters=parameters,
-        tables=tables,
-    )
+    """Register the adapter that ``tuner`` has trained, with its figures as the job's facts."""
+    _count(job, figures)
+    judge = job.settings.judge
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = tuner.save(Path(scratch))
+        return registry.register(
+            str(job.stage.registers),
+            day=job.day,
+            fingerprint=fingerprint,
+            tensors=load_file(folder / TENSORS),
+            config={
+                "kind": "lora_adapter",
+                "model": judge.model,
+                "revision": judge.revision,
+                "adapter": json.loads((folder / CONFIG).read_text()),
+            },
+            tags={MODEL_TAG: model_tag(judge)},
+            metrics=figures,
+            parameters=job.settings.judge_training.model_dump(),
+            tables={table: job.lake.version(table) for table in job.stage.reads},
+        )
+
+
+def _count(job: Job, figures: Mapping[str, float]) -> None:
+    for name, value in figures.items():
+        job.count(name, round(value, 4))
 
 
 def lay_out(settings: Settings, registry: Registry, version: ModelVersion, day: str) -> Adapter:

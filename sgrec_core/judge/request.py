@@ -51,3 +51,6 @@ class Usage:
     cached: int = 0
     """Prompt tokens that were not computed again."""
     generated: int = 0
+
+    def __sub__(self, before: "Usage") -> "Usage":
+        return Usage(self.prompt - before.prompt, self.cached - before.cached, self.generated - before.generated)

@@ -106,6 +106,10 @@ class Rubric(_Part):
     def aspect_ids(self) -> list[str]:
         return [aspect.id for aspect in self.aspects]
 
+    def aspects_for(self, has_context: bool) -> tuple[Aspect, ...]:
+        """The aspects that are judged where there is a context, or where there is none."""
+        return tuple(aspect for aspect in self.aspects if has_context or not aspect.needs_context)
+
     @property
     def fingerprint(self) -> str:
         return hashlib.blake2b(self.text.encode() + repr(self.aspect_ids).encode(), digest_size=16).hexdigest()
@@ -136,7 +140,7 @@ def load_rubric(has_context: bool, path: Path | None = None) -> Rubric:
         raise SettingsError(f"rubric {path}: {place}: {first['msg']} (found {str(first['input'])[:80]!r})") from None
     if len(set(rubric.aspect_ids)) < len(rubric.aspects):
         raise SettingsError(f"rubric {path}: aspects must have distinct ids, not {rubric.aspect_ids}")
-    kept = tuple(aspect for aspect in rubric.aspects if has_context or not aspect.needs_context)
+    kept = rubric.aspects_for(has_context)
     if not kept:
         raise SettingsError(f"rubric {path}: every aspect needs a context, and the data has none")
     return rubric.model_copy(update={"aspects": kept})

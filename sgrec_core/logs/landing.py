@@ -76,13 +76,18 @@ def content_fingerprint(landing: Path, day: str) -> str:
     Raises:
         InputError: as `raw_files`.
     """
-    parts = []
     manifest = day_folder(landing, day) / MANIFEST
-    paths = [(file.name, file.path) for file in raw_files(landing, day)]
-    for name, path in [*paths, *([(MANIFEST, manifest)] if manifest.is_file() else [])]:
+    paths = {file.name: file.path for file in raw_files(landing, day)}
+    return digest(*file_digests({**paths, **({MANIFEST: manifest} if manifest.is_file() else {})}), length=32)
+
+
+def file_digests(paths: Mapping[str, Path]) -> list[str]:
+    """``name=digest`` of the content of each file, in their order."""
+    digests = []
+    for name, path in paths.items():
         with path.open("rb") as stream:
-            parts.append(f"{name}={hashlib.file_digest(stream, 'blake2b').hexdigest()}")
-    return digest(*parts, length=32)
+            digests.append(f"{name}={hashlib.file_digest(stream, 'blake2b').hexdigest()}")
+    return digests
 
 
 def write_day(landing: Path, day: str, fingerprint: str, write: Callable[[Path], None]) -> bool:

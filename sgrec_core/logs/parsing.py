@@ -70,7 +70,7 @@ def parse_file(file: RawFile, day: str, limits: Limits) -> Iterator[Accepted | R
             except _InvalidRowError as error:
                 problem = error.problem
         assert problem is not None, "a reader gives fields or a problem"
-        yield Rejected(file.record, problem.reason, _storable(problem.detail), file.name, row.line, row.raw_text)
+        yield Rejected(file.record, problem.reason, storable(problem.detail), file.name, row.line, row.raw_text)
 
 
 def missing_files(landing: Path, day: str) -> list[Rejected]:
@@ -81,7 +81,7 @@ def missing_files(landing: Path, day: str) -> list[Rejected]:
 
     def rejected(reason: str, detail: str, name: str = MANIFEST) -> Rejected:
         record: Record = next((r for r, folder in FOLDERS.items() if name.startswith(folder + "/")), "event")
-        return Rejected(record, reason, _storable(detail), _storable(name), 0, None)
+        return Rejected(record, reason, storable(detail), storable(name), 0, None)
 
     try:
         listed = json.loads(path.read_bytes())["files"]
@@ -311,5 +311,6 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
+    """``text`` as any UTF-8 table can hold it: what is no text is written out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

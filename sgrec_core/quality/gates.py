@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from sgrec_core import __version__
 from sgrec_core.active_judge import settings_of_stage
 from sgrec_core.errors import GateError
+from sgrec_core.files import write_json
 from sgrec_core.judge import day_has_context, judge_version
 from sgrec_core.judge.request import NO_TEXT
 from sgrec_core.lake import Lake
@@ -24,7 +25,6 @@ from sgrec_core.quality.validation import (
     raw_result_path,
     result_path,
     validate,
-    write_json,
 )
 from sgrec_core.sampling import digest
 from sgrec_core.settings import Settings

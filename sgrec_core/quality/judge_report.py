@@ -3,11 +3,11 @@
 ``reports/<day>/judge_training/index.html``, one file without scripts or outside resources; everything from data is escaped.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgrec_core.files import read_json
 from sgrec_core.job import Job
 from sgrec_core.judge import is_meaningless
 from sgrec_core.judge.comparison import Answers, Row, Verdict
@@ -101,8 +101,4 @@ def _notes(job: Job) -> list[str]:
 
 
 def _stage(job: Job, stage: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((job.reports / "stages" / f"{stage}.json").read_text())
-    except FileNotFoundError:
-        return {}
-    return found
+    return read_json(job.reports / "stages" / f"{stage}.json")

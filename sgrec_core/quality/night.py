@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
+from sgrec_core.files import read_json
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, gate_path, rows_of_day
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
@@ -185,7 +186,7 @@ def _steps(reports: Path, failures: Mapping[str, Mapping[str, Any]]) -> list[Ste
         if stage.publishes:
             files.append((f"check_{stage.name}", gate_path(reports, stage.name)))
         for name, path in files:
-            step = _step(name, _read_json(path), failures.get(name), newest)
+            step = _step(name, read_json(path), failures.get(name), newest)
             steps.append(step)
             if step.started and (newest is None or step.started > newest):
                 newest = step.started
@@ -315,14 +316,6 @@ def _lines(path: Path) -> Iterable[str]:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        return content if isinstance(content, dict) else {}
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _time(text: object) -> datetime | None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import jinja2
 
+from sgrec_core.files import write_json
 from sgrec_core.quality.night import Night, gather_night
-from sgrec_core.quality.validation import short, write_json
+from sgrec_core.quality.validation import short
 from sgrec_core.settings import Settings
 
 TEMPLATE = "report.html.jinja"

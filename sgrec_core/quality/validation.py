@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sgrec_core.files import write_json
 from sgrec_core.lake.contracts import Contract, load_contract
 
 MAX_CELL = 200
@@ -71,14 +72,6 @@ class TableResult:
         content = json.loads(path.read_text())
         content.pop("success")
         return TableResult(**{**content, "checks": [Check(**check) for check in content["checks"]]})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` atomically, indented, with a final newline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")
-    part.replace(path)
 
 
 def validate(
