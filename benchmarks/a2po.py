@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks import scientific
-from benchmarks.report import Claim, revision, write
+from benchmarks.report import Claim, may_keep, revision, write
 from benchmarks.world import Decisions, World
 from sgrec_core.evaluation.metrics import hit_rate, ndcg, per_user, target_ranks
 from sgrec_core.evaluation.significance import Interval, relative_gain
@@ -165,11 +165,6 @@ def run_seed(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         # Written last: it says that the other file is whole.
         kept_facts.write_text(json.dumps(facts))
     return {"ranks": ranks, "facts": facts}
-
-
-def may_keep() -> bool:
-    """Whether results may be kept: the revision says what code they are of."""
-    return revision() != "unknown" and "+changes" not in revision()
 
 
 def recommend(model: Generator, world: World, histories: np.ndarray) -> np.ndarray:

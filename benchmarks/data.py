@@ -1,16 +1,20 @@
 """Public leave-one-out sets as arrays: what the benchmarks train and measure on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sgrec_core.generator import ItemTrie
 from sgrec_core.generator.training import Windows, cut_windows
-from sgrec_core.items import item_text
+from sgrec_core.items import TextEncoder, item_text
+from sgrec_core.items.codes import assign_codes
+from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.logs.adaptors import parse_source, read_codes, read_public_set
 
 MAX_HISTORY = 20
+LEVELS, CODEBOOK_SIZE = 3, 256
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class LeaveOneOut:
     sequences: list[np.ndarray]
     """Item indices of each user in order of time; the last is the test item, the one before the validation item."""
     codes: np.ndarray
-    """[items, L] the semantic ids that come with the set, collision-free."""
+    """[items, L] semantic ids, collision-free: those that come with the set, or `with_text_codes`."""
     codebook_size: int
     texts: list[str]
     """Of each item; empty where the set has no text."""
@@ -66,3 +70,16 @@ def load(name: str, folder: Path) -> LeaveOneOut:
         for row in public_set.items
     ]
     return LeaveOneOut(name, sequences, codes, int(codes.max()) + 1, texts)
+
+
+def text_embeddings(source: LeaveOneOut, cache: Path) -> np.ndarray:
+    """[items, d] of the items' texts."""
+    return TextEncoder(cache / "embeddings", threads=torch.get_num_threads()).encode(source.texts)
+
+
+def with_text_codes(source: LeaveOneOut, embeddings: np.ndarray) -> LeaveOneOut:
+    """The set with semantic ids that a night makes: residual k-means over text embeddings, 3 x 256, collision-free."""
+    names = [f"{number:06d}" for number in range(len(embeddings))]
+    quantiser = fit_quantiser("normalised_kmeans", embeddings, LEVELS, CODEBOOK_SIZE, seed=0)
+    codes = assign_codes(names, embeddings, quantiser, {})
+    return replace(source, codes=np.array([codes[name] for name in names]), codebook_size=quantiser.codebook_size)

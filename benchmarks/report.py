@@ -67,6 +67,11 @@ def revision() -> str:
     return name + ("+changes" if changed else "")
 
 
+def may_keep() -> bool:
+    """Whether results may be kept between runs: the revision says what code they are of."""
+    return revision() != "unknown" and "+changes" not in revision()
+
+
 def write(
     name: str,
     claims: list[Claim],

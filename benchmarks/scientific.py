@@ -16,29 +16,20 @@ from torch import Tensor, nn
 from benchmarks import data
 from benchmarks.world import Decisions, World
 from sgrec_core.aggregator import weights
-from sgrec_core.generator import ItemTrie
 from sgrec_core.generator.training import cut_windows
-from sgrec_core.items import TextEncoder
-from sgrec_core.items.codes import assign_codes
-from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.judge import load_rubric
 from sgrec_core.judge.embedding import EmbeddingEngine
 from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.settings import Settings
-
-LEVELS, CODEBOOK_SIZE = 3, 256
 
 
 def world(folder: Path, *, short: bool, cache: Path) -> World:
     """Scientific from the folder of public sets; ``short`` keeps an eighth of the users."""
     source = data.load("scientific", folder)
     sequences = source.sequences[::8] if short else source.sequences
-    embeddings = TextEncoder(cache / "embeddings", threads=torch.get_num_threads()).encode(source.texts)
+    embeddings = data.text_embeddings(source, cache)
+    trie = data.with_text_codes(source, embeddings).trie
     names = [f"{number:06d}" for number in range(len(embeddings))]
-    quantiser = fit_quantiser("normalised_kmeans", embeddings, LEVELS, CODEBOOK_SIZE, seed=0)
-    codes = assign_codes(names, embeddings, quantiser, {})
-    trie = ItemTrie.build(np.array([codes[name] for name in names]), quantiser.codebook_size)
-
     training = [sequence[:-3] for sequence in sequences]
     feedback = _decisions(sequences, -3)
     return World(

@@ -15,9 +15,8 @@ from sgrec_core.night import (
     BUSINESS_REWARD,
     SUPERVISED,
     business_reward,
-    day_catalogue,
     decisions,
-    load_generator,
+    generator_of_day,
     of_night,
     use_threads,
 )
@@ -42,8 +41,7 @@ def run(job: Job) -> None:
         return
 
     use_threads(job.settings)
-    model, registered = load_generator(registry, policy)
-    catalogue = day_catalogue(job.lake, job.day, registered["tokenizer_version"], model.config.codebook_size)
+    model, catalogue = generator_of_day(job.lake, registry, policy, job.day)
     states = _chosen_states(job, catalogue)
     group_size = min(settings.group_size, len(catalogue))
     if group_size < settings.group_size:

@@ -19,9 +19,8 @@ from sgrec_core.night import (
     BUSINESS_REWARD,
     SUPERVISED,
     business_reward,
-    day_catalogue,
     decisions,
-    load_generator,
+    generator_of_day,
     mark_of_night,
     of_night,
     register_generator,
@@ -67,8 +66,7 @@ def run(job: Job) -> None:
         return
 
     use_threads(job.settings)
-    model, registered = load_generator(registry, start)
-    catalogue = day_catalogue(job.lake, job.day, registered["tokenizer_version"], model.config.codebook_size)
+    model, catalogue = generator_of_day(job.lake, registry, start, job.day)
     config = PolicyConfig(
         epochs=settings.epochs,
         batch_size=settings.batch_size,

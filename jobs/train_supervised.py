@@ -142,18 +142,22 @@ def _starting_model(
         heads=settings.heads,
         max_items=job.settings.states.max_history,
         dropout=settings.dropout,
+        items=len(catalogue) if settings.item_head else 0,
+        item_weight=settings.item_weight,
     )
     fresh = Generator(config).to(device())
+    fresh.align(catalogue.trie)
     if champion is None:
         return fresh, False
-    model, registered = load_generator(registry, champion)
-    if registered["tokenizer_version"] != catalogue.tokenizer_version:
+    model, tokenizer_version = load_generator(registry, champion)
+    if tokenizer_version != catalogue.tokenizer_version:
         job.note(
-            f"trained from scratch: {champion} reads semantic ids of tokenizer {registered['tokenizer_version']},"
+            f"trained from scratch: {champion} reads semantic ids of tokenizer {tokenizer_version},"
             f" the night those of {catalogue.tokenizer_version}"
         )
         return fresh, False
-    if replace(model.config, dropout=config.dropout) != config:
+    model.align(catalogue.trie)
+    if replace(model.config, dropout=config.dropout, item_weight=config.item_weight) != config:
         job.note(
             f"trained from scratch: {champion} has the shape {model.config.as_json()}, the settings {config.as_json()}"
         )

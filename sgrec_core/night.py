@@ -80,12 +80,24 @@ def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: i
         raise SgrecError(f"{day}: {error}; run `python -m jobs.tokenize_items --day {day}` first") from error
 
 
-def load_generator(registry: Registry, version: ModelVersion) -> tuple[Generator, dict[str, Any]]:
-    """The model of a registered version, ready to predict, and its config."""
+def load_generator(registry: Registry, version: ModelVersion) -> tuple[Generator, str]:
+    """The model of a registered version, ready to predict, and the version of the tokenizer that it reads."""
     tensors, config = registry.load(version)
     model = Generator(GeneratorConfig(**config["generator"]))
     model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != CODES})
-    return model.to(device()).eval(), config
+    return model.to(device()).eval(), config["tokenizer_version"]
+
+
+def generator_of_day(lake: Lake, registry: Registry, version: ModelVersion, day: str) -> tuple[Generator, Catalogue]:
+    """The model of a registered version, ready to predict, and the day's items as it reads them.
+
+    Raises:
+        SgrecError: no item of the day has codes of the model's tokenizer.
+    """
+    model, tokenizer_version = load_generator(registry, version)
+    catalogue = day_catalogue(lake, day, tokenizer_version, model.config.codebook_size)
+    model.align(catalogue.trie)
+    return model, catalogue
 
 
 def register_generator(

@@ -14,7 +14,7 @@ from sgrec_core.evaluation.significance import Interval, bootstrap, paired_boots
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.generator.decoding import rank_items
 from sgrec_core.lake import Lake
-from sgrec_core.night import day_catalogue, days_until, decisions, load_generator, use_threads
+from sgrec_core.night import days_until, decisions, generator_of_day, use_threads
 from sgrec_core.registry import GENERATOR, ModelVersion, Registry
 from sgrec_core.settings import EvaluationSettings, Settings, StateSettings
 
@@ -105,8 +105,7 @@ def rank_with_generator(
     progress: Callable[[int], None] | None = None,
 ) -> Ranking:
     """Beam search over the day's whole catalogue; items of the history stay in the ranking."""
-    model, config = load_generator(registry, version)
-    catalogue = day_catalogue(lake, day, config["tokenizer_version"], model.config.codebook_size)
+    model, catalogue = generator_of_day(lake, registry, version, day)
     histories = history_matrix(states["history"], catalogue, model.config.max_items)
     beams = rank_items(
         model,

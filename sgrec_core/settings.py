@@ -93,6 +93,13 @@ class SupervisedSettings(Section):
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
+    item_head: bool = Field(
+        True,
+        description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue",
+    )
+    item_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of the item head in the policy; codes have the rest"
+    )
     epochs: int = Field(30, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")
     batch_size: int = Field(128, ge=1, description="windows of mean length per step; steps are alike in tokens")

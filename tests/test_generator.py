@@ -22,15 +22,21 @@ from sgrec_core.generator import (
 from sgrec_core.generator.training import Batch, Windows, cut_windows, packed_loss
 
 
-def small_generator(levels: int, codebook_size: int, seed: int = 0, sharpness: float = 20.0) -> Generator:
-    """A random model whose probabilities are far from uniform, so that order is a real question."""
+def small_generator(
+    levels: int, codebook_size: int, seed: int = 0, sharpness: float = 20.0, items: int = 0
+) -> Generator:
+    """A random model whose probabilities are far from uniform, so that order is a real question.
+
+    With ``items`` it has an item head, to be aligned with a trie of as many.
+    """
     torch.manual_seed(seed)
+    shape = {"width": 16, "layers": 2, "heads": 2, "max_items": 4, "dropout": 0.1}
     model = Generator(
-        GeneratorConfig(
-            levels=levels, codebook_size=codebook_size, width=16, layers=2, heads=2, max_items=4, dropout=0.1
-        )
+        GeneratorConfig(levels=levels, codebook_size=codebook_size, items=items, item_weight=0.7, **shape)
     )
     with torch.no_grad():
+        if model.item_head is not None:
+            model.item_head.own.normal_(std=0.02)
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(sharpness)
@@ -52,7 +58,10 @@ def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Generator, ItemTrie, torch.Tensor]:
-    """Model, trie and histories of two or three users of different lengths, one possibly without any history."""
+    """Model, trie and histories of two or three users of different lengths, one possibly without any history.
+
+    Half of the models have an item head.
+    """
     codes, codebook_size = draw(catalogues())
     seed = draw(st.integers(0, 1000))
     draws = np.random.default_rng(seed)
@@ -60,8 +69,16 @@ def cases(draw: st.DrawFn) -> tuple[Generator, ItemTrie, torch.Tensor]:
     for row in histories:
         length = draws.integers(0, 5)
         row[:length] = draws.integers(0, len(codes), length)
-    model = small_generator(codes.shape[1], codebook_size, seed)
-    return model, ItemTrie.build(codes, codebook_size), torch.from_numpy(histories)
+    trie = ItemTrie.build(codes, codebook_size)
+    model = small_generator(codes.shape[1], codebook_size, seed, items=trie.items if draw(st.booleans()) else 0)
+    knows(model, trie)
+    return model, trie, torch.from_numpy(histories)
+
+
+def knows(model: Generator, trie: ItemTrie) -> None:
+    """Have the rows that the item head was drawn with stand for the items of ``trie``."""
+    if model.item_head is not None:
+        model.item_head.codes = trie.codes.clone()
 
 
 def reference_log_probs(model: Generator, trie: ItemTrie, history: torch.Tensor) -> np.ndarray:
@@ -75,8 +92,29 @@ def reference_log_probs(model: Generator, trie: ItemTrie, history: torch.Tensor)
             logits = model.sequence_logits(sequence)[0, -1].double()
         for level in range(trie.levels):
             valid = sorted({other[level] for other in codes if other[:level] == target[:level]})
-            result[item, level] = logits[level, valid].log_softmax(0)[valid.index(target[level])]
+            chosen = logits[level, valid]
+            if model.item_head is not None:
+                below = [[other[: level + 1] == [*target[:level], code] for other in codes] for code in valid]
+                masses = [item_probabilities(model, sequence)[row].sum() for row in torch.tensor(below)]
+                weight = model.config.item_weight
+                chosen = (1 - weight) * chosen + weight * torch.stack(masses).log()
+            result[item, level] = chosen.log_softmax(0)[valid.index(target[level])]
     return result
+
+
+def item_probabilities(model: Generator, sequence: torch.Tensor) -> torch.Tensor:
+    """[items] what the item head expects after all items of a sequence [1, n, L] but the last."""
+    with torch.no_grad():
+        tokens = torch.nn.functional.pad(model.tokens(sequence[:, :-1]).flatten(1), (1, 0))
+        hidden, _ = model(tokens)
+        head = model.item_head
+        vectors = torch.stack(
+            [
+                own + sum(head.of_codes[level, code] for level, code in enumerate(codes))
+                for own, codes in zip(head.own, head.codes.tolist(), strict=True)
+            ]
+        )
+        return (vectors @ hidden[0, -1]).double().softmax(0)
 
 
 @given(cases())
@@ -181,16 +219,44 @@ def test_bfloat16_changes_few_entries_and_no_weights() -> None:
     assert all(torch.equal(model.state_dict()[name], weights) for name, weights in before.items())
 
 
-def test_item_scores_have_gradients_that_match_finite_differences() -> None:
-    model = small_generator(2, 3, sharpness=5.0).double()
+def test_a_new_item_is_known_by_its_codes_and_an_old_one_keeps_its_vector() -> None:
+    every = np.random.default_rng(4).permutation(all_codes(2, 4))
+    old, new = ItemTrie.build(every[:9], 4), ItemTrie.build(every[[12, 3, 7, 0]], 4)
+    model = small_generator(2, 4, items=9)
+    knows(model, old)
+    hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    before = model.item_head(hidden).detach()
+    own = model.item_head.own.detach().clone()
+    with pytest.raises(ValueError, match="not that of the 4 items of this trie"):
+        beam_search(model, new, torch.tensor([[0, 1]]), width=2)
+    model.align(new)
+    after = model.item_head(hidden).detach()
+    torch.testing.assert_close(after[:, 1:], before[:, [3, 7, 0]])
+    of_codes = sum(model.item_head.of_codes[level, code] for level, code in enumerate(every[12]))
+    torch.testing.assert_close(after[:, 0], hidden @ of_codes.detach())
+    assert not torch.allclose(own[0], torch.zeros(16))
+    assert model.config.items == 4
+    again = Generator(model.config)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(beams_of(again, new), beams_of(model, new))
+
+
+def beams_of(model: Generator, trie: ItemTrie) -> torch.Tensor:
+    return beam_search(model.eval(), trie, torch.tensor([[0, 1]]), width=3).log_probs
+
+
+@pytest.mark.parametrize("known", [0, 7])
+def test_item_scores_have_gradients_that_match_finite_differences(known: int) -> None:
+    model = small_generator(2, 3, sharpness=5.0, items=known).double()
     trie = ItemTrie.build(all_codes(2, 3)[:7], 3)
+    knows(model, trie)
     histories, items = torch.tensor([[0, 3, -1, -1], [5, -1, -1, -1]]), torch.tensor([[1, 2], [6, 0]])
 
     def total() -> torch.Tensor:
         return score_items(model, trie, histories, items).log_probs.double().sum()
 
     total().backward()
-    weight = model.blocks[1].attention.project_in.weight
+    weight = model.blocks[1].attention.project_in.weight if not known else model.item_head.own
     index = int(weight.grad.abs().argmax())
     slope = weight.grad.flatten()[index].item()
     step = 1e-2

@@ -31,7 +31,7 @@ from sgrec_core.items import TOKENIZER
 from sgrec_core.job import Job
 from sgrec_core.judge import judge_version
 from sgrec_core.lake import Lake, load_contract
-from sgrec_core.night import BUSINESS_REWARD, SUPERVISED, of_night
+from sgrec_core.night import BUSINESS_REWARD, SUPERVISED, generator_of_day, of_night
 from sgrec_core.offline import evaluate_version
 from sgrec_core.registry import CHALLENGER, CHAMPION, GENERATOR, Registry
 from sgrec_core.rewards import fusion
@@ -216,6 +216,29 @@ def test_the_second_night_starts_from_the_first_champion(two_nights: Any) -> Non
     registry = Registry(settings)
     assert registry.pinned_champion(DAY) is None
     assert registry.get(GENERATOR, CHALLENGER).day == NEXT_DAY
+
+
+def test_another_catalogue_keeps_what_the_champion_knows_of_its_items(two_nights: Any, tmp_path: Path) -> None:
+    """An item is gone and a new one has come: the next night still starts from the champion."""
+    settings = world_settings(shutil.copytree(two_nights[0].home, tmp_path / "home"))
+    lake, registry = Lake(settings.lake_root), Registry(settings)
+    codes = {"tokenizer_version": "t1", "item_id": "i48", "item_hash": "h48", "codes": [3, 0, 0]}
+    lake.upsert("item_codes", pa.Table.from_pylist([codes], schema=load_contract("item_codes").arrow_schema))
+    rows = [
+        {"day": date.fromisoformat(NEXT_DAY), "item_id": f"i{n}", "title": f"item {n}", "item_hash": f"h{n}"}
+        for n in [f"{number:02d}" for number in range(1, ITEMS + 1)]
+    ]
+    publish(lake, "items", rows, day=NEXT_DAY)
+    champion = registry.get(GENERATOR, "1")
+    before = registry.load(champion)[0]["item_head.own"]
+    model, catalogue = generator_of_day(lake, registry, champion, NEXT_DAY)
+    assert (len(catalogue), catalogue.item_ids[-1].as_py()) == (ITEMS, "i48")
+    assert before.any(dim=1).all()
+    assert torch.equal(model.item_head.own[:-1], before[1:])
+    assert not model.item_head.own[-1].any()
+    facts = run_stage(settings, "train_supervised", NEXT_DAY)["facts"]
+    assert facts["warm_started_from"] == "sgrec-generator version 1"
+    assert facts["items"] == ITEMS
 
 
 def test_candidates_are_real_different_items_with_valid_probabilities(two_nights: Any) -> None:

@@ -39,9 +39,13 @@ def catalogue(levels: int = 3) -> ItemTrie:
 
 
 def generator(levels: int = 3, dropout: float = 0.0, seed: int = 0) -> Generator:
+    """With an item head, aligned with `catalogue`."""
     torch.manual_seed(seed)
     shape = {"width": 16, "layers": 2, "heads": 2, "max_items": MAX_ITEMS}
-    return Generator(GeneratorConfig(levels=levels, codebook_size=4, dropout=dropout, **shape))
+    trie = catalogue(levels)
+    model = Generator(GeneratorConfig(levels=levels, codebook_size=4, dropout=dropout, items=trie.items, **shape))
+    model.align(trie)
+    return model
 
 
 def random_windows(lengths: list[int], seed: int = 0) -> Windows:
@@ -59,10 +63,15 @@ TWENTY = random_windows([1 + number % 9 for number in range(20)])
 def padded_loss(model: Generator, trie: ItemTrie, windows: Windows, smoothing: float) -> Tensor:
     """The sum that `packed_loss` promises, from whole padded windows."""
     items = torch.from_numpy(windows.items).long()
-    logits = model.sequence_logits(trie.codes[items.clamp(min=0)])
+    codes = trie.codes[items.clamp(min=0)]
+    logits = model.sequence_logits(codes)
     target = (items >= 0) & (torch.arange(items.shape[1]) >= torch.from_numpy(windows.first_target)[:, None])
     labels = trie.codes[items[target]].flatten()
-    return F.cross_entropy(logits[target].flatten(0, 1), labels, label_smoothing=smoothing, reduction="sum")
+    of_codes = F.cross_entropy(logits[target].flatten(0, 1), labels, label_smoothing=smoothing, reduction="sum")
+    tokens = F.pad(model.tokens(codes).flatten(1)[:, :-1], (1, 0))
+    before_items = model(tokens)[0][:, :: trie.levels][target]
+    of_items = F.cross_entropy(model.item_head(before_items), items[target], label_smoothing=smoothing, reduction="sum")
+    return of_codes + of_items
 
 
 @given(

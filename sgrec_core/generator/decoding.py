@@ -3,6 +3,10 @@
 The policy is defined here, once, for search, rollouts and training: the probability of a code is the softmax at
 temperature 1 over the codes that lead to a real item (the valid children in the trie); the probability of an
 item is the product over its codes.
+
+With an item head (`model.ItemHead`) a code has two opinions: its own logit, and the log of the probability that the
+head gives to all items that the code leads to, at the last level one. Their weighted mean takes the logit's place; a
+sum would be surer of itself than either.
 """
 
 from collections.abc import Callable
@@ -49,22 +53,51 @@ def read_histories(model: Generator, trie: ItemTrie, histories: Tensor) -> Prefi
     return model.read_histories(trie.codes[histories[:, :longest].clamp(min=0)], lengths)
 
 
-def valid_log_softmax(logits: Tensor, valid: Tensor) -> Tensor:
-    """Log-softmax over the last axis restricted to ``valid``; -inf elsewhere."""
-    return logits.float().masked_fill(~valid, -torch.inf).log_softmax(dim=-1)
+def item_masses(model: Generator, trie: ItemTrie, hidden: Tensor) -> Tensor | None:
+    """Log of the probability that the item head gives to the items below each node: [B, nodes].
+
+    ``hidden`` [B, width] is the state that predicts the first code. None where the model has no item head. Raises
+    ValueError when the head is of other items; see `Generator.align`.
+    """
+    head = model.item_head
+    if head is None:
+        return None
+    if not torch.equal(head.codes, trie.codes):
+        raise ValueError(f"the item head is not that of the {trie.items} items of this trie; align the model with it")
+    probability = head(hidden).float().softmax(dim=-1).T
+    inner = probability.new_zeros(trie.children.shape[0], len(hidden))
+    for level in range(1, trie.levels):
+        inner = inner.index_add(0, trie.path[:, level], probability)
+    masses = torch.cat((inner, probability[trie.leaf_items]))
+    # Far below what may still win, and far above where a logarithm has no gradient.
+    return masses.clamp(min=1e-30).log().T
+
+
+def code_log_probs(model: Generator, logits: Tensor, children: Tensor, masses: Tensor | None) -> Tensor:
+    """Log-probabilities [B, ..., codebook size] of the next code; -inf where it leads to no item.
+
+    ``children``, of the same shape or without the leading axes, holds the nodes that the codes lead to
+    (`ItemTrie.children`); ``masses`` is what `item_masses` gave.
+    """
+    logits = logits.float()
+    if masses is not None:
+        nodes = children.expand_as(logits).flatten(1)
+        logits = logits.lerp(masses.gather(1, nodes.long()).view_as(logits), model.config.item_weight)
+    return logits.masked_fill(children == 0, -torch.inf).log_softmax(dim=-1)
 
 
 def score_items(model: Generator, trie: ItemTrie, histories: Tensor, items: Tensor) -> ItemScores:
     """Log-probabilities of items [B, G] given histories [B, n] (see `read_histories`)."""
     prefix = read_histories(model, trie, histories)
     codes, path = trie.codes[items], trie.path[items]
-    first = valid_log_softmax(model.level_logits(prefix.hidden, 0), trie.children[0])
+    masses = item_masses(model, trie, prefix.hidden)
+    first = code_log_probs(model, model.level_logits(prefix.hidden, 0), trie.children[0], masses)
     distributions = [first[:, None].expand(-1, items.shape[1], -1)]
     if trie.levels > 1:
         hidden, _ = model.extend(prefix, model.tokens(codes[..., :-1]))
         for level in range(1, trie.levels):
             logits = model.level_logits(hidden[:, :, level - 1], level)
-            distributions.append(valid_log_softmax(logits, trie.children[path[..., level]]))
+            distributions.append(code_log_probs(model, logits, trie.children[path[..., level]], masses))
     chosen = [
         distribution.gather(-1, codes[..., level, None]).squeeze(-1) for level, distribution in enumerate(distributions)
     ]
@@ -95,7 +128,8 @@ def beam_search(
         width += excluded.shape[1]
     prefix = read_histories(model, trie, histories)
 
-    first = valid_log_softmax(model.level_logits(prefix.hidden, 0), trie.children[0])
+    masses = item_masses(model, trie, prefix.hidden)
+    first = code_log_probs(model, model.level_logits(prefix.hidden, 0), trie.children[0], masses)
     chosen, code = first.topk(min(width, trie.nodes_below[0]), dim=1)
     node = trie.settled[trie.child(torch.zeros_like(code), code)]
     log_probs = F.pad(chosen[..., None], (0, trie.levels - 1))
@@ -120,7 +154,7 @@ def beam_search(
 
         reached = log_probs.sum(dim=-1)
         open_node = node[:, :reading].masked_fill(finished[:, :reading], 0)
-        step = valid_log_softmax(model.level_logits(states[:, :, 0], level), trie.children[open_node])
+        step = code_log_probs(model, model.level_logits(states[:, :, 0], level), trie.children[open_node], masses)
         going_on = reached[:, :reading].masked_fill(finished[:, :reading], -torch.inf)[..., None] + step
         staying = reached.masked_fill(~finished, -torch.inf)
         # No beam dies on the way: either all nodes of a level are kept, or `width` of them, each with an item below.
@@ -156,12 +190,13 @@ def sample_items(
     ``generator`` lies on the device of the model.
     """
     prefix = read_histories(model, trie, histories)
+    masses = item_masses(model, trie, prefix.hidden)
     hidden = prefix.hidden[:, None].expand(-1, count, -1)
     node = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     chosen = []
     past = None
     for level in range(trie.levels):
-        step = valid_log_softmax(model.level_logits(hidden, level), trie.children[node])
+        step = code_log_probs(model, model.level_logits(hidden, level), trie.children[node], masses)
         code = torch.multinomial(step.exp().flatten(0, 1), 1, generator=generator).view_as(node)
         chosen.append(step.gather(-1, code[..., None]).squeeze(-1))
         node = trie.child(node, code)

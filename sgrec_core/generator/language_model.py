@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sgrec_core.generator.model import LayerCache, Packing, Prefix
+from sgrec_core.generator.trie import ItemTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +60,9 @@ class LanguageModel(nn.Module):
 
     Raises ValueError when the prompt has no token, or the code tokens are not neighbours in the vocabulary.
     """
+
+    item_head = None
+    """It speaks in codes alone."""
 
     def __init__(
         self, language_model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: LanguageModelConfig
@@ -108,6 +112,9 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         return self.language_model.device
 
+    def align(self, trie: ItemTrie) -> None:
+        """Nothing to do: without an item head it knows no items."""
+
     def tokens(self, codes: Tensor) -> Tensor:
         """Numbers of codes [..., L] (all levels of an item, or its first few) as `Generator.tokens` gives them."""
         return 1 + codes + torch.arange(codes.shape[-1], device=codes.device) * self.config.codebook_size
@@ -117,13 +124,15 @@ class LanguageModel(nn.Module):
 
         Items after the end of a shorter sequence may hold any code.
         """
-        tokens = self._with_prompt(self.tokens(codes).flatten(1)[:, :-1])
-        hidden = self._read(input_ids=tokens, use_cache=False).last_hidden_state[:, len(self.prompt) - 1 :]
-        return torch.einsum("bnlw,lkw->bnlk", hidden.unflatten(1, codes.shape[1:]), self._codebooks())
+        return self.code_logits(self._sequence_states(codes))
 
-    def packed_logits(self, codes: Tensor, packing: Packing) -> Tensor:
-        """Logits [I, L, codebook size] of sequences of items laid end to end, codes [I, L]."""
-        return torch.cat([self.sequence_logits(part).flatten(0, 1) for part in packing.rectangles(codes)])
+    def packed_states(self, codes: Tensor, packing: Packing) -> Tensor:
+        """Final hidden states [I, L, width] before every code of sequences of items laid end to end, codes [I, L]."""
+        return torch.cat([self._sequence_states(part).flatten(0, 1) for part in packing.rectangles(codes)])
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., L, codebook size] of all codes of an item from the hidden states [..., L, width] before them."""
+        return torch.einsum("...lw,lkw->...lk", hidden, self._codebooks())
 
     def read_histories(self, codes: Tensor, items: Tensor) -> Prefix:
         """Read histories: codes [B, n, L], of which the first ``items`` [B] items of each row are real."""
@@ -202,6 +211,12 @@ class LanguageModel(nn.Module):
         config = self.config
         rows = self.language_model.get_output_embeddings().weight[self.first_code :]
         return rows[: config.levels * config.codebook_size].unflatten(0, (config.levels, config.codebook_size))
+
+    def _sequence_states(self, codes: Tensor) -> Tensor:
+        """[B, n, L, width] of codes [B, n, L]."""
+        tokens = self._with_prompt(self.tokens(codes).flatten(1)[:, :-1])
+        hidden = self._read(input_ids=tokens, use_cache=False).last_hidden_state[:, len(self.prompt) - 1 :]
+        return hidden.unflatten(1, codes.shape[1:])
 
     def _with_prompt(self, tokens: Tensor) -> Tensor:
         prompt = torch.tensor(self.prompt, device=tokens.device).expand(len(tokens), -1)

@@ -7,20 +7,24 @@ trained at once. Level ``l`` has its own range of the vocabulary and its own sli
 RMSNorm, rotary positions, SwiGLU, no biases; dropout on what enters the residual stream, none on attention weights,
 which the fused attention for packed batches does not offer. The transformer has three ways in:
 
-* `Generator.packed_logits` reads sequences laid end to end (training): norms and matrices see one long row of tokens
+* `Generator.packed_states` reads sequences laid end to end (training): norms and matrices see one long row of tokens
   without padding, and attention alone knows where a sequence begins;
 * `Generator.forward` reads whole sequences, padded on the right (the history of a user before decoding);
 * `Generator.extend` reads a few more tokens for many continuations of the same history (beams or rollout
   candidates). Keys and values of the history are computed once per user and shared by all continuations.
+
+Beside the codes it may score whole items (`ItemHead`); `decoding` makes one policy of both.
 """
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sgrec_core.generator.trie import ItemTrie
 
 BOS = 0
 """The first token of every sequence; also stands at padded positions, which are never attended to."""
@@ -43,6 +47,10 @@ class GeneratorConfig:
     max_items: int
     """Longest history in items; older items are cut."""
     dropout: float
+    items: int = 0
+    """Items that the item head knows; 0: no item head."""
+    item_weight: float = 0.5
+    """Weight of the item head in the policy, that of the codes' logits being 1 - ``item_weight``."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -50,6 +58,10 @@ class GeneratorConfig:
         for name in ("levels", "codebook_size", "layers", "max_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.items < 0:
+            raise ValueError(f"items must be at least 0, not {self.items}")
+        if not 0 <= self.item_weight <= 1:
+            raise ValueError(f"item_weight must be in [0, 1], not {self.item_weight}")
 
     @property
     def vocabulary(self) -> int:
@@ -268,6 +280,39 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_out(F.silu(gate) * value))
 
 
+class ItemHead(nn.Module):
+    """Scores whole items from the hidden state that predicts their first code: a softmax over the catalogue.
+
+    Codes find more of what a user may choose next, a flat softmax knows better which item comes first (docs/lab-notes.md); LIGER
+    (Yang et al., arXiv 2411.18814) ranks what codes found by such scores. An item's vector is the sum of one for each
+    of its codes, which it shares, and one of its own: a new item has the first at once.
+    """
+
+    codes: Tensor
+    """[items, L] int64 codes of the items, in the order of the rows of `own`."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(config.items, config.levels, dtype=torch.int64))
+        self.of_codes = nn.Parameter(torch.empty(config.levels, config.codebook_size, config.width))
+        self.own = nn.Parameter(torch.zeros(config.items, config.width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits [..., items] from hidden states [..., width]."""
+        levels = torch.arange(self.codes.shape[1], device=self.codes.device)
+        vectors = self.own + self.of_codes[levels, self.codes].sum(dim=1)
+        return hidden.to(vectors.dtype) @ vectors.T
+
+    @torch.no_grad()
+    def align(self, codes: Tensor) -> None:
+        """Make its items those of codes [items, L], in their order; what is new to it starts without an own vector."""
+        known = {tuple(row): number for number, row in enumerate(self.codes.tolist())}
+        rows = torch.tensor([known.get(tuple(row), -1) for row in codes.tolist()], device=self.own.device)
+        own = self.own.new_zeros(len(codes), self.own.shape[1])
+        own[rows >= 0] = self.own[rows[rows >= 0]]
+        self.own, self.codes = nn.Parameter(own), codes.to(self.own.device, copy=True)
+
+
 class Generator(nn.Module):
     """See the module's docstring. Weights depend on the seed of torch's global generator."""
 
@@ -283,6 +328,7 @@ class Generator(nn.Module):
         self.final_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.codebooks = nn.Parameter(torch.empty(config.levels, config.codebook_size, config.width))
         """Output table: [levels, codebook size, width]."""
+        self.item_head = ItemHead(config) if config.items else None
 
         head_width = config.width // config.heads
         positions = torch.arange(1 + (config.max_items + 1) * config.levels)
@@ -294,13 +340,19 @@ class Generator(nn.Module):
     def _initialise(self) -> None:
         residual_scale = (2 * self.config.layers) ** -0.5
         for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and name != "item_head.own":
                 residual = name.endswith(("project_out.weight", "feed_out.weight"))
                 nn.init.normal_(parameter, std=0.02 * (residual_scale if residual else 1.0))
 
     @property
     def device(self) -> torch.device:
         return self.codebooks.device
+
+    def align(self, trie: ItemTrie) -> None:
+        """Make the item head, where there is one, that of the items of ``trie``: new ones are known by their codes."""
+        if self.item_head is not None:
+            self.item_head.align(trie.codes)
+            self.config = replace(self.config, items=trie.items)
 
     def tokens(self, codes: Tensor) -> Tensor:
         """Vocabulary indices of codes [..., L] (all levels of an item, or its first few)."""
@@ -324,14 +376,10 @@ class Generator(nn.Module):
         """
         tokens = F.pad(self.tokens(codes).flatten(1)[:, :-1], (1, 0), value=BOS)
         hidden, _ = self(tokens)
-        hidden = hidden.unflatten(1, (codes.shape[1], self.config.levels))
-        return torch.einsum("bnlw,lkw->bnlk", hidden, self.codebooks)
+        return self.code_logits(hidden.unflatten(1, (codes.shape[1], self.config.levels)))
 
-    def packed_logits(self, codes: Tensor, packing: Packing) -> Tensor:
-        """Logits [I, L, codebook size] of every code of sequences of items laid end to end, codes [I, L].
-
-        The same as `sequence_logits` of each sequence alone.
-        """
+    def packed_states(self, codes: Tensor, packing: Packing) -> Tensor:
+        """Final hidden states [I, L, width] before every code of sequences of items laid end to end, codes [I, L]."""
         levels = self.config.levels
         position = (packing.position[:, None] * levels + torch.arange(levels, device=codes.device)).flatten()
         # Each token predicts the next one; the one before a sequence's first is BOS, not its neighbour's last.
@@ -341,8 +389,11 @@ class Generator(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             x = block.packed(x, rotation, packing)
-        hidden = self.final_norm(x).unflatten(0, (-1, levels))
-        return torch.einsum("ilw,lkw->ilk", hidden, self.codebooks)
+        return self.final_norm(x).unflatten(0, (-1, levels))
+
+    def code_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., L, codebook size] of all codes of an item from the hidden states [..., L, width] before them."""
+        return torch.einsum("...lw,lkw->...lk", hidden, self.codebooks)
 
     def read_histories(self, codes: Tensor, items: Tensor) -> Prefix:
         """Read histories: codes [B, n, L], of which the first ``items`` [B] items of each row are real."""
@@ -386,11 +437,12 @@ class Generator(nn.Module):
         return hidden.to(self.codebooks.dtype) @ self.codebooks[level].T
 
     def in_bfloat16(self) -> "Generator":
-        """A copy that reads in bfloat16, for decoding; only the output table stays as it is.
+        """A copy that reads in bfloat16, for decoding; only the output tables stay as they are.
 
         Logits rounded to bfloat16 would be wrong by a thirtieth of a nat and change three times as many entries of a
         beam of 50.
         """
         rounded = copy.deepcopy(self).bfloat16()
         rounded.codebooks = nn.Parameter(self.codebooks.detach().clone(), requires_grad=False)
+        rounded.item_head = copy.deepcopy(self.item_head)
         return rounded.eval()

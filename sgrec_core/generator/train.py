@@ -40,7 +40,7 @@ def write_inputs(
     work.mkdir(parents=True, exist_ok=True)
     for result in (WEIGHTS, LOSSES):
         (work / result).unlink(missing_ok=True)
-    tensors = {f"weight/{name}": parameter.detach().cpu() for name, parameter in model.named_parameters()}
+    tensors = {f"weight/{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
     tensors["codes"] = trie.codes.cpu()
     tensors["items"] = torch.from_numpy(windows.items)
     tensors["first_target"] = torch.from_numpy(windows.first_target)

@@ -130,17 +130,26 @@ class Batch:
 
 
 def packed_loss(model: "Generator | LanguageModel", trie: ItemTrie, batch: Batch, smoothing: float) -> Tensor:
-    """Sum of the cross-entropies, in nats, over all codes of a batch's targets.
+    """Sum of the cross-entropies, in nats, over all codes of a batch's targets, and those of the item head's items.
 
     Over the whole codebook, not only over valid children: it is the harder task, and teaches a model that knows
-    which codes exist.
+    which codes exist. The item head is trained beside the codes and not through the policy that both make: as two
+    opinions on the same history they are worth more together.
     """
     codes = trie.codes[batch.items]
-    logits = model.packed_logits(codes, batch.packing)
-    labels = codes.masked_fill(~batch.target[:, None], -100)
+    hidden = model.packed_states(codes, batch.packing)
+    loss = _cross_entropy(model.code_logits(hidden), codes, batch.target[:, None], smoothing)
+    if model.item_head is not None:
+        loss = loss + _cross_entropy(model.item_head(hidden[:, 0]), batch.items, batch.target, smoothing)
+    return loss
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Sum over those of labels [...] where ``target`` is true, logits [..., classes]."""
     # Not selected but ignored: how many targets there are must not change the shape of a compiled step.
-    exact = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(exact, labels.flatten(), ignore_index=-100, label_smoothing=smoothing, reduction="sum")
+    kept = labels.masked_fill(~target, -100).flatten()
+    exact = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(exact, kept, ignore_index=-100, label_smoothing=smoothing, reduction="sum")
 
 
 def optimiser_of(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -168,7 +177,7 @@ def train_supervised(
     checkpoints: Checkpoints | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train ``model`` in place; the mean loss of each epoch, in nats per code.
+    """Train ``model`` in place; the mean loss of each epoch, in nats per code, the item head's included.
 
     With ``checkpoints`` it goes on from the newest one there, bit for bit as if it had never stopped. ``progress`` gets
     (windows seen in this step, loss); windows of the steps before a checkpoint come in one call with a loss of nan.
@@ -184,6 +193,7 @@ def train_supervised(
         return []
     processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     trie = trie.to(model.device)
+    model.align(trie)
     lengths = (windows.items >= 0).sum(axis=1)
     batches = math.ceil(len(lengths) / config.batch_size)
     steps = config.epochs * batches

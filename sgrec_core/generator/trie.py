@@ -1,7 +1,7 @@
 """The trie of valid items: which code may follow which, as flat tensors.
 
-Nodes are numbered breadth first, children in the order of their codes, so the edge with number e leads to node
-e + 1 and the leaves are the items in lexicographic order of their codes.
+Nodes are numbered breadth first, children in the order of their codes, so the leaves come last and are the items in
+lexicographic order of their codes.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,7 @@ class ItemTrie:
     codes: Tensor
     """[items, L] int64."""
     children: Tensor
-    """[inner nodes, codebook size] true where the code leads to a child."""
-    edges: Tensor
-    """[nodes - 1] node * codebook size + code of each edge, ascending."""
+    """[inner nodes, codebook size] int32 node that the code leads to, 0 where it leads to none."""
     path: Tensor
     """[items, L] node in which each code of an item is chosen; ``path[:, 0]`` is the root, 0."""
     leaf_items: Tensor
@@ -65,8 +63,8 @@ class ItemTrie:
             first += int(opens.sum())
             nodes_of_level.append(node)
         flat = np.concatenate(edges)
-        children = np.zeros((first - items, codebook_size), dtype=bool)
-        children.reshape(-1)[flat] = True
+        children = np.zeros((first - items, codebook_size), dtype=np.int32)
+        children.reshape(-1)[flat] = 1 + np.arange(len(flat))
         settled = np.arange(first)
         for nodes in nodes_of_level:
             alone = np.bincount(nodes, minlength=first)[nodes] == 1
@@ -74,7 +72,6 @@ class ItemTrie:
         return cls(
             codes=torch.from_numpy(table.copy()),
             children=torch.from_numpy(children),
-            edges=torch.from_numpy(flat),
             path=torch.from_numpy(path),
             leaf_items=torch.from_numpy(order),
             settled=torch.from_numpy(settled),
@@ -98,7 +95,6 @@ class ItemTrie:
         return ItemTrie(
             codes=self.codes.to(device),
             children=self.children.to(device),
-            edges=self.edges.to(device),
             path=self.path.to(device),
             leaf_items=self.leaf_items.to(device),
             settled=self.settled.to(device),
@@ -107,7 +103,7 @@ class ItemTrie:
 
     def child(self, node: Tensor, code: Tensor) -> Tensor:
         """Nodes that valid (node, code) pairs lead to, any shape."""
-        return 1 + torch.searchsorted(self.edges, (node * self.codebook_size + code).contiguous())
+        return self.children[node, code].long()
 
     def is_leaf(self, node: Tensor) -> Tensor:
         """Whether nodes stand for whole items."""
