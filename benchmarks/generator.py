@@ -36,8 +36,8 @@ from sgrec_core.sampling import digest
 SHAPE = {"width": 128, "layers": 2, "heads": 4}
 TRAINING = {"batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.1, "label_smoothing": 0.0, "bfloat16": True}
 GENERATOR: dict[str, dict[str, Any]] = {
-    "scientific": {"epochs": 20, "dropout": 0.2, "item_weight": 0.5},
-    "beauty": {"epochs": 20, "dropout": 0.2, "item_weight": 0.5},
+    "scientific": {"epochs": 20, "dropout": 0.2, "item_weight": 0.67},
+    "beauty": {"epochs": 12, "dropout": 0.2, "item_weight": 0.67},
 }
 CODES_ALONE = "generator, codes alone"
 """The same weights, with the item head left out of the policy."""
@@ -163,11 +163,13 @@ def tune(options: argparse.Namespace) -> None:
         config = replace(SASREC[options.set], dropout=dropout, width=width)
         model, _ = sasrec.train(len(source.codes), source.windows(), (histories, targets), config, TUNING_SEED)
         print(f"SASRec, dropout {dropout}, width {width}: {found(sasrec.rank(model, histories))}", flush=True)
-    for dropout, epochs in itertools.product((0.2, 0.3), (20, 30)):
-        model = train_generator(source, {"dropout": dropout, "epochs": epochs}, TUNING_SEED)
+    epochs = GENERATOR[options.set]["epochs"]
+    for dropout, times in itertools.product((0.2, 0.3), (1.0, 1.5)):
+        changes = {"dropout": dropout, "epochs": round(times * epochs)}
+        model = train_generator(source, changes, TUNING_SEED)
         for weight in (0.0, 0.5, 0.67, 0.8):
             figures = found(ranked(model, source, histories, weight))
-            print(f"generator, dropout {dropout}, epochs {epochs}, item weight {weight}: {figures}", flush=True)
+            print(f"generator, {changes}, item weight {weight}: {figures}", flush=True)
 
 
 def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, np.ndarray]]) -> None:

@@ -100,7 +100,7 @@ class SupervisedSettings(Section):
     item_weight: float = Field(
         0.5, ge=0, le=1, description="weight of the item head in the policy; codes have the rest"
     )
-    epochs: int = Field(30, ge=1, description="passes over the training windows of a night that starts from scratch")
+    epochs: int = Field(20, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")
     batch_size: int = Field(128, ge=1, description="windows of mean length per step; steps are alike in tokens")
     learning_rate: float = Field(1e-3, gt=0)
