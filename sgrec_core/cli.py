@@ -285,6 +285,7 @@ def recommend(
     history: Annotated[str, typer.Option(help="Item ids, oldest first, separated by commas.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, help="How many items to recommend.")] = 10,
     version: Annotated[str, typer.Option(help="Version number or alias of sgrec-generator.")] = "champion",
+    exclude_history: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = False,
 ) -> None:
     """Recommend items that go on from a history. No judge is asked: the generator's weights are all that it takes."""
     from sgrec_core.generator.recommend import Recommender
@@ -297,7 +298,7 @@ def recommend(
     items = [item.strip() for item in history.split(",") if item.strip()]
     if not items:
         raise InputError(f"--history {history!r} names no item; valid is, for example, --history item1,item2")
-    (ranked,) = Recommender(*registry.load(chosen)).recommend([items], count=count)
+    (ranked,) = Recommender(*registry.load(chosen)).recommend([items], count=count, exclude_history=exclude_history)
     known = Lake(settings.lake_root).read("items", where={"day": chosen.day}, columns=["item_id", "title"])
     titles = dict(zip(known["item_id"].to_pylist(), known["title"].to_pylist(), strict=True))
     table = Table(title=str(chosen), title_justify="left", box=None)

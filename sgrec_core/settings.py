@@ -98,7 +98,7 @@ class SupervisedSettings(Section):
         description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue",
     )
     item_weight: float = Field(
-        0.5, ge=0, le=1, description="weight of the item head in the policy; codes have the rest"
+        0.67, ge=0, le=1, description="weight of the item head in the policy; codes have the rest"
     )
     epochs: int = Field(20, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")

@@ -49,7 +49,7 @@ class GeneratorConfig:
     dropout: float
     items: int = 0
     """Items that the item head knows; 0: no item head."""
-    item_weight: float = 0.67
+    item_weight: float = 0.0
     """Weight of the item head in the policy, that of the codes' logits being 1 - ``item_weight``."""
 
     def __post_init__(self) -> None:

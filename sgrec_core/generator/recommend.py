@@ -30,9 +30,11 @@ class Recommender:
         )
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], *, count: int = 10, beam: int = 50
+        self, histories: Sequence[Sequence[str]], *, count: int = 10, beam: int = 50, exclude_history: bool = False
     ) -> list[list[tuple[str, float]]]:
         """The ``count`` best items of each history (oldest first), with their log-probabilities.
+
+        ``exclude_history`` leaves out those of the newest items of the history that the model reads.
 
         Raises:
             InputError: an item of a history is not in the catalogue; the message shows some that are.
@@ -46,9 +48,14 @@ class Recommender:
                 f" of this generator; valid are ids like {examples}"
             )
         matrix = history_matrix(lists, self.catalogue, self.model.config.max_items)
-        beams = rank_items(self.model, self.catalogue.trie, matrix, width=max(beam, count), count=count)
-        scores = beams.scores.tolist()
-        return [
-            list(zip(self.catalogue.ids(row), scores[index], strict=True))
-            for index, row in enumerate(beams.items.numpy())
-        ]
+        beams = rank_items(
+            self.model,
+            self.catalogue.trie,
+            matrix,
+            width=max(beam, count),
+            count=count,
+            exclude_history=exclude_history,
+        )
+        # Where few items are left to recommend, -1 stands at the end.
+        found = [(items[items >= 0], scores) for items, scores in zip(beams.items.numpy(), beams.scores, strict=True)]
+        return [list(zip(self.catalogue.ids(row), scores[: len(row)].tolist(), strict=True)) for row, scores in found]
