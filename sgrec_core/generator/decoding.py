@@ -73,17 +73,18 @@ def item_masses(model: Generator, trie: ItemTrie, hidden: Tensor) -> Tensor | No
     return masses.clamp(min=1e-30).log().T
 
 
-def code_log_probs(model: Generator, logits: Tensor, children: Tensor, masses: Tensor | None) -> Tensor:
-    """Log-probabilities [B, ..., codebook size] of the next code; -inf where it leads to no item.
+def code_log_probs(
+    model: Generator, trie: ItemTrie, node: Tensor | int, logits: Tensor, masses: Tensor | None
+) -> Tensor:
+    """Log-probabilities [B, ..., codebook size] of the next code at ``node`` [B, ...]; -inf where it leads to no item.
 
-    ``children``, of the same shape or without the leading axes, holds the nodes that the codes lead to
-    (`ItemTrie.children`); ``masses`` is what `item_masses` gave.
+    ``masses`` is what `item_masses` gave.
     """
     logits = logits.float()
     if masses is not None:
-        nodes = children.expand_as(logits).flatten(1)
-        logits = logits.lerp(masses.gather(1, nodes.long()).view_as(logits), model.config.item_weight)
-    return logits.masked_fill(children == 0, -torch.inf).log_softmax(dim=-1)
+        children = trie.children[node].expand_as(logits).flatten(1).long()
+        logits = logits.lerp(masses.gather(1, children).view_as(logits), model.config.item_weight)
+    return logits.masked_fill(~trie.valid[node], -torch.inf).log_softmax(dim=-1)
 
 
 def score_items(model: Generator, trie: ItemTrie, histories: Tensor, items: Tensor) -> ItemScores:
@@ -91,13 +92,13 @@ def score_items(model: Generator, trie: ItemTrie, histories: Tensor, items: Tens
     prefix = read_histories(model, trie, histories)
     codes, path = trie.codes[items], trie.path[items]
     masses = item_masses(model, trie, prefix.hidden)
-    first = code_log_probs(model, model.level_logits(prefix.hidden, 0), trie.children[0], masses)
+    first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
     distributions = [first[:, None].expand(-1, items.shape[1], -1)]
     if trie.levels > 1:
         hidden, _ = model.extend(prefix, model.tokens(codes[..., :-1]))
         for level in range(1, trie.levels):
             logits = model.level_logits(hidden[:, :, level - 1], level)
-            distributions.append(code_log_probs(model, logits, trie.children[path[..., level]], masses))
+            distributions.append(code_log_probs(model, trie, path[..., level], logits, masses))
     chosen = [
         distribution.gather(-1, codes[..., level, None]).squeeze(-1) for level, distribution in enumerate(distributions)
     ]
@@ -129,7 +130,7 @@ def beam_search(
     prefix = read_histories(model, trie, histories)
 
     masses = item_masses(model, trie, prefix.hidden)
-    first = code_log_probs(model, model.level_logits(prefix.hidden, 0), trie.children[0], masses)
+    first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
     chosen, code = first.topk(min(width, trie.nodes_below[0]), dim=1)
     node = trie.settled[trie.child(torch.zeros_like(code), code)]
     log_probs = F.pad(chosen[..., None], (0, trie.levels - 1))
@@ -154,7 +155,7 @@ def beam_search(
 
         reached = log_probs.sum(dim=-1)
         open_node = node[:, :reading].masked_fill(finished[:, :reading], 0)
-        step = code_log_probs(model, model.level_logits(states[:, :, 0], level), trie.children[open_node], masses)
+        step = code_log_probs(model, trie, open_node, model.level_logits(states[:, :, 0], level), masses)
         going_on = reached[:, :reading].masked_fill(finished[:, :reading], -torch.inf)[..., None] + step
         staying = reached.masked_fill(~finished, -torch.inf)
         # No beam dies on the way: either all nodes of a level are kept, or `width` of them, each with an item below.
@@ -196,7 +197,7 @@ def sample_items(
     chosen = []
     past = None
     for level in range(trie.levels):
-        step = code_log_probs(model, model.level_logits(hidden, level), trie.children[node], masses)
+        step = code_log_probs(model, trie, node, model.level_logits(hidden, level), masses)
         code = torch.multinomial(step.exp().flatten(0, 1), 1, generator=generator).view_as(node)
         chosen.append(step.gather(-1, code[..., None]).squeeze(-1))
         node = trie.child(node, code)

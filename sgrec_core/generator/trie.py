@@ -19,6 +19,8 @@ class ItemTrie:
     """[items, L] int64."""
     children: Tensor
     """[inner nodes, codebook size] int32 node that the code leads to, 0 where it leads to none."""
+    valid: Tensor
+    """[inner nodes, codebook size] whether it leads to one: read at every step of a search, a quarter of the bytes."""
     path: Tensor
     """[items, L] node in which each code of an item is chosen; ``path[:, 0]`` is the root, 0."""
     leaf_items: Tensor
@@ -72,6 +74,7 @@ class ItemTrie:
         return cls(
             codes=torch.from_numpy(table.copy()),
             children=torch.from_numpy(children),
+            valid=torch.from_numpy(children > 0),
             path=torch.from_numpy(path),
             leaf_items=torch.from_numpy(order),
             settled=torch.from_numpy(settled),
@@ -95,6 +98,7 @@ class ItemTrie:
         return ItemTrie(
             codes=self.codes.to(device),
             children=self.children.to(device),
+            valid=self.valid.to(device),
             path=self.path.to(device),
             leaf_items=self.leaf_items.to(device),
             settled=self.settled.to(device),
