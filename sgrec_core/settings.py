@@ -95,7 +95,8 @@ class SupervisedSettings(Section):
     dropout: float = Field(0.2, ge=0, lt=1)
     item_head: bool = Field(
         True,
-        description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue",
+        description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue for"
+        " each target, which 100,000 items bear and millions do not",
     )
     item_weight: float = Field(
         0.67, ge=0, le=1, description="weight of the item head in the policy; codes have the rest"

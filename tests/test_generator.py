@@ -1,6 +1,7 @@
 """The generator's model, trie, decoding and training, on catalogues small enough to enumerate."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sgrec_core.generator import (
     score_items,
     train_supervised,
 )
+from sgrec_core.generator.decoding import read_histories
 from sgrec_core.generator.training import Batch, Windows, cut_windows, packed_loss
 
 
@@ -207,9 +209,11 @@ def test_samples_follow_the_policy() -> None:
     torch.testing.assert_close(share, expected, atol=0.02, rtol=0)
 
 
-def test_bfloat16_changes_few_entries_and_no_weights() -> None:
+@pytest.mark.parametrize("known", [0, 300])
+def test_bfloat16_changes_few_entries_and_no_weights(known: int) -> None:
     codes = np.random.default_rng(0).permutation(all_codes(3, 8))[:300]
-    model, trie = small_generator(3, 8, sharpness=5.0), ItemTrie.build(codes, 8)
+    model, trie = small_generator(3, 8, sharpness=5.0, items=known), ItemTrie.build(codes, 8)
+    knows(model, trie)
     before = {name: weights.clone() for name, weights in model.state_dict().items()}
     histories = np.random.default_rng(1).integers(0, 300, (40, 4))
     exact = rank_items(model, trie, histories, width=20).items.numpy()
@@ -226,7 +230,6 @@ def test_a_new_item_is_known_by_its_codes_and_an_old_one_keeps_its_vector() -> N
     knows(model, old)
     hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     before = model.item_head(hidden).detach()
-    own = model.item_head.own.detach().clone()
     with pytest.raises(ValueError, match="not that of the 4 items of this trie"):
         beam_search(model, new, torch.tensor([[0, 1]]), width=2)
     model.align(new)
@@ -234,11 +237,30 @@ def test_a_new_item_is_known_by_its_codes_and_an_old_one_keeps_its_vector() -> N
     torch.testing.assert_close(after[:, 1:], before[:, [3, 7, 0]])
     of_codes = sum(model.item_head.of_codes[level, code] for level, code in enumerate(every[12]))
     torch.testing.assert_close(after[:, 0], hidden @ of_codes.detach())
-    assert not torch.allclose(own[0], torch.zeros(16))
     assert model.config.items == 4
     again = Generator(model.config)
     again.load_state_dict(model.state_dict())
     assert torch.equal(beams_of(again, new), beams_of(model, new))
+
+
+def test_with_all_the_weight_the_policy_is_the_softmax_of_the_item_head_and_with_none_that_of_the_codes() -> None:
+    trie = ItemTrie.build(all_codes(3, 3)[::2], 3)
+    model, plain = small_generator(3, 3, sharpness=5.0, items=trie.items), small_generator(3, 3, sharpness=5.0)
+    knows(model, trie)
+    histories, every = torch.tensor([[0, 5, -1], [-1, -1, -1]]), torch.arange(trie.items).expand(2, -1)
+    model.config = replace(model.config, item_weight=1.0)
+    scores = score_items(model, trie, histories, every).log_probs.sum(dim=-1)
+    hidden = read_histories(model, trie, histories).hidden
+    torch.testing.assert_close(scores, model.item_head(hidden).log_softmax(dim=-1), atol=1e-4, rtol=1e-4)
+    model.config = replace(model.config, item_weight=0.0)
+    plain.load_state_dict({name: weights for name, weights in model.state_dict().items() if "item_head" not in name})
+    ours, theirs = (beam_search(each, trie, histories, width=4).log_probs for each in (model, plain))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_generator_registered_before_there_were_item_heads_has_none() -> None:
+    config = {"levels": 2, "codebook_size": 4, "width": 16, "layers": 1, "heads": 2, "max_items": 4, "dropout": 0.0}
+    assert Generator(GeneratorConfig(**config)).item_head is None
 
 
 def beams_of(model: Generator, trie: ItemTrie) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_generator import all_codes, small_generator
+from test_generator import all_codes, knows, small_generator
 
 from sgrec_core.generator import Generator, ItemTrie, beam_search, score_items
 from sgrec_core.policy import (
@@ -28,9 +28,10 @@ def policy(**changes: Any) -> PolicyConfig:
     return PolicyConfig(**{**values, **changes})
 
 
-def rolled_out() -> tuple[Generator, ItemTrie, StoredGroups]:
-    """Eight histories, groups of four, and advantages that prefer the item ranked last."""
-    model, trie = small_generator(2, 4, sharpness=5.0), ItemTrie.build(all_codes(2, 4), 4)
+def rolled_out(items: int = 0) -> tuple[Generator, ItemTrie, StoredGroups]:
+    """Eight histories, groups of four, and advantages that prefer the item ranked last; ``items`` of the item head."""
+    model, trie = small_generator(2, 4, sharpness=5.0, items=items), ItemTrie.build(all_codes(2, 4), 4)
+    knows(model, trie)
     histories = np.array([[start, (3 * start) % 16, -1, -1] for start in range(8)])
     beams = beam_search(model, trie, torch.from_numpy(histories), width=4)
     advantages = standardise(np.tile([0.0, 0.0, 0.0, 1.0], (8, 1)))
@@ -43,8 +44,9 @@ def item_log_probs(model: Generator, trie: ItemTrie, groups: StoredGroups) -> np
     return scores.log_probs.sum(-1).numpy()
 
 
-def test_training_raises_the_preferred_items_and_reports_its_steps() -> None:
-    model, trie, groups = rolled_out()
+@pytest.mark.parametrize("items", [0, 16])
+def test_training_raises_the_preferred_items_and_reports_its_steps(items: int) -> None:
+    model, trie, groups = rolled_out(items)
     before = item_log_probs(model, trie, groups)
     seen = []
     config = policy(epochs=10, batch_size=4, learning_rate=3e-3)

@@ -34,10 +34,13 @@ def test_mlflow_serves_what_the_generator_recommends(registry_home: Path) -> Non
     answer = served.predict(pd.DataFrame({"history": ["i03,i04", "i19"]}))
     expected = Recommender(*registry.load(version)).recommend([["i03", "i04"], ["i19"]])
     assert answer["items"].tolist() == [",".join(item for item, _ in row) for row in expected]
+    # Longer than what the model reads.
+    history = [f"i{number:02d}" for number in range(6)]
     recommender = Recommender(*registry.load(version))
     everything, without = (
-        recommender.recommend([["i03", "i04"]], count=20, exclude_history=exclude)[0] for exclude in (False, True)
+        recommender.recommend([history, []], count=20, exclude_history=exclude) for exclude in (False, True)
     )
-    assert [item for item, _ in everything if item not in ("i03", "i04")] == [item for item, _ in without]
+    assert [item for item, _ in everything[0] if item not in history] == [item for item, _ in without[0]]
+    assert everything[1] == without[1]
     with pytest.raises(InputError, match="'nowhere' is not among the 20 items"):
         served.predict(pd.DataFrame({"history": ["nowhere"]}))

@@ -53,23 +53,31 @@ def read_histories(model: Generator, trie: ItemTrie, histories: Tensor) -> Prefi
     return model.read_histories(trie.codes[histories[:, :longest].clamp(min=0)], lengths)
 
 
-def item_masses(model: Generator, trie: ItemTrie, hidden: Tensor) -> Tensor | None:
+def item_vectors(model: Generator, trie: ItemTrie) -> Tensor | None:
+    """[items, width] of the item head; None where it has no part in the policy.
+
+    Raises:
+        ValueError: the head is of other items; see `Generator.align`.
+    """
+    if model.item_head is None or not model.config.item_weight:
+        return None
+    model.item_head.check(trie)
+    return model.item_head.vectors()
+
+
+def item_masses(trie: ItemTrie, hidden: Tensor, vectors: Tensor | None) -> Tensor | None:
     """Log of the probability that the item head gives to the items below each node: [B, nodes].
 
-    ``hidden`` [B, width] is the state that predicts the first code. None where the model has no item head. Raises
-    ValueError when the head is of other items; see `Generator.align`.
+    ``hidden`` [B, width] is the state that predicts the first code, ``vectors`` what `item_vectors` gave.
     """
-    head = model.item_head
-    if head is None:
+    if vectors is None:
         return None
-    if not torch.equal(head.codes, trie.codes):
-        raise ValueError(f"the item head is not that of the {trie.items} items of this trie; align the model with it")
-    probability = head(hidden).float().softmax(dim=-1).T
+    probability = (vectors @ hidden.to(vectors.dtype).T).float().softmax(dim=0)
     inner = probability.new_zeros(trie.children.shape[0], len(hidden))
     for level in range(1, trie.levels):
-        inner = inner.index_add(0, trie.path[:, level], probability)
+        inner.index_add_(0, trie.path[:, level], probability)
     masses = torch.cat((inner, probability[trie.leaf_items]))
-    # Far below what may still win, and far above where a logarithm has no gradient.
+    # What is less likely than this is all alike to the head, and has no gradient.
     return masses.clamp(min=1e-30).log().T
 
 
@@ -91,7 +99,7 @@ def score_items(model: Generator, trie: ItemTrie, histories: Tensor, items: Tens
     """Log-probabilities of items [B, G] given histories [B, n] (see `read_histories`)."""
     prefix = read_histories(model, trie, histories)
     codes, path = trie.codes[items], trie.path[items]
-    masses = item_masses(model, trie, prefix.hidden)
+    masses = item_masses(trie, prefix.hidden, item_vectors(model, trie))
     first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
     distributions = [first[:, None].expand(-1, items.shape[1], -1)]
     if trie.levels > 1:
@@ -115,21 +123,25 @@ def beam_search(
     width: int,
     count: int | None = None,
     excluded: Tensor | None = None,
+    vectors: Tensor | None = None,
 ) -> Beams:
     """The ``count`` (default: ``width``) most probable items found by a beam of ``width``, for B users at once.
 
     With a beam at least as wide as the catalogue the result is exact. ``excluded`` [B, E] holds items that a user
-    must not get (-1 pads); probabilities are those of the whole catalogue all the same, and the beam is widened by
-    E so that ``count`` items remain.
+    must not get (-1 pads); probabilities are those of the whole catalogue all the same, and the beam is widened by as
+    many so that ``count`` items remain. ``vectors`` is what `item_vectors` gave, where a caller has it already.
     """
     count = width if count is None else count
     if not 1 <= count <= width:
         raise ValueError(f"count {count} must be between 1 and the beam width {width}")
     if excluded is not None:
+        excluded = excluded.sort(dim=1, descending=True).values[:, : int((excluded >= 0).sum(dim=1).max())]
         width += excluded.shape[1]
     prefix = read_histories(model, trie, histories)
+    if vectors is None:
+        vectors = item_vectors(model, trie)
 
-    masses = item_masses(model, trie, prefix.hidden)
+    masses = item_masses(trie, prefix.hidden, vectors)
     first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
     chosen, code = first.topk(min(width, trie.nodes_below[0]), dim=1)
     node = trie.settled[trie.child(torch.zeros_like(code), code)]
@@ -191,7 +203,7 @@ def sample_items(
     ``generator`` lies on the device of the model.
     """
     prefix = read_histories(model, trie, histories)
-    masses = item_masses(model, trie, prefix.hidden)
+    masses = item_masses(trie, prefix.hidden, item_vectors(model, trie))
     hidden = prefix.hidden[:, None].expand(-1, count, -1)
     node = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     chosen = []
@@ -224,27 +236,29 @@ def rank_items(
     count: int | None = None,
     batch_size: int = 32,
     bfloat16: bool = False,
-    exclude_history: bool = False,
+    excluded: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Beams:
     """`beam_search` for any number of users, histories [N, n]; results on the CPU in the order of the rows.
 
     Users are batched by the length of their history, so that little is padded. ``bfloat16`` reads with
-    `Generator.in_bfloat16`: faster, and about one entry in two hundred of a list of 50 differs. ``exclude_history``
-    leaves out the items of a user's history.
+    `Generator.in_bfloat16`: faster, and about one entry in two hundred of a list of 50 differs. ``excluded`` [N, E]
+    as in `beam_search`.
     ``progress`` gets the number of users finished by each batch.
     """
     model.eval()
     if bfloat16:
         model = model.in_bfloat16()
     trie = trie.to(model.device)
+    with torch.inference_mode():
+        vectors = item_vectors(model, trie)
     order = np.argsort((histories >= 0).sum(axis=1), kind="stable")
     parts = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = torch.as_tensor(histories[rows], dtype=torch.int64, device=model.device)
-        excluded = batch if exclude_history else None
-        beams = beam_search(model, trie, batch, width=width, count=count, excluded=excluded)
+        banned = None if excluded is None else torch.as_tensor(excluded[rows], dtype=torch.int64, device=model.device)
+        beams = beam_search(model, trie, batch, width=width, count=count, excluded=banned, vectors=vectors)
         parts.append(Beams(beams.items.cpu(), beams.log_probs.cpu()))
         if progress is not None:
             progress(len(rows))

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from sgrec_core.generator.model import LayerCache, Packing, Prefix
-from sgrec_core.generator.trie import ItemTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,9 +110,6 @@ class LanguageModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.language_model.device
-
-    def align(self, trie: ItemTrie) -> None:
-        """Nothing to do: without an item head it knows no items."""
 
     def tokens(self, codes: Tensor) -> Tensor:
         """Numbers of codes [..., L] (all levels of an item, or its first few) as `Generator.tokens` gives them."""

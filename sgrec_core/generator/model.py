@@ -50,7 +50,7 @@ class GeneratorConfig:
     items: int = 0
     """Items that the item head knows; 0: no item head."""
     item_weight: float = 0.0
-    """Weight of the item head in the policy, that of the codes' logits being 1 - ``item_weight``."""
+    """Weight of the item head in the policy, that of the codes' logits being 1 - ``item_weight``; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -297,15 +297,31 @@ class ItemHead(nn.Module):
         self.of_codes = nn.Parameter(torch.empty(config.levels, config.codebook_size, config.width))
         self.own = nn.Parameter(torch.zeros(config.items, config.width))
 
+    def vectors(self) -> Tensor:
+        """[items, width]"""
+        levels = torch.arange(self.codes.shape[1], device=self.codes.device)
+        return self.own + self.of_codes[levels, self.codes].sum(dim=1)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits [..., items] from hidden states [..., width]."""
-        levels = torch.arange(self.codes.shape[1], device=self.codes.device)
-        vectors = self.own + self.of_codes[levels, self.codes].sum(dim=1)
+        vectors = self.vectors()
         return hidden.to(vectors.dtype) @ vectors.T
+
+    def check(self, trie: ItemTrie) -> None:
+        """Raise ValueError unless its items are those of ``trie``."""
+        if not torch.equal(self.codes, trie.codes):
+            raise ValueError(
+                f"the item head is not that of the {trie.items} items of this trie; align the model with it"
+            )
 
     @torch.no_grad()
     def align(self, codes: Tensor) -> None:
-        """Make its items those of codes [items, L], in their order; what is new to it starts without an own vector."""
+        """Make its items those of codes [items, L], in their order.
+
+        What is new to it starts without a vector of its own; that of an item which is not among them is forgotten.
+        """
+        if torch.equal(self.codes, codes):
+            return
         known = {tuple(row): number for number, row in enumerate(self.codes.tolist())}
         rows = torch.tensor([known.get(tuple(row), -1) for row in codes.tolist()], device=self.own.device)
         own = self.own.new_zeros(len(codes), self.own.shape[1])
@@ -443,6 +459,7 @@ class Generator(nn.Module):
         beam of 50.
         """
         rounded = copy.deepcopy(self).bfloat16()
-        rounded.codebooks = nn.Parameter(self.codebooks.detach().clone(), requires_grad=False)
+        rounded.codebooks = nn.Parameter(self.codebooks.detach().clone())
         rounded.item_head = copy.deepcopy(self.item_head)
+        rounded.requires_grad_(False)
         return rounded.eval()

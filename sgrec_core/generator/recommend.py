@@ -28,13 +28,14 @@ class Recommender:
             self.model.config.codebook_size,
             config["tokenizer_version"],
         )
+        self.model.align(self.catalogue.trie)
 
     def recommend(
         self, histories: Sequence[Sequence[str]], *, count: int = 10, beam: int = 50, exclude_history: bool = False
     ) -> list[list[tuple[str, float]]]:
         """The ``count`` best items of each history (oldest first), with their log-probabilities.
 
-        ``exclude_history`` leaves out those of the newest items of the history that the model reads.
+        ``exclude_history`` leaves out the items of the history.
 
         Raises:
             InputError: an item of a history is not in the catalogue; the message shows some that are.
@@ -47,6 +48,7 @@ class Recommender:
                 f"item {lists.flatten()[int(unknown.argmax())].as_py()!r} is not among the {len(self.catalogue)} items"
                 f" of this generator; valid are ids like {examples}"
             )
+        longest = max(map(len, histories), default=0)
         matrix = history_matrix(lists, self.catalogue, self.model.config.max_items)
         beams = rank_items(
             self.model,
@@ -54,7 +56,7 @@ class Recommender:
             matrix,
             width=max(beam, count),
             count=count,
-            exclude_history=exclude_history,
+            excluded=history_matrix(lists, self.catalogue, longest) if exclude_history else None,
         )
         # Where few items are left to recommend, -1 stands at the end.
         found = [(items[items >= 0], scores) for items, scores in zip(beams.items.numpy(), beams.scores, strict=True)]

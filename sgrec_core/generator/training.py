@@ -133,23 +133,29 @@ def packed_loss(model: "Generator | LanguageModel", trie: ItemTrie, batch: Batch
     """Sum of the cross-entropies, in nats, over all codes of a batch's targets, and those of the item head's items.
 
     Over the whole codebook, not only over valid children: it is the harder task, and teaches a model that knows
-    which codes exist. The item head is trained beside the codes and not through the policy that both make: as two
-    opinions on the same history they are worth more together.
+    which codes exist. The item head is trained beside the codes, not through the policy that both make.
     """
     codes = trie.codes[batch.items]
     hidden = model.packed_states(codes, batch.packing)
-    loss = _cross_entropy(model.code_logits(hidden), codes, batch.target[:, None], smoothing)
+    # Not selected but ignored: how many targets there are must not change the shape of a compiled step.
+    loss = _cross_entropy(model.code_logits(hidden), codes.masked_fill(~batch.target[:, None], IGNORED), smoothing)
     if model.item_head is not None:
-        loss = loss + _cross_entropy(model.item_head(hidden[:, 0]), batch.items, batch.target, smoothing)
+        before, items = hidden[:, 0], batch.items.masked_fill(~batch.target, IGNORED)
+        if not torch.compiler.is_compiling():
+            # A row of logits for each item of the catalogue is too much for items that are only read.
+            before, items = before[batch.target], items[batch.target]
+        loss = loss + _cross_entropy(model.item_head(before), items, smoothing)
     return loss
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """Sum over those of labels [...] where ``target`` is true, logits [..., classes]."""
-    # Not selected but ignored: how many targets there are must not change the shape of a compiled step.
-    kept = labels.masked_fill(~target, -100).flatten()
+IGNORED = -100
+"""The label of what is not predicted."""
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Sum over labels [...] of logits [..., classes], `IGNORED` left out."""
     exact = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(exact, kept, ignore_index=-100, label_smoothing=smoothing, reduction="sum")
+    return F.cross_entropy(exact, labels.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
 
 
 def optimiser_of(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
@@ -188,12 +194,14 @@ def train_supervised(
 
     Raises:
         InputError: the newest checkpoint is of another training.
+        ValueError: the item head is of other items; see `Generator.align`.
     """
     if not len(windows.items):
         return []
     processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     trie = trie.to(model.device)
-    model.align(trie)
+    if model.item_head is not None:
+        model.item_head.check(trie)
     lengths = (windows.items >= 0).sum(axis=1)
     batches = math.ceil(len(lengths) / config.batch_size)
     steps = config.epochs * batches
