@@ -283,9 +283,9 @@ class Block(nn.Module):
 class ItemHead(nn.Module):
     """Scores whole items from the hidden state that predicts their first code: a softmax over the catalogue.
 
-    Codes find more of what a user may choose next, a flat softmax knows better which item comes first (docs/lab-notes.md); LIGER
-    (Yang et al., arXiv 2411.18814) ranks what codes found by such scores. An item's vector is the sum of one for each
-    of its codes, which it shares, and one of its own: a new item has the first at once.
+    What codes lose against a flat softmax is the first place of a list (docs/lab-notes.md); LIGER (Yang et al., arXiv
+    2411.18814) ranks what codes found by such scores. An item's vector is the sum of one for each of its codes, which
+    it shares, and one of its own: a new item has the first at once.
     """
 
     codes: Tensor
@@ -320,13 +320,14 @@ class ItemHead(nn.Module):
 
         What is new to it starts without a vector of its own; that of an item which is not among them is forgotten.
         """
+        codes = codes.to(self.codes.device)
         if torch.equal(self.codes, codes):
             return
         known = {tuple(row): number for number, row in enumerate(self.codes.tolist())}
         rows = torch.tensor([known.get(tuple(row), -1) for row in codes.tolist()], device=self.own.device)
         own = self.own.new_zeros(len(codes), self.own.shape[1])
         own[rows >= 0] = self.own[rows[rows >= 0]]
-        self.own, self.codes = nn.Parameter(own), codes.to(self.own.device, copy=True)
+        self.own, self.codes = nn.Parameter(own), codes.clone()
 
 
 class Generator(nn.Module):
