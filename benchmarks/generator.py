@@ -131,8 +131,8 @@ def run_task(options: argparse.Namespace, seed: int, task: Task) -> dict[str, np
     torch.set_num_threads(1)
     settings = [GENERATOR[options.set], SHAPE, TRAINING, vars(SASREC[options.set])]
     source = load(options)
-    training = digest(source.windows().items.tobytes().hex(), source.codes.tolist())
-    key = digest(task.__name__, options.set, options.short, seed, revision(), json.dumps(settings), training)
+    contents = digest([sequence.tolist() for sequence in source.sequences], source.codes.tolist())
+    key = digest(task.__name__, options.set, options.short, seed, revision(), json.dumps(settings), contents)
     kept = options.cache / f"generator-{key}.npz"
     if kept.exists() and may_keep():
         return dict(np.load(kept))

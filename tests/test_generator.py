@@ -437,5 +437,9 @@ def test_configuration_survives_json_and_names_bad_values() -> None:
     assert GeneratorConfig(**json.loads(json.dumps(config.as_json()))) == config
     with pytest.raises(ValueError, match="width 20 must be a multiple"):
         GeneratorConfig(levels=3, **{**values, "width": 20})
+    with pytest.raises(ValueError, match="items must be at least 0, not -1"):
+        GeneratorConfig(levels=3, items=-1, **values)
+    with pytest.raises(ValueError, match=r"item_weight must be in \[0, 1\], not 2.0"):
+        GeneratorConfig(levels=3, item_weight=2.0, **values)
     with pytest.raises(ValueError, match="levels must be at least 1"):
         GeneratorConfig(levels=0, **values)

@@ -32,7 +32,7 @@ def sample(number: int, labels: tuple[str, ...]) -> dict[str, Any]:
 SAMPLES = [sample(number, labels) for number, labels in enumerate(TRUTH)]
 CALLS = [call_of(label_request(row)) for row in SAMPLES]
 PAIRS = [Pair("p0", "u0", CALLS[0], CALLS[1]), Pair("p1", "u1", CALLS[2], CALLS[3])]
-HELD = HeldOut(has_context=False, rubric=RUBRIC, samples=SAMPLES, pairs=PAIRS, requests={label_request(r): None for r in ()} | dict(zip(CALLS, map(label_request, SAMPLES), strict=True)))  # fmt: skip
+HELD = HeldOut(has_context=False, rubric=RUBRIC, samples=SAMPLES, pairs=PAIRS, requests=dict(zip(CALLS, map(label_request, SAMPLES), strict=True)))  # fmt: skip
 HOW = {"seed": 0, "resamples": 200}
 
 

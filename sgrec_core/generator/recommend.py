@@ -48,15 +48,18 @@ class Recommender:
                 f"item {lists.flatten()[int(unknown.argmax())].as_py()!r} is not among the {len(self.catalogue)} items"
                 f" of this generator; valid are ids like {examples}"
             )
-        longest = max(map(len, histories), default=0)
         matrix = history_matrix(lists, self.catalogue, self.model.config.max_items)
+        excluded = None
+        if exclude_history:
+            # All of it, also what is too old for the model to read.
+            excluded = history_matrix(lists, self.catalogue, max(map(len, histories), default=0))
         beams = rank_items(
             self.model,
             self.catalogue.trie,
             matrix,
             width=max(beam, count),
             count=count,
-            excluded=history_matrix(lists, self.catalogue, longest) if exclude_history else None,
+            excluded=excluded,
         )
         # Where few items are left to recommend, -1 stands at the end.
         found = [(items[items >= 0], scores) for items, scores in zip(beams.items.numpy(), beams.scores, strict=True)]
