@@ -9,11 +9,12 @@ with ``--tune`` (seed 1000), for SASRec dropout and width; learning rates and we
 night makes of texts where the set has texts (Scientific), else those that come with it (Beauty); SASRec reads no text.
 
 Two ablations say where a difference comes from: the item head of the generator alone, which is a softmax over the catalogue on the same
-transformer, and a generator that was trained without an item head. What a seed gave is kept under ``--cache`` for the git revision that
-made it.
+transformer, and a generator that was trained without an item head. What a seed gave is kept under ``--cache`` for the settings and the
+files of code that it follows from: a run that was stopped goes on.
 """
 
 import argparse
+import inspect
 import itertools
 import json
 import multiprocessing
@@ -28,8 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
+import sgrec_core.generator
 from benchmarks import data, sasrec
-from benchmarks.report import Claim, may_keep, revision, write
+from benchmarks.report import Claim, revision, write
 from benchmarks.sasrec import SASRecConfig
 from sgrec_core.evaluation.metrics import CUTOFFS, coverage, gini, hit_rate, ndcg, target_ranks
 from sgrec_core.evaluation.significance import relative_gain
@@ -127,23 +129,33 @@ Task = Callable[[argparse.Namespace, data.LeaveOneOut, int], dict[str, np.ndarra
 
 
 def run_task(options: argparse.Namespace, seed: int, task: Task) -> dict[str, np.ndarray]:
-    """Ranked test items [N, 20] by name of the model; kept when the code has a revision."""
+    """Ranked test items [N, 20] by name of the model."""
     torch.set_num_threads(1)
-    settings = [GENERATOR[options.set], SHAPE, TRAINING, vars(SASREC[options.set])]
     source = load(options)
     contents = digest([sequence.tolist() for sequence in source.sequences], source.codes.tolist())
-    key = digest(task.__name__, options.set, options.short, seed, revision(), json.dumps(settings), contents)
+    key = digest(task.__name__, options.set, options.short, seed, contents, code_and_settings(task, options.set))
     kept = options.cache / f"generator-{key}.npz"
-    if kept.exists() and may_keep():
+    if kept.exists():
         return dict(np.load(kept))
     lists = task(options, source, seed)
     for name, items in lists.items():
         print(f"seed {seed} {name}: {len(items)} users ranked", flush=True)
-    if may_keep():
-        part = kept.with_suffix(f".{os.getpid()}.npz")
-        np.savez(part, **lists)
-        part.rename(kept)
+    part = kept.with_suffix(f".{os.getpid()}.npz")
+    np.savez(part, **lists)
+    part.rename(kept)
     return lists
+
+
+def code_and_settings(task: Task, name: str) -> str:
+    """Digest of what the lists of a task follow from, beside the data and the seed."""
+    if task is run_sasrec:
+        settings: list[Any] = [vars(SASREC[name])]
+    else:
+        settings = [GENERATOR[name], SHAPE, TRAINING]
+    functions = [inspect.getsource(function) for function in (task, train_generator, ranked)]
+    library = Path(sgrec_core.generator.__file__).parent
+    files = [*sorted(library.glob("*.py")), Path(str(sasrec.__file__)), Path(str(data.__file__))]
+    return digest(json.dumps(settings), functions, [file.read_text() for file in files], torch.__version__)
 
 
 def run_sasrec(options: argparse.Namespace, source: data.LeaveOneOut, seed: int) -> dict[str, np.ndarray]:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgrec_core.evaluation.metrics import ndcg, target_ranks
-from sgrec_core.generator.training import Windows, optimiser_of
+from sgrec_core.generator.training import Windows, catalogue_loss, optimiser_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,8 @@ def train(
             target = (batch >= 0) & (torch.arange(batch.shape[1]) >= first)
             with torch.autocast("cpu", torch.bfloat16):
                 hidden = model(batch[:, :-1])[target[:, 1:]]
-                loss = F.cross_entropy(model.logits(hidden).float(), batch[:, 1:][target[:, 1:]])
+                items = batch[:, 1:][target[:, 1:]]
+                loss = catalogue_loss(hidden, model.items.weight[:-1], items) / len(items)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -24,7 +24,16 @@ from sgrec_core.errors import InputError
 from sgrec_core.generator import Generator, GeneratorConfig, ItemTrie, TrainingConfig, train_supervised
 from sgrec_core.generator.checkpoints import Checkpoints
 from sgrec_core.generator.train import main, read_results, train_in_processes, write_inputs
-from sgrec_core.generator.training import Batch, Windows, _largest, _split, cut_windows, packed_loss
+from sgrec_core.generator.training import (
+    ROWS,
+    Batch,
+    Windows,
+    _largest,
+    _split,
+    catalogue_loss,
+    cut_windows,
+    packed_loss,
+)
 from sgrec_core.settings import PROJECT_ROOT
 
 ITEMS, MAX_ITEMS = 40, 6
@@ -95,6 +104,20 @@ def test_packed_windows_give_the_loss_and_gradients_of_padded_ones(
         gradients.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for packed, padded in zip(*gradients, strict=True):
         torch.testing.assert_close(packed, padded, atol=1e-10, rtol=1e-10)
+
+
+@given(st.sampled_from([0, 1, ROWS, ROWS + 1, 3 * ROWS - 1]), st.floats(0, 0.5), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_the_loss_over_the_catalogue_is_one_cross_entropy(count: int, smoothing: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(count, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    vectors = torch.randn(30, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+    items = torch.randint(30, (count,), generator=draw)
+    expected = F.cross_entropy(hidden @ vectors.T, items, label_smoothing=smoothing, reduction="sum")
+    found = catalogue_loss(hidden, vectors, items, smoothing)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(loss, [hidden, vectors]) for loss in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_filled_batches_have_one_shape() -> None:

@@ -144,8 +144,24 @@ def packed_loss(model: "Generator | LanguageModel", trie: ItemTrie, batch: Batch
         if not torch.compiler.is_compiling():
             # A row of logits for each item of the catalogue is too much for items that are only read.
             before, items = before[batch.target], items[batch.target]
-        loss = loss + _cross_entropy(model.item_head(before), items, smoothing)
+        loss = loss + catalogue_loss(before, model.item_head.vectors(), items, smoothing)
     return loss
+
+
+ROWS = 256
+"""States whose logits over the catalogue are made at once on a CPU."""
+
+
+def catalogue_loss(hidden: Tensor, vectors: Tensor, items: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Sum of the cross-entropies, in nats, of items [N] under a softmax of hidden [N, width] over vectors [V, width].
+
+    On a CPU a few rows at a time: one matrix of all the logits is memory that the system hands out anew at every step,
+    and filling its pages takes as long as the arithmetic.
+    """
+    rows = ROWS if hidden.device.type == "cpu" else max(1, len(hidden))
+    hidden = hidden.to(vectors.dtype)
+    parts = zip(hidden.split(rows), items.split(rows), strict=True)
+    return torch.stack([_cross_entropy(some @ vectors.T, labels, smoothing) for some, labels in parts]).sum()
 
 
 IGNORED = -100
