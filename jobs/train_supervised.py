@@ -1,6 +1,7 @@
 """Train the night's starting policy on next items.
 
-All positions of the training users' sequences of the last ``states.history_days`` days, held-out users left out. The
+All positions of the training users' sequences of the last ``states.history_days`` days, held-out users left out; the
+generator's memory of transitions is counted from the same sequences. The
 night's starting policy goes on from the pinned champion when that reads the same semantic ids and has the same
 shape; otherwise it starts from scratch. A job that was killed goes on from its last checkpoint.
 """
@@ -34,6 +35,8 @@ from sgrec_core.night import (
 from sgrec_core.registry import ModelVersion, Registry
 
 COLUMNS = ["user_id", "as_of", "position", "history", "target_item"]
+NO_SHAPE = ("dropout", "item_weight", "followers", "memory_weight")
+"""Of a generator's configuration what a warm start may change."""
 
 
 def run(job: Job) -> None:
@@ -69,6 +72,7 @@ def run(job: Job) -> None:
         )
     windows = cut_windows(sequences.items, sequences.first_target, job.settings.states.max_history)
     model, warm = _starting_model(job, registry, champion, catalogue)
+    model.remember(windows)
     training = TrainingConfig(
         epochs=settings.warm_epochs if warm else settings.epochs,
         batch_size=settings.batch_size,
@@ -144,6 +148,8 @@ def _starting_model(
         dropout=settings.dropout,
         items=len(catalogue) if settings.item_head else 0,
         item_weight=settings.item_weight,
+        followers=settings.followers if settings.item_head else 0,
+        memory_weight=settings.memory_weight,
     )
     fresh = Generator(config).to(device())
     fresh.align(catalogue.trie)
@@ -157,12 +163,14 @@ def _starting_model(
         )
         return fresh, False
     model.align(catalogue.trie)
-    if replace(model.config, dropout=config.dropout, item_weight=config.item_weight) != config:
+    if replace(model.config, **{name: getattr(config, name) for name in NO_SHAPE}) != config:
         job.note(
             f"trained from scratch: {champion} has the shape {model.config.as_json()}, the settings {config.as_json()}"
         )
         return fresh, False
-    fresh.load_state_dict(model.state_dict())
+    # All but what it remembers: that is counted anew.
+    learned = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("memory.")}
+    fresh.load_state_dict(learned, strict=False)
     return fresh, True
 
 

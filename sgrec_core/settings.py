@@ -99,7 +99,15 @@ class SupervisedSettings(Section):
         " each target, which 100,000 items bear and millions do not",
     )
     item_weight: float = Field(
-        0.67, ge=0, le=1, description="weight of the item head in the policy; codes have the rest"
+        0.8, ge=0, le=1, description="weight of item head and memory together in the policy; codes have the rest"
+    )
+    followers: int = Field(
+        64,
+        ge=0,
+        description="followers of each item that the memory of transitions keeps, beside an item head; 0: no memory",
+    )
+    memory_weight: float = Field(
+        0.85, ge=0, le=1, description="weight of the memory beside the item head, which has the rest"
     )
     epochs: int = Field(20, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")

@@ -25,17 +25,18 @@ from sgrec_core.generator.training import Batch, Windows, cut_windows, packed_lo
 
 
 def small_generator(
-    levels: int, codebook_size: int, seed: int = 0, sharpness: float = 20.0, items: int = 0
+    levels: int, codebook_size: int, seed: int = 0, sharpness: float = 20.0, items: int = 0, followers: int = 0
 ) -> Generator:
     """A random model whose probabilities are far from uniform, so that order is a real question.
 
-    With ``items`` it has an item head, to be aligned with a trie of as many.
+    With ``items`` it has an item head, to be aligned with a trie of as many, and with ``followers`` a memory.
     """
     torch.manual_seed(seed)
     shape = {"width": 16, "layers": 2, "heads": 2, "max_items": 4, "dropout": 0.1}
-    model = Generator(
-        GeneratorConfig(levels=levels, codebook_size=codebook_size, items=items, item_weight=0.7, **shape)
-    )
+    weights = {"item_weight": 0.7, "followers": followers, "memory_weight": 0.6}
+    model = Generator(GeneratorConfig(levels=levels, codebook_size=codebook_size, items=items, **weights, **shape))
+    if model.memory is not None:
+        model.remember(some_windows(items, seed))
     with torch.no_grad():
         if model.item_head is not None:
             model.item_head.own.normal_(std=0.02)
@@ -43,6 +44,13 @@ def small_generator(
             if parameter.dim() > 1:
                 parameter.mul_(sharpness)
     return model.eval()
+
+
+def some_windows(items: int, seed: int, count: int = 10) -> Windows:
+    """Random sequences of two to six items, some of which begin with items that are no targets."""
+    draws = np.random.default_rng(seed)
+    sequences = [draws.integers(0, items, draws.integers(2, 7)) for _ in range(count)]
+    return cut_windows(sequences, [int(draws.integers(0, len(sequence))) for sequence in sequences], 4)
 
 
 def all_codes(levels: int, codebook_size: int) -> np.ndarray:
@@ -62,7 +70,7 @@ def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 def cases(draw: st.DrawFn) -> tuple[Generator, ItemTrie, torch.Tensor]:
     """Model, trie and histories of two or three users of different lengths, one possibly without any history.
 
-    Half of the models have an item head.
+    Two of three models have an item head, half of these a memory beside it.
     """
     codes, codebook_size = draw(catalogues())
     seed = draw(st.integers(0, 1000))
@@ -72,7 +80,8 @@ def cases(draw: st.DrawFn) -> tuple[Generator, ItemTrie, torch.Tensor]:
         length = draws.integers(0, 5)
         row[:length] = draws.integers(0, len(codes), length)
     trie = ItemTrie.build(codes, codebook_size)
-    model = small_generator(codes.shape[1], codebook_size, seed, items=trie.items if draw(st.booleans()) else 0)
+    items, followers = draw(st.sampled_from([(0, 0), (trie.items, 0), (trie.items, 3)]))
+    model = small_generator(codes.shape[1], codebook_size, seed, items=items, followers=followers)
     knows(model, trie)
     return model, trie, torch.from_numpy(histories)
 
@@ -97,15 +106,15 @@ def reference_log_probs(model: Generator, trie: ItemTrie, history: torch.Tensor)
             chosen = logits[level, valid]
             if model.item_head is not None:
                 below = [[other[: level + 1] == [*target[:level], code] for other in codes] for code in valid]
-                masses = [item_probabilities(model, sequence)[row].sum() for row in torch.tensor(below)]
+                masses = [item_probabilities(model, sequence, read)[row].sum() for row in torch.tensor(below)]
                 weight = model.config.item_weight
                 chosen = (1 - weight) * chosen + weight * torch.stack(masses).log()
             result[item, level] = chosen.log_softmax(0)[valid.index(target[level])]
     return result
 
 
-def item_probabilities(model: Generator, sequence: torch.Tensor) -> torch.Tensor:
-    """[items] what the item head expects after all items of a sequence [1, n, L] but the last."""
+def item_probabilities(model: Generator, sequence: torch.Tensor, read: list[int]) -> torch.Tensor:
+    """[items] what item head and memory expect after all items of a sequence [1, n, L] but the last, items ``read``."""
     with torch.no_grad():
         tokens = torch.nn.functional.pad(model.tokens(sequence[:, :-1]).flatten(1), (1, 0))
         hidden, _ = model(tokens)
@@ -116,7 +125,12 @@ def item_probabilities(model: Generator, sequence: torch.Tensor) -> torch.Tensor
                 for own, codes in zip(head.own, head.codes.tolist(), strict=True)
             ]
         )
-        return (vectors @ hidden[0, -1]).double().softmax(0)
+        logits = (vectors @ hidden[0, -1]).double()
+        if model.memory is not None:
+            remembered = model.memory.log_probs(torch.tensor([[*read, -1]]))[0]
+            weight = model.config.memory_weight
+            logits = (1 - weight) * logits + weight * remembered
+        return logits.softmax(0)
 
 
 @given(cases())
@@ -226,7 +240,7 @@ def test_bfloat16_changes_few_entries_and_no_weights(known: int) -> None:
 def test_a_new_item_is_known_by_its_codes_and_an_old_one_keeps_its_vector() -> None:
     every = np.random.default_rng(4).permutation(all_codes(2, 4))
     old, new = ItemTrie.build(every[:9], 4), ItemTrie.build(every[[12, 3, 7, 0]], 4)
-    model = small_generator(2, 4, items=9)
+    model = small_generator(2, 4, items=9, followers=3)
     knows(model, old)
     hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     before = model.item_head(hidden).detach()
@@ -441,5 +455,9 @@ def test_configuration_survives_json_and_names_bad_values() -> None:
         GeneratorConfig(levels=3, items=-1, **values)
     with pytest.raises(ValueError, match=r"item_weight must be in \[0, 1\], not 2.0"):
         GeneratorConfig(levels=3, item_weight=2.0, **values)
+    with pytest.raises(ValueError, match=r"memory_weight must be in \[0, 1\], not -1.0"):
+        GeneratorConfig(levels=3, memory_weight=-1.0, **values)
+    with pytest.raises(ValueError, match="followers is 8, and there is no item head"):
+        GeneratorConfig(levels=3, followers=8, **values)
     with pytest.raises(ValueError, match="levels must be at least 1"):
         GeneratorConfig(levels=0, **values)

@@ -6,11 +6,12 @@ item is the product over its codes.
 
 With an item head (`model.ItemHead`) a code has two opinions: its own logit, and the log of the probability that the
 head gives to all items that the code leads to, at the last level one. Their weighted mean takes the logit's place; a
-sum would be surer of itself than either.
+sum would be surer of itself than either. With a memory of transitions (`memory.TransitionMemory`) the head's own
+log-probabilities of items are first averaged with the memory's in the same way.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,7 +51,11 @@ def read_histories(model: Generator, trie: ItemTrie, histories: Tensor) -> Prefi
     """Read histories [B, n] of item indices, oldest first, padded with -1 on the right, n at most max_items."""
     lengths = (histories >= 0).sum(dim=1)
     longest = int(lengths.max())
-    return model.read_histories(trie.codes[histories[:, :longest].clamp(min=0)], lengths)
+    histories = histories[:, :longest]
+    prefix = model.read_histories(trie.codes[histories.clamp(min=0)], lengths)
+    if model.memory is None:
+        return prefix
+    return replace(prefix, memory=model.memory.log_probs(histories))
 
 
 def item_vectors(model: Generator, trie: ItemTrie) -> Tensor | None:
@@ -65,19 +70,22 @@ def item_vectors(model: Generator, trie: ItemTrie) -> Tensor | None:
     return model.item_head.vectors()
 
 
-def item_masses(trie: ItemTrie, hidden: Tensor, vectors: Tensor | None) -> Tensor | None:
-    """Log of the probability that the item head gives to the items below each node: [B, nodes].
+def item_masses(model: Generator, trie: ItemTrie, prefix: Prefix, vectors: Tensor | None) -> Tensor | None:
+    """Log of the probability that item head and memory give to the items below each node: [B, nodes].
 
-    ``hidden`` [B, width] is the state that predicts the first code, ``vectors`` what `item_vectors` gave.
+    ``prefix`` is what `read_histories` gave, ``vectors`` what `item_vectors` gave.
     """
     if vectors is None:
         return None
-    probability = (vectors @ hidden.to(vectors.dtype).T).float().softmax(dim=0)
-    inner = probability.new_zeros(trie.children.shape[0], len(hidden))
+    logits = (vectors @ prefix.hidden.to(vectors.dtype).T).float()
+    if prefix.memory is not None:
+        logits = logits.lerp(prefix.memory.T, model.config.memory_weight)
+    probability = logits.softmax(dim=0)
+    inner = probability.new_zeros(trie.children.shape[0], probability.shape[1])
     for level in range(1, trie.levels):
         inner.index_add_(0, trie.path[:, level], probability)
     masses = torch.cat((inner, probability[trie.leaf_items]))
-    # What is less likely than this is all alike to the head, and has no gradient.
+    # What is less likely than this is all alike to them, and has no gradient.
     return masses.clamp(min=1e-30).log().T
 
 
@@ -99,7 +107,7 @@ def score_items(model: Generator, trie: ItemTrie, histories: Tensor, items: Tens
     """Log-probabilities of items [B, G] given histories [B, n] (see `read_histories`)."""
     prefix = read_histories(model, trie, histories)
     codes, path = trie.codes[items], trie.path[items]
-    masses = item_masses(trie, prefix.hidden, item_vectors(model, trie))
+    masses = item_masses(model, trie, prefix, item_vectors(model, trie))
     first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
     distributions = [first[:, None].expand(-1, items.shape[1], -1)]
     if trie.levels > 1:
@@ -141,7 +149,7 @@ def beam_search(
     if vectors is None:
         vectors = item_vectors(model, trie)
 
-    masses = item_masses(trie, prefix.hidden, vectors)
+    masses = item_masses(model, trie, prefix, vectors)
     first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
     chosen, code = first.topk(min(width, trie.nodes_below[0]), dim=1)
     node = trie.settled[trie.child(torch.zeros_like(code), code)]
@@ -203,7 +211,7 @@ def sample_items(
     ``generator`` lies on the device of the model.
     """
     prefix = read_histories(model, trie, histories)
-    masses = item_masses(trie, prefix.hidden, item_vectors(model, trie))
+    masses = item_masses(model, trie, prefix, item_vectors(model, trie))
     hidden = prefix.hidden[:, None].expand(-1, count, -1)
     node = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     chosen = []

@@ -61,6 +61,7 @@ class LanguageModel(nn.Module):
     """
 
     item_head = None
+    memory = None
     """It speaks in codes alone."""
 
     def __init__(

@@ -13,18 +13,24 @@ which the fused attention for packed batches does not offer. The transformer has
 * `Generator.extend` reads a few more tokens for many continuations of the same history (beams or rollout
   candidates). Keys and values of the history are computed once per user and shared by all continuations.
 
-Beside the codes it may score whole items (`ItemHead`); `decoding` makes one policy of both.
+Beside the codes it may score whole items (`ItemHead`) and remember which item followed which (`TransitionMemory`);
+`decoding` makes one policy of all.
 """
 
 import copy
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgrec_core.generator.memory import TransitionMemory
 from sgrec_core.generator.trie import ItemTrie
+
+if TYPE_CHECKING:
+    from sgrec_core.generator.training import Windows
 
 BOS = 0
 """The first token of every sequence; also stands at padded positions, which are never attended to."""
@@ -51,6 +57,10 @@ class GeneratorConfig:
     """Items that the item head knows; 0: no item head."""
     item_weight: float = 0.0
     """Weight of the item head in the policy, that of the codes' logits being 1 - ``item_weight``; 0 leaves it out."""
+    followers: int = 0
+    """Followers of each item that the memory of transitions keeps; 0: no memory. It needs an item head beside it."""
+    memory_weight: float = 0.0
+    """Weight of the memory in what the policy expects of items, that of the item head being 1 - ``memory_weight``."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -58,10 +68,16 @@ class GeneratorConfig:
         for name in ("levels", "codebook_size", "layers", "max_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.items < 0:
-            raise ValueError(f"items must be at least 0, not {self.items}")
-        if not 0 <= self.item_weight <= 1:
-            raise ValueError(f"item_weight must be in [0, 1], not {self.item_weight}")
+        for name in ("items", "followers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("item_weight", "memory_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
+        if self.followers and not self.items:
+            raise ValueError(
+                f"followers is {self.followers}, and there is no item head beside which a memory could stand"
+            )
 
     @property
     def vocabulary(self) -> int:
@@ -85,6 +101,8 @@ class Prefix:
     """[B] number of real tokens, BOS included."""
     hidden: Tensor
     """[B, width] final hidden state of the last real token: predicts the first code of the next item."""
+    memory: Tensor | None = None
+    """[B, items] log-probabilities of the next item by `TransitionMemory`, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -315,19 +333,20 @@ class ItemHead(nn.Module):
             )
 
     @torch.no_grad()
-    def align(self, codes: Tensor) -> None:
-        """Make its items those of codes [items, L], in their order.
+    def align(self, codes: Tensor) -> Tensor:
+        """Make its items those of codes [items, L], in their order; the row [items] that each had before, -1 for a new one.
 
         What is new to it starts without a vector of its own; that of an item which is not among them is forgotten.
         """
         codes = codes.to(self.codes.device)
         if torch.equal(self.codes, codes):
-            return
+            return torch.arange(len(codes), device=codes.device)
         known = {tuple(row): number for number, row in enumerate(self.codes.tolist())}
         rows = torch.tensor([known.get(tuple(row), -1) for row in codes.tolist()], device=self.own.device)
         own = self.own.new_zeros(len(codes), self.own.shape[1])
         own[rows >= 0] = self.own[rows[rows >= 0]]
         self.own, self.codes = nn.Parameter(own), codes.clone()
+        return rows
 
 
 class Generator(nn.Module):
@@ -346,6 +365,7 @@ class Generator(nn.Module):
         self.codebooks = nn.Parameter(torch.empty(config.levels, config.codebook_size, config.width))
         """Output table: [levels, codebook size, width]."""
         self.item_head = ItemHead(config) if config.items else None
+        self.memory = TransitionMemory(config.items, config.followers) if config.followers else None
 
         head_width = config.width // config.heads
         positions = torch.arange(1 + (config.max_items + 1) * config.levels)
@@ -366,10 +386,17 @@ class Generator(nn.Module):
         return self.codebooks.device
 
     def align(self, trie: ItemTrie) -> None:
-        """Make the item head, where there is one, that of the items of ``trie``: new ones are known by their codes."""
+        """Make item head and memory, where there are any, those of the items of ``trie``: new ones are known by their codes."""
         if self.item_head is not None:
-            self.item_head.align(trie.codes)
+            rows = self.item_head.align(trie.codes)
+            if self.memory is not None:
+                self.memory.align(rows)
             self.config = replace(self.config, items=trie.items)
+
+    def remember(self, windows: "Windows") -> None:
+        """Have the memory, where there is one, hold the transitions of these training windows and no others."""
+        if self.memory is not None:
+            self.memory.count(windows)
 
     def tokens(self, codes: Tensor) -> Tensor:
         """Vocabulary indices of codes [..., L] (all levels of an item, or its first few)."""
@@ -461,6 +488,6 @@ class Generator(nn.Module):
         """
         rounded = copy.deepcopy(self).bfloat16()
         rounded.codebooks = nn.Parameter(self.codebooks.detach().clone())
-        rounded.item_head = copy.deepcopy(self.item_head)
+        rounded.item_head, rounded.memory = copy.deepcopy(self.item_head), copy.deepcopy(self.memory)
         rounded.requires_grad_(False)
         return rounded.eval()
