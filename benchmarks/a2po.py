@@ -55,7 +55,7 @@ POLICY = {
     "simulator": {"epochs": 1, "learning_rate": 3e-4, "batch_size": 64, "clip": 0.2, "beta": 1e-3},
 }
 """Scientific: chosen on 3,000 validation users in a scouting run, by business and a2po alike (docs/lab-notes.md, "rollouts
-that meet new targets"). Simulator: not tuned yet; ``--tune`` is for that."""
+that meet new targets"). Simulator: with ``--tune``, by business and a2po alike."""
 GRID = {
     "scientific": [(rate, epochs) for rate in (1e-4, 3e-4) for epochs in (1, 3, 6)],
     "simulator": [(rate, 1) for rate in (3e-5, 1e-4, 3e-4, 1e-3)],

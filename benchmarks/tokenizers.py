@@ -176,7 +176,9 @@ def claims_of(catalogue: str, name: str, runs: list[dict[str, Any]]) -> list[Cla
     if name == "rqvae":
         used = [run["utilisation"][0] for run in runs]
         met = min(used) > 0.27 if catalogue == "Office" else None
-        found.append(claim("first codes used", used, "of 256", "above .27 (papers.md)" if met is not None else "", met))
+        found.append(
+            claim("first codes used", used, "share of 256", "above .27 (papers.md)" if met is not None else "", met)
+        )
     return found
 
 

@@ -49,7 +49,7 @@ def test_a2po_agrees_with_the_reference(pair: tuple[np.ndarray, np.ndarray]) -> 
     # Candidates at the very mean of their group have a sign that hangs on rounding.
     decided = (np.abs(fused.business_advantage) > 1e-9) & (np.abs(fused.semantic_advantage) > 1e-9)
     expected = np.array(reference(business, semantic))
-    np.testing.assert_allclose(fused.advantage[decided], expected[decided], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(fused.advantage[decided], expected[decided], rtol=1e-9, atol=1e-9)
 
 
 @given(reward_pairs())
@@ -144,6 +144,9 @@ def test_ablations_are_what_their_names_say(pair: tuple[np.ndarray, np.ndarray])
 
 def test_missing_rewards_of_a_judged_group_are_named() -> None:
     semantic = np.array([[0.0, 1.0], [0.5, np.nan]])
+    for objective in (fusion.business, lambda rewards: fusion.a2po(rewards, np.ones((2, 2)))):
+        with pytest.raises(ValueError, match="business reward of candidate 1 in group 1 is nan"):
+            objective(semantic)
     with pytest.raises(ValueError, match="candidate 1 in judged group 1 is nan"):
         fusion.a2po(np.ones((2, 2)), semantic)
     with pytest.raises(ValueError, match=r"\[groups, candidates\], not \(2,\)"):

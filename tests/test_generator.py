@@ -191,6 +191,21 @@ def test_excluded_items_never_come_and_the_others_keep_their_probabilities(
         )
 
 
+@given(cases(), st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_a_narrow_beam_with_exclusion_is_the_wider_one_without_these_items(
+    case: tuple[Generator, ItemTrie, torch.Tensor], width: int, seed: int
+) -> None:
+    model, trie, histories = case
+    excluded = torch.from_numpy(np.random.default_rng(seed).integers(0, trie.items, (len(histories), 2)))
+    beams = beam_search(model, trie, histories, width=width, excluded=excluded)
+    wider = beam_search(model, trie, histories, width=width + 2)
+    for row, banned in enumerate(excluded.tolist()):
+        left = [item for item in wider.items[row].tolist() if item not in banned][:width]
+        assert beams.items[row, : len(left)].tolist() == left
+        assert len(left) >= min(width, trie.items - len(set(banned)))
+
+
 @given(cases())
 @settings(max_examples=30, deadline=None)
 def test_scores_of_given_items_equal_those_of_the_search(case: tuple[Generator, ItemTrie, torch.Tensor]) -> None:

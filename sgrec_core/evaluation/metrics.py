@@ -1,6 +1,6 @@
 """Item-level ranking metrics over the whole catalogue; items of the history stay in the ranking.
 
-All functions take ranked lists of item indices [N, K], best first, one row per decision, -1 for no item.
+Ranked lists are item indices [N, K], best first, one row per decision, -1 for no item; ranks are those of the targets, from 0.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over users."""
+"""Intervals by resampling users, and over seeds and users."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its percentile bootstrap interval."""
+    """A figure and its interval."""
 
     value: float
     lower: float

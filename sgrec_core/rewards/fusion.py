@@ -45,7 +45,7 @@ def a2po(business: Array, semantic: Array, judged: Array | None = None, eps: flo
     and may hold NaN. Thus A has the sign of A_biz, |A_biz| <= |A| <= 2 |A_biz|, and a group without business
     variance gets no advantage at all.
     """
-    biz = _standardise(_double(business))
+    biz = _standardise(_finite("business", _double(business)))
     sem = _standardise(_judged_only(_double(semantic), judged))
     smaller = torch.minimum(biz.abs(), sem.abs())
     larger = torch.maximum(biz.abs(), sem.abs())
@@ -67,14 +67,14 @@ def a2po_centred(business: Array, semantic: Array, judged: Array | None = None, 
 
 def business(rewards: Array) -> Advantages[Array]:
     """Ablation "business only": A = A_biz."""
-    biz = _standardise(_double(rewards))
+    biz = _standardise(_finite("business", _double(rewards)))
     none = torch.zeros_like(biz)
     return _advantages(rewards, biz, none, biz, none)
 
 
 def reward_sum(business: Array, semantic: Array) -> Advantages[Array]:
     """Ablation "Reward-Sum": the standardised sum of raw rewards. Every group must be judged."""
-    raw_business, raw_semantic = _double(business), _judged_only(_double(semantic), None)
+    raw_business, raw_semantic = _finite("business", _double(business)), _judged_only(_double(semantic), None)
     biz, sem = _standardise(raw_business), _standardise(raw_semantic)
     fused = _standardise(raw_business + raw_semantic)
     return _advantages(business, fused, torch.ones_like(biz), biz, sem)
@@ -82,7 +82,7 @@ def reward_sum(business: Array, semantic: Array) -> Advantages[Array]:
 
 def adv_sum(business: Array, semantic: Array) -> Advantages[Array]:
     """Ablation "Adv-Sum": A = A_biz + A_sem, no gate. Every group must be judged."""
-    biz = _standardise(_double(business))
+    biz = _standardise(_finite("business", _double(business)))
     sem = _standardise(_judged_only(_double(semantic), None))
     return _advantages(business, biz + sem, torch.ones_like(biz), biz, sem)
 
@@ -163,13 +163,18 @@ def _judged_only(semantic: Tensor, judged: np.ndarray | Tensor | None) -> Tensor
     """Semantic rewards with zeros in groups not judged; ValueError where a judged group lacks a number."""
     if judged is not None:
         semantic = torch.where(torch.as_tensor(judged).bool()[:, None], semantic, 0.0)
-    if not semantic.isfinite().all():
-        group, candidate = (~semantic.isfinite()).nonzero()[0].tolist()
+    return _finite("semantic", semantic, "judged ")
+
+
+def _finite(name: str, rewards: Tensor, which: str = "") -> Tensor:
+    """The rewards; ValueError where one is no number."""
+    if not rewards.isfinite().all():
+        group, candidate = (~rewards.isfinite()).nonzero()[0].tolist()
         raise ValueError(
-            f"semantic reward of candidate {candidate} in judged group {group} is"
-            f" {semantic[group, candidate].item()}; judged groups need a finite reward for every candidate"
+            f"{name} reward of candidate {candidate} in {which}group {group} is"
+            f" {rewards[group, candidate].item()}; {which}groups need a finite reward for every candidate"
         )
-    return semantic
+    return rewards
 
 
 def _double(rewards: np.ndarray | Tensor) -> Tensor:
