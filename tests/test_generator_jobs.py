@@ -220,7 +220,8 @@ def test_the_second_night_starts_from_the_first_champion(two_nights: Any) -> Non
 
 def test_another_catalogue_keeps_what_the_champion_knows_of_its_items(two_nights: Any, tmp_path: Path) -> None:
     """An item is gone and a new one has come: the next night still starts from the champion."""
-    settings = world_settings(shutil.copytree(two_nights[0].home, tmp_path / "home"))
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(home, supervised={"followers": 5})
     lake, registry = Lake(settings.lake_root), Registry(settings)
     codes = {"tokenizer_version": "t1", "item_id": "i48", "item_hash": "h48", "codes": [3, 0, 0]}
     lake.upsert("item_codes", pa.Table.from_pylist([codes], schema=load_contract("item_codes").arrow_schema))
@@ -239,6 +240,25 @@ def test_another_catalogue_keeps_what_the_champion_knows_of_its_items(two_nights
     facts = run_stage(settings, "train_supervised", NEXT_DAY)["facts"]
     assert facts["warm_started_from"] == "sgrec-generator version 1"
     assert facts["items"] == ITEMS
+    trained, _ = registry.load(of_night(registry, SUPERVISED, NEXT_DAY, stage="train_supervised"))
+    assert trained["memory.followers"].shape == (ITEMS, 5), (
+        "what is remembered is counted anew, in the shape of the settings"
+    )
+
+
+def test_every_generator_of_a_night_remembers_the_transitions_of_its_training(two_nights: Any) -> None:
+    settings, reports = two_nights
+    registry = Registry(settings)
+    for day in (DAY, NEXT_DAY):
+        supervised, _ = registry.load(of_night(registry, SUPERVISED, day, stage="train_supervised"))
+        optimised, _ = registry.load(of_night(registry, GENERATOR, day, stage="train_generator"))
+        assert supervised["memory.popularity"].sum() == facts_of(reports[day], "train_supervised")["decisions"]
+        for name in ("followers", "counts", "totals", "popularity"):
+            assert torch.equal(supervised[f"memory.{name}"], optimised[f"memory.{name}"])
+        # Users walk round the circle of items in steps of one, and what follows next weighs most.
+        followed = supervised["memory.totals"] > 0
+        nearest = (torch.arange(ITEMS) + 1) % ITEMS
+        assert torch.equal(supervised["memory.followers"][followed, 0], nearest[followed].int())
 
 
 def test_candidates_are_real_different_items_with_valid_probabilities(two_nights: Any) -> None:
