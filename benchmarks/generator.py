@@ -55,7 +55,7 @@ from sgrec_core.sampling import digest
 
 SHAPE = {"width": 128, "layers": 2, "heads": 4}
 TRAINING = {"batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.1, "label_smoothing": 0.0, "bfloat16": True}
-GENERATOR = {"epochs": 20, "dropout": 0.2, "item_weight": 0.8, "followers": 64, "memory_weight": 0.85}
+GENERATOR = {"epochs": 20, "dropout": 0.2, "item_weight": 0.8, "followers": 64, "memory_weight": 0.7}
 """Those of a night."""
 WITHOUT_MEMORY = {"item_weight": 0.67, "memory_weight": 0.0}
 """Chosen by itself."""

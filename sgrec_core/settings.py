@@ -107,7 +107,10 @@ class SupervisedSettings(Section):
         description="followers of each item that the memory of transitions keeps, beside an item head; 0: no memory",
     )
     memory_weight: float = Field(
-        0.85, ge=0, le=1, description="weight of the memory beside the item head, which has the rest"
+        0.7,
+        ge=0,
+        le=1,
+        description="weight of the memory beside the item head, which has the rest; less where items have many events each",
     )
     epochs: int = Field(20, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")
