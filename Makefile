@@ -42,12 +42,15 @@ browser:
 DATA ?= ../shared/data
 BENCH = .venv/bin/python -m
 OPTIONS = $(if $(SHORT),--short) --data $(DATA)
+# DEVICE=cuda for decode and training, SIZE=card for a model that fills a card; the others take a GPU where there is one.
+DEVICE ?= cpu
+SIZE ?= default
 .PHONY: bench-a2po bench-decode bench-generator bench-judge bench-tokenizers bench-training
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
 bench-decode: env
-	@$(BENCH) benchmarks.decode $(OPTIONS)
+	@$(BENCH) benchmarks.decode $(OPTIONS) --device $(DEVICE)
 bench-generator: env
 	@$(BENCH) benchmarks.generator --set scientific $(OPTIONS)
 	@$(BENCH) benchmarks.generator --set beauty $(OPTIONS)
@@ -57,7 +60,7 @@ bench-judge: env judge-env
 bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env
-	@$(BENCH) benchmarks.training $(OPTIONS)
+	@$(BENCH) benchmarks.training $(OPTIONS) --device $(DEVICE) --size $(SIZE)
 
 # docs/tables.md from the contracts
 table-docs: env

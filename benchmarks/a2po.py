@@ -125,7 +125,7 @@ def supervised(world: World, options: argparse.Namespace, seed: int) -> Generato
     )
     path = options.cache / f"supervised-{key}.safetensors"
     torch.manual_seed(seed)
-    model = Generator(config)
+    model = Generator(config).to("cuda" if torch.cuda.is_available() else "cpu")
     if path.exists() and may_keep():
         model.load_state_dict(load_file(path))
     else:

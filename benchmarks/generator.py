@@ -12,6 +12,8 @@ weight decay are the usual ones. It leaves the test items out and plays the same
 is the validation item, and what is before the item before it is trained on. A history then ends, as in the test, with an item that this
 user was never trained on.
 
+Where there is a GPU it is used.
+
 Two rows say where a difference comes from: the generator without its memory of transitions, and the memory alone. What a
 seed gave is kept under ``--cache`` for the settings and the code that it follows from: a run that was stopped goes on.
 """
@@ -127,7 +129,7 @@ def train_generator(source: data.LeaveOneOut, changes: dict[str, Any], seed: int
             memory_weight=settings["memory_weight"],
             **SHAPE,
         )
-    )
+    ).to("cuda" if torch.cuda.is_available() else "cpu")
     generator.align(source.trie)
     windows = source.windows()
     generator.remember(windows)
@@ -201,8 +203,8 @@ def run_generator(options: argparse.Namespace, source: data.LeaveOneOut, seed: i
 def remembered(generator: Generator, histories: np.ndarray) -> np.ndarray:
     """[N, 20] by the memory of transitions and nothing else."""
     assert generator.memory is not None
-    parts = torch.as_tensor(histories, dtype=torch.int64).split(512)
-    return torch.cat([generator.memory.log_probs(part).topk(20, dim=1).indices for part in parts]).numpy()
+    parts = torch.as_tensor(histories, dtype=torch.int64, device=generator.device).split(512)
+    return torch.cat([generator.memory.log_probs(part).topk(20, dim=1).indices for part in parts]).cpu().numpy()
 
 
 def tune(options: argparse.Namespace) -> None:
