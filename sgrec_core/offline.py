@@ -147,20 +147,22 @@ def evaluation_rows(ranking: Ranking, role: str, split: str, settings: Evaluatio
     common = {"model": ranking.model, "model_version": ranking.version, "role": role, "split": split, "users": users}
     rows: list[dict[str, Any]] = []
 
-    def add(metric: str, cutoff: int, value: float, interval: Interval | None = None, bucket: str = "all") -> None:
-        ends = {"lower": interval.lower, "upper": interval.upper} if interval else {"lower": None, "upper": None}
-        rows.append({**common, "metric": metric, "cutoff": cutoff, "bucket": bucket, "value": value, **ends})
+    def add(metric: str, cutoff: int, found: Interval | float, bucket: str = "all") -> None:
+        value, *ends = (found.value, found.lower, found.upper) if isinstance(found, Interval) else (found, None, None)
+        figures = {"value": value, "lower": ends[0], "upper": ends[1]}
+        rows.append({**common, "metric": metric, "cutoff": cutoff, "bucket": bucket, **figures})
+
+    def mean(values: np.ndarray) -> Interval:
+        return bootstrap(values, seed=settings.seed, resamples=settings.bootstrap_samples)
 
     for metric in MEASURES:
         for cutoff in metrics.CUTOFFS:
-            interval = bootstrap(
-                ranking.per_user(metric, cutoff), seed=settings.seed, resamples=settings.bootstrap_samples
-            )
-            add(metric, cutoff, interval.value, interval)
+            add(metric, cutoff, mean(ranking.per_user(metric, cutoff)))
     id_ranks = metrics.identity_ranks(ranking.items, ranking.targets, ranking.catalogue.identities)
     for metric, measure in MEASURES.items():
         for cutoff in metrics.CUTOFFS:
-            add(f"id_{metric}", cutoff, float(metrics.per_user(measure(id_ranks, cutoff), ranking.users).mean()))
+            add(f"id_{metric}", cutoff, mean(metrics.per_user(measure(id_ranks, cutoff), ranking.users)))
+    # Of all lists together, no mean over users.
     add("coverage", CUTOFF, metrics.coverage(ranking.items, len(ranking.catalogue), CUTOFF))
     add("gini", CUTOFF, metrics.gini(ranking.items, len(ranking.catalogue), CUTOFF))
 
@@ -172,8 +174,12 @@ def evaluation_rows(ranking: Ranking, role: str, split: str, settings: Evaluatio
         if inside.any():
             common["users"] = len(np.unique(ranking.users[known][inside]))
             for metric, measure in MEASURES.items():
-                values = metrics.per_user(measure(ranks[inside], CUTOFF), ranking.users[known][inside])
-                add(metric, CUTOFF, float(values.mean()), bucket=bucket)
+                add(
+                    metric,
+                    CUTOFF,
+                    mean(metrics.per_user(measure(ranks[inside], CUTOFF), ranking.users[known][inside])),
+                    bucket,
+                )
     return rows
 
 
