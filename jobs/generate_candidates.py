@@ -42,6 +42,7 @@ def run(job: Job) -> None:
 
     use_threads(job.settings)
     model, catalogue = generator_of_day(job.lake, registry, policy, job.day)
+    model = model.without_memory()
     states = _chosen_states(job, catalogue)
     group_size = min(settings.group_size, len(catalogue))
     if group_size < settings.group_size:

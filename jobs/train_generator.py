@@ -76,13 +76,14 @@ def run(job: Job) -> None:
         seed=settings.seed,
     )
     groups = _stored_groups(job, catalogue, reward_version, start)
+    network = model.without_memory()
     used = 0
     if settings.mode == "stored":
         used = len(groups.with_signal().items)
         with job.progress_bar(config.epochs * used, "training groups") as advance:
-            log = train_stored(model, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
+            log = train_stored(network, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
     else:
-        log = _train_on_policy(job, registry, model, catalogue, groups, config)
+        log = _train_on_policy(job, registry, network, catalogue, groups, config)
     statistics = log[-1] if log else {}
     if settings.mode == "on_policy" and log:
         statistics = _of_all_steps(log[settings.updates - 1 :: settings.updates])

@@ -7,7 +7,6 @@ shape; otherwise it starts from scratch. A job that was killed goes on from its 
 """
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -163,14 +162,17 @@ def _starting_model(
         )
         return fresh, False
     model.align(catalogue.trie)
-    if replace(model.config, **{name: getattr(config, name) for name in NO_SHAPE}) != config:
-        job.note(
-            f"trained from scratch: {champion} has the shape {model.config.as_json()}, the settings {config.as_json()}"
-        )
+    its, wanted = (
+        {name: value for name, value in each.as_json().items() if name not in NO_SHAPE}
+        for each in (model.config, config)
+    )
+    if its != wanted:
+        job.note(f"trained from scratch: {champion} has the shape {its}, the settings {wanted}")
         return fresh, False
     # All but what it remembers: that is counted anew.
+    remembered = {name: tensor for name, tensor in fresh.state_dict().items() if name.startswith("memory.")}
     learned = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("memory.")}
-    fresh.load_state_dict(learned, strict=False)
+    fresh.load_state_dict({**learned, **remembered})
     return fresh, True
 
 

@@ -87,7 +87,7 @@ class BusinessSettings(Section):
 
 
 class SupervisedSettings(Section):
-    """The generator's shape and its training on next items; defaults were chosen on the validation items of Scientific."""
+    """The generator's shape and its training on next items; defaults were chosen on validation items of Scientific and the simulator."""
 
     width: int = Field(128, ge=8)
     layers: int = Field(2, ge=1)

@@ -238,10 +238,10 @@ def test_samples_follow_the_policy() -> None:
     torch.testing.assert_close(share, expected, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("known", [0, 300])
-def test_bfloat16_changes_few_entries_and_no_weights(known: int) -> None:
+@pytest.mark.parametrize(("known", "followers"), [(0, 0), (300, 0), (300, 8)])
+def test_bfloat16_changes_few_entries_and_no_weights(known: int, followers: int) -> None:
     codes = np.random.default_rng(0).permutation(all_codes(3, 8))[:300]
-    model, trie = small_generator(3, 8, sharpness=5.0, items=known), ItemTrie.build(codes, 8)
+    model, trie = small_generator(3, 8, sharpness=5.0, items=known, followers=followers), ItemTrie.build(codes, 8)
     knows(model, trie)
     before = {name: weights.clone() for name, weights in model.state_dict().items()}
     histories = np.random.default_rng(1).integers(0, 300, (40, 4))
@@ -296,9 +296,24 @@ def beams_of(model: Generator, trie: ItemTrie) -> torch.Tensor:
     return beam_search(model.eval(), trie, torch.tensor([[0, 1]]), width=3).log_probs
 
 
-@pytest.mark.parametrize("known", [0, 7])
-def test_item_scores_have_gradients_that_match_finite_differences(known: int) -> None:
-    model = small_generator(2, 3, sharpness=5.0, items=known).double()
+def test_without_memory_the_weights_are_shared_and_the_policy_is_the_networks() -> None:
+    trie = ItemTrie.build(all_codes(2, 3), 3)
+    model = small_generator(2, 3, items=trie.items, followers=3)
+    knows(model, trie)
+    network = model.without_memory()
+    plain = small_generator(2, 3, items=trie.items)
+    knows(plain, trie)
+    assert not torch.equal(beams_of(model, trie), beams_of(network, trie))
+    assert torch.equal(beams_of(network, trie), beams_of(plain, trie))
+    with torch.no_grad():
+        network.codebooks.neg_()
+    assert torch.equal(model.codebooks, network.codebooks)
+    assert (model.config.memory_weight, network.config.memory_weight) == (0.6, 0.0)
+
+
+@pytest.mark.parametrize(("known", "followers"), [(0, 0), (7, 0), (7, 3)])
+def test_item_scores_have_gradients_that_match_finite_differences(known: int, followers: int) -> None:
+    model = small_generator(2, 3, sharpness=5.0, items=known, followers=followers).double()
     trie = ItemTrie.build(all_codes(2, 3)[:7], 3)
     knows(model, trie)
     histories, items = torch.tensor([[0, 3, -1, -1], [5, -1, -1, -1]]), torch.tensor([[1, 2], [6, 0]])

@@ -246,6 +246,21 @@ def test_another_catalogue_keeps_what_the_champion_knows_of_its_items(two_nights
     )
 
 
+def test_a_champion_without_item_head_is_of_another_shape(two_nights: Any, tmp_path: Path) -> None:
+    settings = world_settings(shutil.copytree(two_nights[0].home, tmp_path / "home"))
+    registry = Registry(settings)
+    tensors, config = registry.load(registry.get(GENERATOR, "1"))
+    plain = {name: tensor for name, tensor in tensors.items() if not name.startswith(("item_head.", "memory."))}
+    shape = {key: value for key, value in config["generator"].items() if key not in ("followers", "memory_weight")}
+    old = registry.register(
+        GENERATOR, day=DAY, fingerprint="old", tensors=plain, config={**config, "generator": {**shape, "items": 0}}
+    )
+    registry.promote(old, day=DAY)
+    report = run_stage(settings, "train_supervised", NEXT_DAY)
+    assert report["facts"]["warm_started_from"] == "scratch"
+    assert any("trained from scratch: sgrec-generator version 3 has the shape" in note for note in report["notes"])
+
+
 def test_every_generator_of_a_night_remembers_the_transitions_of_its_training(two_nights: Any) -> None:
     settings, reports = two_nights
     registry = Registry(settings)

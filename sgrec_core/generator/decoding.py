@@ -53,7 +53,7 @@ def read_histories(model: Generator, trie: ItemTrie, histories: Tensor) -> Prefi
     longest = int(lengths.max())
     histories = histories[:, :longest]
     prefix = model.read_histories(trie.codes[histories.clamp(min=0)], lengths)
-    if model.memory is None:
+    if model.memory is None or not (model.config.item_weight and model.config.memory_weight):
         return prefix
     return replace(prefix, memory=model.memory.log_probs(histories))
 
@@ -79,7 +79,7 @@ def item_masses(model: Generator, trie: ItemTrie, prefix: Prefix, vectors: Tenso
         return None
     logits = (vectors @ prefix.hidden.to(vectors.dtype).T).float()
     if prefix.memory is not None:
-        logits = logits.lerp(prefix.memory.T, model.config.memory_weight)
+        logits = logits.lerp(prefix.memory.T.float(), model.config.memory_weight)
     probability = logits.softmax(dim=0)
     inner = probability.new_zeros(trie.children.shape[0], probability.shape[1])
     for level in range(1, trie.levels):

@@ -1,9 +1,9 @@
 """Which item follows which, counted: the part of the policy that no training has to learn.
 
-Where an item has few sequences to be learned from, counts of what followed it predict better than transformers (sequential
-rules: Ludewig and Jannach, 2018, arXiv 1803.09587, section 3.1). A transformer knows better where counts are few. So the
-policy takes both (`decoding`), as language models take a memory of their text beside their weights (Khandelwal et al.,
-2020, arXiv 1911.00172).
+Sequential rules (Ludewig and Jannach, 2018, arXiv 1803.09587), smoothed by popularity. Where an item has only a few sequences to be
+learned from they predict better than a transformer, where it has many the transformer is ahead; together they are better than either
+(docs/lab-notes.md). So the policy takes both (`decoding`), as language models take a memory of their text beside their weights (Khandelwal
+et al., 2020, arXiv 1911.00172).
 """
 
 from typing import TYPE_CHECKING
@@ -45,7 +45,10 @@ class TransitionMemory(nn.Module):
         self.register_buffer("popularity", torch.zeros(items))
 
     def count(self, windows: "Windows") -> None:
-        """Replace what it holds by the transitions to the targets of training windows, each of them once."""
+        """Replace what it holds by the transitions to the targets of training windows.
+
+        Each target counts once, with those of the `REACH` items before it that stand in its window.
+        """
         items = windows.items.astype(np.int64)
         known, kept = self.followers.shape
         target = (items >= 0) & (np.arange(items.shape[1]) >= windows.first_target[:, None])
@@ -58,7 +61,7 @@ class TransitionMemory(nn.Module):
         pairs, place = np.unique(np.concatenate(before) * known + np.concatenate(after), return_inverse=True)
         counts = np.bincount(place, np.concatenate(weight), minlength=len(pairs))
         # Followers of one item after each other, most frequent first.
-        order = np.lexsort((pairs, -counts, pairs // known))
+        order = np.lexsort((pairs, -counts.round(6), pairs // known))
         pairs, counts = pairs[order], counts[order]
         before_item, after_item = pairs // known, pairs % known
         totals = np.bincount(before_item, counts, minlength=known)
@@ -104,6 +107,7 @@ class TransitionMemory(nn.Module):
         read = histories.clamp(min=0)
         shares = (say / (self.totals[read] + SMOOTHING))[..., None] * self.counts[read]
         popularity = (self.popularity + UNSEEN) / (self.popularity + UNSEEN).sum()
-        rest = 1 - shares.sum(dim=(1, 2))
+        # A float32 rounds it to 0 where hundreds of millions were counted, and log(0) would spread.
+        rest = (1 - shares.sum(dim=(1, 2))).clamp(min=1e-9)
         probability = rest[:, None] * popularity
         return probability.scatter_add(1, self.followers[read].long().flatten(1), shares.flatten(1)).log()

@@ -56,7 +56,7 @@ class GeneratorConfig:
     items: int = 0
     """Items that the item head knows; 0: no item head."""
     item_weight: float = 0.0
-    """Weight of the item head in the policy, that of the codes' logits being 1 - ``item_weight``; 0 leaves it out."""
+    """Weight of item head and memory in the policy, that of the codes' logits being 1 - ``item_weight``; 0 leaves them out."""
     followers: int = 0
     """Followers of each item that the memory of transitions keeps; 0: no memory. It needs an item head beside it."""
     memory_weight: float = 0.0
@@ -392,6 +392,16 @@ class Generator(nn.Module):
             if self.memory is not None:
                 self.memory.align(rows)
             self.config = replace(self.config, items=trie.items)
+
+    def without_memory(self) -> "Generator":
+        """The same weights, shared, in a policy that leaves the memory out: for rollouts and what learns from them.
+
+        The memory has counted the targets of the training decisions. Of a policy that takes it into account nearly every group
+        rolled out for such a decision would hold the target, by heart and not by any skill that could grow.
+        """
+        network = copy.copy(self)
+        network.config = replace(self.config, memory_weight=0.0)
+        return network
 
     def remember(self, windows: "Windows") -> None:
         """Have the memory, where there is one, hold the transitions of these training windows and no others."""
