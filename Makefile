@@ -42,7 +42,7 @@ browser:
 DATA ?= ../shared/data
 BENCH = .venv/bin/python -m
 OPTIONS = $(if $(SHORT),--short) --data $(DATA)
-# DEVICE=cuda for decode and training, SIZE=card for a model that fills a card; the others take a GPU where there is one.
+# DEVICE=cuda for decode and training, SIZE=card for a model that fills a card; a2po and generator take a GPU where there is one.
 DEVICE ?= cpu
 SIZE ?= default
 .PHONY: bench-a2po bench-decode bench-generator bench-judge bench-tokenizers bench-training
