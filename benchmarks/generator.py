@@ -39,6 +39,7 @@ import torch
 from benchmarks import data, sasrec
 from benchmarks.report import Claim, revision, write
 from benchmarks.sasrec import SASRecConfig
+from sgrec_core.evaluation import metrics
 from sgrec_core.evaluation.metrics import CUTOFFS, coverage, gini, hit_rate, ndcg, target_ranks
 from sgrec_core.evaluation.significance import relative_gain
 from sgrec_core.generator import (
@@ -167,19 +168,20 @@ def run_task(options: argparse.Namespace, seed: int, task: Task) -> dict[str, np
 
 def code_and_settings(task: Task, name: str) -> str:
     """Digest of what the lists of a task follow from, beside the data and the seed."""
+    where = [torch.__version__, torch.cuda.is_available()]
     if task is run_sasrec:
-        return digest(json.dumps(vars(SASREC[name])), SASREC_CODE, torch.__version__)
+        return digest(json.dumps(vars(SASREC[name])), inspect.getsource(run_sasrec), SASREC_CODE, where)
     settings = json.dumps([GENERATOR, WITHOUT_MEMORY, SHAPE, TRAINING])
-    functions = [inspect.getsource(function) for function in (run_generator, train_generator, ranked)]
-    return digest(settings, functions, GENERATOR_CODE, torch.__version__)
+    functions = [inspect.getsource(function) for function in (run_generator, train_generator, ranked, remembered)]
+    return digest(settings, functions, GENERATOR_CODE, where)
 
 
 def code_of(*modules: ModuleType) -> list[str]:
     return [Path(str(module.__file__)).read_text() for module in modules]
 
 
-# Read with the modules: what is edited during a run is not what runs.
-SASREC_CODE = code_of(sasrec, data, training)
+# Read when the modules are: what is edited during a run is not what runs.
+SASREC_CODE = code_of(sasrec, data, training, metrics)
 GENERATOR_CODE = code_of(data, training, model, memory, decoding, trie)
 
 

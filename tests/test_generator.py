@@ -258,11 +258,11 @@ def test_a_new_item_is_known_by_its_codes_and_an_old_one_keeps_its_vector() -> N
     model = small_generator(2, 4, items=9, followers=3)
     knows(model, old)
     hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    before = model.item_head(hidden).detach()
+    before = (hidden @ model.item_head.vectors().T).detach()
     with pytest.raises(ValueError, match="not that of the 4 items of this trie"):
         beam_search(model, new, torch.tensor([[0, 1]]), width=2)
     model.align(new)
-    after = model.item_head(hidden).detach()
+    after = (hidden @ model.item_head.vectors().T).detach()
     torch.testing.assert_close(after[:, 1:], before[:, [3, 7, 0]])
     of_codes = sum(model.item_head.of_codes[level, code] for level, code in enumerate(every[12]))
     torch.testing.assert_close(after[:, 0], hidden @ of_codes.detach())
@@ -280,7 +280,7 @@ def test_with_all_the_weight_the_policy_is_the_softmax_of_the_item_head_and_with
     model.config = replace(model.config, item_weight=1.0)
     scores = score_items(model, trie, histories, every).log_probs.sum(dim=-1)
     hidden = read_histories(model, trie, histories).hidden
-    torch.testing.assert_close(scores, model.item_head(hidden).log_softmax(dim=-1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores, (hidden @ model.item_head.vectors().T).log_softmax(dim=-1), atol=1e-4, rtol=1e-4)
     model.config = replace(model.config, item_weight=0.0)
     plain.load_state_dict({name: weights for name, weights in model.state_dict().items() if "item_head" not in name})
     ours, theirs = (beam_search(each, trie, histories, width=4).log_probs for each in (model, plain))

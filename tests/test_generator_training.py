@@ -79,7 +79,9 @@ def padded_loss(model: Generator, trie: ItemTrie, windows: Windows, smoothing: f
     of_codes = F.cross_entropy(logits[target].flatten(0, 1), labels, label_smoothing=smoothing, reduction="sum")
     tokens = F.pad(model.tokens(codes).flatten(1)[:, :-1], (1, 0))
     before_items = model(tokens)[0][:, :: trie.levels][target]
-    of_items = F.cross_entropy(model.item_head(before_items), items[target], label_smoothing=smoothing, reduction="sum")
+    of_items = F.cross_entropy(
+        (before_items @ model.item_head.vectors().T), items[target], label_smoothing=smoothing, reduction="sum"
+    )
     return of_codes + of_items
 
 

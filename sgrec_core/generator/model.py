@@ -316,14 +316,9 @@ class ItemHead(nn.Module):
         self.own = nn.Parameter(torch.zeros(config.items, config.width))
 
     def vectors(self) -> Tensor:
-        """[items, width]"""
+        """[items, width]: an item's logit is the product of its vector and the hidden state."""
         levels = torch.arange(self.codes.shape[1], device=self.codes.device)
         return self.own + self.of_codes[levels, self.codes].sum(dim=1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits [..., items] from hidden states [..., width]."""
-        vectors = self.vectors()
-        return hidden.to(vectors.dtype) @ vectors.T
 
     def check(self, trie: ItemTrie) -> None:
         """Raise ValueError unless its items are those of ``trie``."""
