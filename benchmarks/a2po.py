@@ -29,6 +29,7 @@ from benchmarks.world import Decisions, World
 from sgrec_core.evaluation.metrics import hit_rate, ndcg, per_user, target_ranks
 from sgrec_core.evaluation.significance import Interval, relative_gain
 from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, rank_items, train_supervised
+from sgrec_core.night import device
 from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
 from sgrec_core.rewards import fusion
 from sgrec_core.sampling import digest
@@ -125,7 +126,7 @@ def supervised(world: World, options: argparse.Namespace, seed: int) -> Generato
     )
     path = options.cache / f"supervised-{key}.safetensors"
     torch.manual_seed(seed)
-    model = Generator(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = Generator(config).to(device())
     if path.exists() and may_keep():
         model.load_state_dict(load_file(path))
     else:

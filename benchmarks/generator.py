@@ -15,12 +15,10 @@ user was never trained on.
 Where there is a GPU it is used.
 
 Two rows say where a difference comes from: the generator without its memory of transitions, and the memory alone. What a
-seed gave is kept under ``--cache`` for the settings and the code that it follows from: a run that was stopped goes on.
+seed gave is kept under ``--cache`` for the git revision that made it: a run that was stopped goes on.
 """
 
 import argparse
-import copy
-import inspect
 import itertools
 import json
 import multiprocessing
@@ -30,30 +28,18 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import data, sasrec
-from benchmarks.report import Claim, revision, write
+from benchmarks.report import Claim, may_keep, revision, write
 from benchmarks.sasrec import SASRecConfig
-from sgrec_core.evaluation import metrics
 from sgrec_core.evaluation.metrics import CUTOFFS, coverage, gini, hit_rate, ndcg, target_ranks
 from sgrec_core.evaluation.significance import relative_gain
-from sgrec_core.generator import (
-    Generator,
-    GeneratorConfig,
-    TrainingConfig,
-    decoding,
-    memory,
-    model,
-    rank_items,
-    train_supervised,
-    training,
-    trie,
-)
+from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, rank_items, train_supervised
+from sgrec_core.night import device
 from sgrec_core.sampling import digest
 
 SHAPE = {"width": 128, "layers": 2, "heads": 4}
@@ -130,7 +116,7 @@ def train_generator(source: data.LeaveOneOut, changes: dict[str, Any], seed: int
             memory_weight=settings["memory_weight"],
             **SHAPE,
         )
-    ).to("cuda" if torch.cuda.is_available() else "cpu")
+    ).to(device())
     generator.align(source.trie)
     windows = source.windows()
     generator.remember(windows)
@@ -140,49 +126,30 @@ def train_generator(source: data.LeaveOneOut, changes: dict[str, Any], seed: int
 
 def ranked(generator: Generator, source: data.LeaveOneOut, histories: np.ndarray, **weights: float) -> np.ndarray:
     """[N, 20] by a beam of 50, with ``weights`` in place of the model's."""
-    generator = copy.copy(generator)
-    generator.config = replace(generator.config, **weights)
-    return rank_items(generator, source.trie, histories, width=50, count=20).items.numpy()
+    return rank_items(generator.reweighted(**weights), source.trie, histories, width=50, count=20).items.numpy()
 
 
 Task = Callable[[argparse.Namespace, data.LeaveOneOut, int], dict[str, np.ndarray]]
 
 
 def run_task(options: argparse.Namespace, seed: int, task: Task) -> dict[str, np.ndarray]:
-    """Ranked test items [N, 20] by name of the model."""
+    """Ranked test items [N, 20] by name of the model; kept when the code has a revision."""
     torch.set_num_threads(1)
+    settings = [GENERATOR, WITHOUT_MEMORY, SHAPE, TRAINING, vars(SASREC[options.set])]
     source = load(options)
     contents = digest([sequence.tolist() for sequence in source.sequences], source.codes.tolist())
-    key = digest(task.__name__, options.set, options.short, seed, contents, code_and_settings(task, options.set))
+    key = digest(task.__name__, options.set, options.short, seed, revision(), json.dumps(settings), contents)
     kept = options.cache / f"generator-{key}.npz"
-    if kept.exists():
+    if kept.exists() and may_keep():
         return dict(np.load(kept))
     lists = task(options, source, seed)
     for name, items in lists.items():
         print(f"seed {seed} {name}: {len(items)} users ranked", flush=True)
-    part = kept.with_suffix(f".{os.getpid()}.npz")
-    np.savez(part, **lists)
-    part.rename(kept)
+    if may_keep():
+        part = kept.with_suffix(f".{os.getpid()}.npz")
+        np.savez(part, **lists)
+        part.rename(kept)
     return lists
-
-
-def code_and_settings(task: Task, name: str) -> str:
-    """Digest of what the lists of a task follow from, beside the data and the seed."""
-    where = [torch.__version__, torch.cuda.is_available()]
-    if task is run_sasrec:
-        return digest(json.dumps(vars(SASREC[name])), inspect.getsource(run_sasrec), SASREC_CODE, where)
-    settings = json.dumps([GENERATOR, WITHOUT_MEMORY, SHAPE, TRAINING])
-    functions = [inspect.getsource(function) for function in (run_generator, train_generator, ranked, remembered)]
-    return digest(settings, functions, GENERATOR_CODE, where)
-
-
-def code_of(*modules: ModuleType) -> list[str]:
-    return [Path(str(module.__file__)).read_text() for module in modules]
-
-
-# Read when the modules are: what is edited during a run is not what runs.
-SASREC_CODE = code_of(sasrec, data, training, metrics)
-GENERATOR_CODE = code_of(data, training, model, memory, decoding, trie)
 
 
 def run_sasrec(options: argparse.Namespace, source: data.LeaveOneOut, seed: int) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sgrec_core.evaluation.metrics import ndcg, target_ranks
 from sgrec_core.generator.training import Windows, catalogue_loss, optimiser_of
+from sgrec_core.night import device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,9 @@ class SASRec(nn.Module):
             x = block(x, src_mask=mask, is_causal=True)
         return self.norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., items]"""
-        return hidden @ self.items.weight[:-1].T
+    def vectors(self) -> Tensor:
+        """[items, width]: an item's logit is the product of its vector and the hidden state."""
+        return self.items.weight[:-1]
 
 
 def train(
@@ -80,8 +81,8 @@ def train(
     """The model as it was when its NDCG@10 on validation (histories, targets) was best, and that figure."""
     torch.manual_seed(seed)
     shuffle = np.random.default_rng(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = SASRec(items, windows.items.shape[1], config).to(device)
+    place = device()
+    model = SASRec(items, windows.items.shape[1], config).to(place)
     optimiser = optimiser_of(model, config.learning_rate, config.weight_decay)
     lengths = (windows.items >= 0).sum(axis=1)
     best, kept, misses = -1.0, copy.deepcopy(model.state_dict()), 0
@@ -90,13 +91,13 @@ def train(
         order = shuffle.permutation(len(lengths))
         for start in range(0, len(order), config.batch_size):
             rows = order[start : start + config.batch_size]
-            batch = torch.as_tensor(windows.items[rows, : lengths[rows].max()], dtype=torch.int64, device=device)
-            first = torch.as_tensor(windows.first_target[rows], device=device)[:, None]
-            target = (batch >= 0) & (torch.arange(batch.shape[1], device=device) >= first)
-            with torch.autocast(device.type, torch.bfloat16):
+            batch = torch.as_tensor(windows.items[rows, : lengths[rows].max()], dtype=torch.int64, device=place)
+            first = torch.as_tensor(windows.first_target[rows], device=place)[:, None]
+            target = (batch >= 0) & (torch.arange(batch.shape[1], device=place) >= first)
+            with torch.autocast(place.type, torch.bfloat16):
                 hidden = model(batch[:, :-1])[target[:, 1:]]
                 items = batch[:, 1:][target[:, 1:]]
-                loss = catalogue_loss(hidden, model.items.weight[:-1], items) / len(items)
+                loss = catalogue_loss(hidden, model.vectors(), items) / len(items)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -118,11 +119,11 @@ def train(
 def rank(model: SASRec, histories: np.ndarray, count: int = 20) -> np.ndarray:
     """[N, count] best items for histories [N, n], -1 after the end, none of them empty; the history stays in the ranking."""
     model.eval()
-    device = model.items.weight.device
+    place = model.items.weight.device
     ranked = []
     for start in range(0, len(histories), 512):
-        batch = torch.as_tensor(histories[start : start + 512], dtype=torch.int64, device=device)
+        batch = torch.as_tensor(histories[start : start + 512], dtype=torch.int64, device=place)
         last = (batch >= 0).sum(dim=1) - 1
-        hidden = model(batch)[torch.arange(len(batch), device=device), last]
-        ranked.append(model.logits(hidden).topk(count, dim=1).indices.cpu())
+        hidden = model(batch)[torch.arange(len(batch), device=place), last]
+        ranked.append((hidden @ model.vectors().T).topk(count, dim=1).indices.cpu())
     return torch.cat(ranked).numpy()

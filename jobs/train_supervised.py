@@ -1,9 +1,9 @@
 """Train the night's starting policy on next items.
 
 All positions of the training users' sequences of the last ``states.history_days`` days, held-out users left out; the
-generator's memory of transitions is counted from the same sequences. The
-night's starting policy goes on from the pinned champion when that reads the same semantic ids and has the same
-shape; otherwise it starts from scratch. A job that was killed goes on from its last checkpoint.
+generator's memory of transitions is counted from the same sequences. The night's starting policy goes on from the
+pinned champion when that reads the same semantic ids and has the same shape; otherwise it starts from scratch. A job
+that was killed goes on from its last checkpoint.
 """
 
 import shutil
@@ -162,18 +162,19 @@ def _starting_model(
         )
         return fresh, False
     model.align(catalogue.trie)
-    its, wanted = (
-        {name: value for name, value in each.as_json().items() if name not in NO_SHAPE}
-        for each in (model.config, config)
-    )
+    its, wanted = shape_of(model.config), shape_of(config)
     if its != wanted:
         job.note(f"trained from scratch: {champion} has the shape {its}, the settings {wanted}")
         return fresh, False
-    # All but what it remembers: that is counted anew.
-    remembered = {name: tensor for name, tensor in fresh.state_dict().items() if name.startswith("memory.")}
-    learned = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("memory.")}
-    fresh.load_state_dict({**learned, **remembered})
+    # What it remembers is counted anew, in the size that the settings want.
+    model.memory = fresh.memory
+    fresh.load_state_dict(model.state_dict())
     return fresh, True
+
+
+def shape_of(config: GeneratorConfig) -> dict[str, int | float]:
+    """What two generators must have in common for one to take the other's weights."""
+    return {name: value for name, value in config.as_json().items() if name not in NO_SHAPE}
 
 
 main = stage_command("train_supervised", run)

@@ -147,24 +147,22 @@ def evaluation_rows(ranking: Ranking, role: str, split: str, settings: Evaluatio
     common = {"model": ranking.model, "model_version": ranking.version, "role": role, "split": split, "users": users}
     rows: list[dict[str, Any]] = []
 
-    def add(metric: str, cutoff: int, found: Interval | float, bucket: str = "all") -> None:
-        value, *ends = (found.value, found.lower, found.upper) if isinstance(found, Interval) else (found, None, None)
-        figures = {"value": value, "lower": ends[0], "upper": ends[1]}
-        rows.append({**common, "metric": metric, "cutoff": cutoff, "bucket": bucket, **figures})
-
-    def mean(values: np.ndarray) -> Interval:
-        return bootstrap(values, seed=settings.seed, resamples=settings.bootstrap_samples)
+    def add(metric: str, cutoff: int, values: np.ndarray, bucket: str = "all") -> None:
+        found = bootstrap(values, seed=settings.seed, resamples=settings.bootstrap_samples)
+        rows.append({**common, "metric": metric, "cutoff": cutoff, "bucket": bucket, **vars(found)})
 
     for metric in MEASURES:
         for cutoff in metrics.CUTOFFS:
-            add(metric, cutoff, mean(ranking.per_user(metric, cutoff)))
+            add(metric, cutoff, ranking.per_user(metric, cutoff))
     id_ranks = metrics.identity_ranks(ranking.items, ranking.targets, ranking.catalogue.identities)
     for metric, measure in MEASURES.items():
         for cutoff in metrics.CUTOFFS:
-            add(f"id_{metric}", cutoff, mean(metrics.per_user(measure(id_ranks, cutoff), ranking.users)))
-    # Of all lists together, no mean over users.
-    add("coverage", CUTOFF, metrics.coverage(ranking.items, len(ranking.catalogue), CUTOFF))
-    add("gini", CUTOFF, metrics.gini(ranking.items, len(ranking.catalogue), CUTOFF))
+            add(f"id_{metric}", cutoff, metrics.per_user(measure(id_ranks, cutoff), ranking.users))
+    # Of all lists together, no mean over users: without an interval.
+    for metric, of_lists in (("coverage", metrics.coverage), ("gini", metrics.gini)):
+        value = of_lists(ranking.items, len(ranking.catalogue), CUTOFF)
+        figures = {"value": value, "lower": None, "upper": None}
+        rows.append({**common, "metric": metric, "cutoff": CUTOFF, "bucket": "all", **figures})
 
     known = np.nonzero(ranking.targets >= 0)[0]
     buckets = metrics.novelty_buckets(ranking.histories[known], ranking.targets[known], ranking.catalogue.codes)
@@ -177,7 +175,7 @@ def evaluation_rows(ranking: Ranking, role: str, split: str, settings: Evaluatio
                 add(
                     metric,
                     CUTOFF,
-                    mean(metrics.per_user(measure(ranks[inside], CUTOFF), ranking.users[known][inside])),
+                    metrics.per_user(measure(ranks[inside], CUTOFF), ranking.users[known][inside]),
                     bucket,
                 )
     return rows

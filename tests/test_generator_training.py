@@ -80,7 +80,7 @@ def padded_loss(model: Generator, trie: ItemTrie, windows: Windows, smoothing: f
     tokens = F.pad(model.tokens(codes).flatten(1)[:, :-1], (1, 0))
     before_items = model(tokens)[0][:, :: trie.levels][target]
     of_items = F.cross_entropy(
-        (before_items @ model.item_head.vectors().T), items[target], label_smoothing=smoothing, reduction="sum"
+        before_items @ model.item_head.vectors().T, items[target], label_smoothing=smoothing, reduction="sum"
     )
     return of_codes + of_items
 

@@ -13,7 +13,7 @@ ITEMS, MAX_ITEMS = 12, 8
 
 @st.composite
 def sequences(draw: st.DrawFn) -> tuple[list[np.ndarray], list[int]]:
-    """Item sequences, some longer than a window, and from where on their items are targets."""
+    """Item sequences that fit into a window, and from where on their items are targets."""
     lists = draw(st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=7), min_size=1, max_size=6))
     return [np.array(items) for items in lists], [draw(st.integers(0, len(items) - 1)) for items in lists]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sgrec_core.generator.training import Windows
 
 REACH = 5
-"""An item counts as a follower of the this many items before it, the g-th of them with weight 1 / g."""
+"""An item counts as a follower of as many items before it, of the g-th with weight 1 / g."""
 FADING = 0.6
 """A history item has this share of the say of the one after it."""
 SMOOTHING = 20.0
@@ -82,17 +82,15 @@ class TransitionMemory(nn.Module):
     def align(self, rows: Tensor) -> None:
         """Make item ``rows[v]`` [V'] the item v, -1 for one that is new: it follows nothing, and nothing follows it."""
         rows = rows.to(self.totals.device)
-        old, new = rows[rows >= 0], (rows >= 0).nonzero().squeeze(1)
+        old, is_new = rows.clamp(min=0), rows < 0
         number = rows.new_full((len(self.totals),), -1)
-        number[old] = new
-        moved = TransitionMemory(len(rows), self.followers.shape[1]).to(self.totals.device)
+        number[rows[~is_new]] = (~is_new).nonzero().squeeze(1)
         followers = number[self.followers[old].long()]
         # What an item that is gone had followed stays in the totals: that much less is known about what follows.
-        moved.counts[new] = self.counts[old].masked_fill(followers < 0, 0)
-        moved.followers[new] = followers.clamp(min=0).int()
-        moved.totals[new], moved.popularity[new] = self.totals[old], self.popularity[old]
-        self.followers, self.counts = moved.followers, moved.counts
-        self.totals, self.popularity = moved.totals, moved.popularity
+        self.counts = self.counts[old].masked_fill(is_new[:, None] | (followers < 0), 0)
+        self.followers = followers.clamp(min=0).int()
+        self.totals = self.totals[old].masked_fill(is_new, 0)
+        self.popularity = self.popularity[old].masked_fill(is_new, 0)
 
     def log_probs(self, histories: Tensor) -> Tensor:
         """Log-probability [B, V] of each next item, given histories [B, n], oldest first, -1 after the end.

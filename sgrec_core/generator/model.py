@@ -19,7 +19,7 @@ Beside the codes it may score whole items (`ItemHead`) and remember which item f
 
 import copy
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -328,14 +328,15 @@ class ItemHead(nn.Module):
             )
 
     @torch.no_grad()
-    def align(self, codes: Tensor) -> Tensor:
-        """Make its items those of codes [items, L], in their order; the row [items] that each had before, -1 for a new one.
+    def align(self, codes: Tensor) -> Tensor | None:
+        """Make its items those of codes [items, L], in their order.
 
+        The row [items] that each had before, -1 for a new one; None where they are its items already.
         What is new to it starts without a vector of its own; that of an item which is not among them is forgotten.
         """
         codes = codes.to(self.codes.device)
         if torch.equal(self.codes, codes):
-            return torch.arange(len(codes), device=codes.device)
+            return None
         known = {tuple(row): number for number, row in enumerate(self.codes.tolist())}
         rows = torch.tensor([known.get(tuple(row), -1) for row in codes.tolist()], device=self.own.device)
         own = self.own.new_zeros(len(codes), self.own.shape[1])
@@ -384,19 +385,23 @@ class Generator(nn.Module):
         """Make item head and memory, where there are any, those of the items of ``trie``: new ones are known by their codes."""
         if self.item_head is not None:
             rows = self.item_head.align(trie.codes)
-            if self.memory is not None:
+            if self.memory is not None and rows is not None:
                 self.memory.align(rows)
             self.config = replace(self.config, items=trie.items)
 
+    def reweighted(self, **weights: Any) -> "Generator":
+        """The same parameters, shared, in a policy with other ``weights`` (``item_weight``, ``memory_weight``)."""
+        same = copy.copy(self)
+        same.config = replace(self.config, **weights)
+        return same
+
     def without_memory(self) -> "Generator":
-        """The same weights, shared, in a policy that leaves the memory out: for rollouts and what learns from them.
+        """The same parameters, shared, in a policy that leaves the memory out: for rollouts and what learns from them.
 
         The memory has counted the targets of the training decisions. Of a policy that takes it into account nearly every group
         rolled out for such a decision would hold the target, by heart and not by any skill that could grow.
         """
-        network = copy.copy(self)
-        network.config = replace(self.config, memory_weight=0.0)
-        return network
+        return self.reweighted(memory_weight=0.0)
 
     def remember(self, windows: "Windows") -> None:
         """Have the memory, where there is one, hold the transitions of these training windows and no others."""
