@@ -72,6 +72,17 @@ def load(name: str, folder: Path) -> LeaveOneOut:
     return LeaveOneOut(name, sequences, codes, int(codes.max()) + 1, texts)
 
 
+def scientific_or_random(folder: Path) -> LeaveOneOut:
+    """``scientific``; where its folder is missing, random sequences with lengths like its over a random catalogue."""
+    if (folder / "scientific").is_dir():
+        return load("scientific", folder)
+    draws = np.random.default_rng(0)
+    codes = np.unique(draws.integers(0, 256, (4400, 4)), axis=0)
+    # Two more than those of Scientific's training windows: three items at least, five on average, a few long ones.
+    sequences = [draws.integers(0, len(codes), length) for length in 4 + draws.geometric(1 / 3, 8000)]
+    return LeaveOneOut("random sequences", sequences, codes, 256, [""] * len(codes))
+
+
 def text_embeddings(source: LeaveOneOut, cache: Path) -> np.ndarray:
     """[items, d] of the items' texts."""
     return TextEncoder(cache / "embeddings", threads=torch.get_num_threads()).encode(source.texts)

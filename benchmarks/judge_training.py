@@ -8,9 +8,10 @@ not how good a judge is.
 Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one that the user truly
 prefers, aspects weighed alike) of the base, after supervised training, after GRPO on labels that the supervised stage has not seen.
 
-Part B, apart from A: PairAUC on the same pairs where the aspects of the items are the true ones. Uniform weights, weights after supervised
-training on their form, after GRPO, and for comparison those of the pipeline's own small network from the same pairs, and each
-user's true weights. Training pairs are those on which weights matter: neither item is better in every aspect.
+Part B, apart from A: share of the answers that have the form of weights, of the base and after supervised training on it; then PairAUC on
+the same pairs where the aspects of the items are the true ones. Uniform weights, weights after supervised training on their form, after
+GRPO, and for comparison those of the pipeline's own small network from the same pairs, and each user's true weights. Training pairs are
+those on which weights matter: neither item is better in every aspect.
 """
 
 import argparse
@@ -31,10 +32,11 @@ import torch
 from benchmarks.report import Claim, write
 from sgrec_core.aggregator.weights import Pairs, fit, state_features
 from sgrec_core.evaluation.metrics import per_user
-from sgrec_core.evaluation.significance import relative_gain
+from sgrec_core.evaluation.significance import paired_bootstrap, relative_gain
 from sgrec_core.items import item_text
 from sgrec_core.judge import JudgeRequest, Rubric, load_rubric
 from sgrec_core.judge.labels import nearest_label
+from sgrec_core.judge.prompt import label_question, system_message, user_message
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.judge.training import (
     Labelled,
@@ -114,8 +116,17 @@ def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     world = simulated(rubric, sizes)
     found: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # A tokenizer that knows the words of the training users makes prompts four times as short.
-        corpus = [RUBRIC.read_text(), *(str(vars(sample.request)) for sample in world.labels[: sizes["labels"]])]
+        # A tokenizer that knows the words of the training users' prompts makes them many times as short.
+        samples = world.labels[: sizes["labels"]]
+        corpus = [
+            text
+            for aspect in rubric.aspects
+            for sample in samples
+            for text in (
+                system_message(rubric),
+                user_message(rubric, sample.request, label_question(rubric, aspect)),
+            )
+        ]
         base = make_tiny_model(Path(folder) / "tiny", corpus)
 
         judge = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **LABELS))
@@ -134,7 +145,9 @@ def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
         aggregator = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **WEIGHTS))
         states = [pair.state for pair in world.true_test_pairs]
         found["pairs, true: uniform"] = ordered_pairs(world.true_test_pairs)
+        found["form: base"] = in_form(aggregator, states)
         aggregator.supervise_form_of_weights(world.states)
+        found["form: supervised"] = in_form(aggregator, states)
         found["pairs, true: form"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
         aggregator.reinforce_weights(world.true_pairs)
         found["pairs, true: GRPO"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
@@ -142,7 +155,7 @@ def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
         found["pairs, true: network"] = ordered_pairs(world.true_test_pairs, network)
         found["pairs, true: true weights"] = ordered_pairs(world.true_test_pairs, world.test_weights)
         found["users: points"] = np.repeat([user(sample.request) for sample in world.test_labels], len(rubric.aspects))
-        found["users: pairs, true"] = np.array([user(state) for state in states])
+        found["users: form"] = found["users: pairs, true"] = np.array([user(state) for state in states])
         found["users: pairs, judged"] = found["users: pairs, true"][: sizes["judged_pairs"]]
     print(
         f"seed {seed}: "
@@ -150,6 +163,10 @@ def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
         flush=True,
     )
     return found
+
+
+def in_form(aggregator: Tuner, states: list[JudgeRequest]) -> np.ndarray:
+    return np.array([weights is not None for weights in aggregator.answered_weights(states)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +330,16 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
         users = runs[0]["users: " + name.partition(":")[0]]
         return np.stack([per_user(run[name].astype(float), users) for run in runs])
 
-    claims = []
+    valid = {stage: values(f"form: {stage}").mean(axis=0) for stage in ("base", "supervised")}
+    learnt = paired_bootstrap(valid["supervised"], valid["base"], seed=0)
+    claims = [
+        Claim.percent(
+            "share of weights in their form after supervised training, above that of the base model",
+            learnt,
+            goal="> 0",
+            met=learnt.lower > 0,
+        )
+    ]
     for words, challenger, baseline, wanted in STAGES:
         gain = relative_gain(values(challenger), values(baseline), seed=0)
         claims.append(Claim.percent(words, gain, goal="> 0" if wanted else "", met=gain.lower > 0 if wanted else None))
@@ -325,7 +351,8 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
     text = "\n".join(
         [
             f"{len(runs[0]['points: base']):,} labels of {len(set(runs[0]['users: points']))} held-out users, "
-            f"{len(runs[0]['pairs, true: GRPO']):,} pairs. Gains are relative, with 95% intervals over seeds and users.",
+            f"{len(runs[0]['pairs, true: GRPO']):,} pairs. Gains are relative, "
+            "with 95% intervals over seeds and users; that of the form is a difference, with an interval over users.",
             "",
             "| metric: stage | mean | deviation between seeds |",
             "| --- | --- | --- |",

@@ -98,7 +98,8 @@ def write(
         name_cell = claim.name.replace("|", r"\|")
         rows.append(f"| {name_cell} | {claim.value:.4g} {claim.unit} | {interval} | {claim.goal} | {met} |")
     on = header["machine"]
-    taken = f"`{command}` at {header['revision'][:12]}, {on['accelerator'] or on['processor']}, {on['cores']} cores, torch {on['torch']}."
+    commit, *changes = header["revision"].partition("+")
+    taken = f"`{command}` at {commit[:12]}{''.join(changes)}, {on['accelerator'] or on['processor']}, {on['cores']} cores, torch {on['torch']}."
     page = folder / f"{name}.md"
     page.write_text("\n".join([f"# {name}", "", taken, "", *rows, "", text.strip(), ""]))
     return page

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training [--short] [--data ../shared/data] [--device cpu] [--size default]
 
-Windows of Amazon Scientific (without the data folder: of sequences with similar lengths, over a random catalogue). The
+Windows of Amazon Scientific (without the data folder: of random sequences). The
 ceiling is what the machine reaches on the step's own matrix products in bfloat16, forward and backward, one after the
 other with nothing between them. The ways to train alternate in one process; peak memory is measured in fresh ones.
 """
@@ -24,7 +24,7 @@ from benchmarks import data
 from benchmarks.report import Claim, write
 from sgrec_core.generator import Generator, GeneratorConfig, ItemTrie, TrainingConfig, train_supervised
 from sgrec_core.generator.model import Packing
-from sgrec_core.generator.training import GRADIENT_NORM, Batch, Windows, cut_windows, optimiser_of, packed_loss
+from sgrec_core.generator.training import GRADIENT_NORM, Batch, Windows, optimiser_of, packed_loss
 
 # "card" is for a GPU: wide enough for its matrix units, with a batch that fills them.
 SIZES = {
@@ -34,7 +34,9 @@ SIZES = {
 TRAINING = TrainingConfig(
     epochs=1, batch_size=128, learning_rate=1e-3, weight_decay=0.1, label_smoothing=0.0, bfloat16=True, seed=0
 )
-WAYS = ("packed", "padded, by length", "padded, random")
+WAYS = ("packed", "padded, by length", "padded, random", "packed, with item head")
+"""The last as a night trains; the others, codes alone, compare with each other."""
+PACKED = ("packed", "packed, with item head")
 
 
 def main() -> None:
@@ -53,39 +55,44 @@ def main() -> None:
     steps = 8 if options.short else 64
     repetitions = options.repetitions or (2 if options.short else 5)
 
-    source, trie, windows = prepare(options.data)
-    model = generator(trie, options.size, options.device)
+    source = data.scientific_or_random(options.data)
+    trie, windows = source.trie, source.windows()
     if options.peak_of:
+        model = generator(trie, options.size, options.device, options.peak_of)
         # Eight steps reach the peak.
         print(json.dumps(peak_bytes(model, trie, some(windows, 8 * batch_size), batch_size, options.peak_of)))
         return
     measured = some(windows, steps * batch_size)
     tokens = int((measured.items >= 0).sum()) * trie.levels
-    per_token = epoch_flops(model.config, measured.items) / tokens
 
-    rates: dict[str, list[float]] = {way: [] for way in WAYS}
-    if options.device == "cuda":
-        rates["packed, compiled"] = []
+    # As a night trains: compiled on a GPU.
+    compiled = ", compiled" if options.device == "cuda" else ""
+    rates: dict[str, list[float]] = {way: [] for way in (*WAYS, *(way + compiled for way in PACKED))}
+    models = {way: generator(trie, options.size, options.device, way) for way in rates}
     ceilings = []
-    for way in rates:  # allocator, kernels, compilation
+    for way, model in models.items():  # allocator, kernels, compilation
         seconds_of(model, trie, some(windows, 2 * batch_size), batch_size, way)
+    model = models["packed"]
     for _ in range(repetitions):
         ceilings.append(ceiling(model.config, batch_size * tokens // len(measured.items), options.device))
         for way, values in rates.items():
-            values.append(tokens / seconds_of(model, trie, measured, batch_size, way))
-    # As a night trains: compiled on a GPU.
-    nightly = rates["packed, compiled" if options.device == "cuda" else "packed"]
-    utilisation = [rate * per_token / limit for rate, limit in zip(nightly, ceilings, strict=True)]
+            values.append(tokens / seconds_of(models[way], trie, measured, batch_size, way))
+    flops = {way: epoch_flops(models[way].config, measured) / tokens for way in PACKED}
+    utilisation = {
+        way: [rate * flops[way] / limit for rate, limit in zip(rates[way + compiled], ceilings, strict=True)]
+        for way in PACKED
+    }
 
     claims = [claim(f"training tokens per second, {way}", values, "tokens/s") for way, values in rates.items()]
     for way in WAYS[1:]:
         ratio = [ours / theirs for ours, theirs in zip(rates["packed"], rates[way], strict=True)]
-        claims.append(claim(f"packed against {way}", ratio, "times", goal=1.0))
+        claims.append(claim(f"packed against {way}", ratio, "times", goal=None if way in PACKED else 1.0))
     claims.append(claim("ceiling of the machine on the step's matrix products", [c / 1e9 for c in ceilings], "GFLOP/s"))
     goal = 0.4 if options.device == "cuda" and options.size == "card" else None
-    claims.append(claim("FLOPs utilisation of packed training", utilisation, "of the ceiling", goal))
-    everywhere = epoch_flops(model.config, windows.items)
-    sliding = epoch_flops(model.config, sliding_windows(windows).items)
+    for way, shares in utilisation.items():
+        claims.append(claim(f"FLOPs utilisation of training, {way}{compiled}", shares, "of the ceiling", goal))
+    everywhere = epoch_flops(model.config, windows)
+    sliding = epoch_flops(model.config, sliding_windows(windows))
     claims.append(claim("FLOPs of an epoch, every position a target", [everywhere / 1e9], "GFLOP"))
     claims.append(claim("FLOPs of an epoch, one sliding window a target", [sliding / 1e9], "GFLOP"))
     claims.append(claim("sliding windows against every position", [sliding / everywhere], "times", goal=1.0))
@@ -95,22 +102,22 @@ def main() -> None:
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     text = f"""
-{source}: {len(windows.items)} windows with {windows.targets} targets and {int((windows.items >= 0).sum()) * trie.levels} tokens, of which
-{len(measured.items)} were measured. Generator of {model.config.layers} layers of width {model.config.width}, {parameters:,} parameters, dropout {model.config.dropout}, bfloat16, {batch_size}
+{source.name}: {len(windows.items)} windows with {windows.targets} targets and {int((windows.items >= 0).sum()) * trie.levels} tokens, of which
+{len(measured.items)} were measured. Generator of {model.config.layers} layers of width {model.config.width}, {parameters:,} parameters without the item head, dropout {model.config.dropout}, bfloat16, {batch_size}
 windows of mean length a step, {options.threads} thread(s) on {options.device}. FLOPs are counted from shapes: two for each multiplication with its
 addition, the backward pass as two forward ones, attention within the causal triangle, embedding look-ups and elementwise
-work as nothing. Padding goes through all of the model but the loss; "by length" sorts windows within pools of 16 batches. On a CPU peak memory is what training adds to the process, on a GPU what torch allocates.
+work as nothing; the item head is a product of each position before a target with the whole catalogue. Padding goes through all of the model but the loss; "by length" sorts windows within pools of 16 batches. On a CPU peak memory is what training adds to the process, on a GPU what torch allocates.
 Intervals are the range over {repetitions} alternating repetitions.
 """
     details = {
         "tokens_per_second": rates,
         "ceilings": ceilings,
-        "flops_per_token": per_token,
+        "flops_per_token": flops,
         "peak_bytes": peaks,
         "config": model.config.as_json(),
         "batch_size": batch_size,
         "threads": options.threads,
-        "source": source,
+        "source": source.name,
     }
     name = "training" + ("" if options.size == "default" else f"-{options.size}") + ("-short" if options.short else "")
     where = {} if options.output is None else {"folder": options.output}
@@ -130,27 +137,17 @@ def claim(name: str, values: list[float], unit: str, goal: float | None = None) 
     )
 
 
-def prepare(path: Path) -> tuple[str, ItemTrie, Windows]:
-    """Name, trie and windows of the training set."""
-    if (path / "scientific").is_dir():
-        scientific = data.load("scientific", path)
-        return "Amazon Scientific", scientific.trie, scientific.windows()
-    draws = np.random.default_rng(0)
-    codes = np.unique(draws.integers(0, 256, (4400, 4)), axis=0)
-    # Scientific: three items at least, five on average, a few long ones.
-    lengths = 2 + draws.geometric(1 / 3, 8000)
-    sequences = [draws.integers(0, len(codes), length) for length in lengths]
-    trie = ItemTrie.build(codes, 256)
-    return "random sequences with lengths like Scientific's", trie, cut_windows(sequences, [1] * 8000, data.MAX_HISTORY)
-
-
-def generator(trie: ItemTrie, size: str, device: str) -> Generator:
+def generator(trie: ItemTrie, size: str, device: str, way: str) -> Generator:
     torch.manual_seed(0)
     shape = {name: int(SIZES[size][name]) for name in ("width", "layers", "heads")}
+    if "item head" in way:
+        shape["items"] = trie.items
     config = GeneratorConfig(
         levels=trie.levels, codebook_size=trie.codebook_size, max_items=data.MAX_HISTORY, dropout=0.2, **shape
     )
-    return Generator(config).to(device)
+    model = Generator(config).to(device)
+    model.align(trie)
+    return model
 
 
 def some(windows: Windows, count: int) -> Windows:
@@ -188,13 +185,14 @@ def products(config: GeneratorConfig) -> list[tuple[int, int, int]]:
     return [*layer, (config.width, config.codebook_size, 1)]
 
 
-def epoch_flops(config: GeneratorConfig, items: np.ndarray) -> float:
-    """Operations of training once on windows items [W, n], padding left out."""
-    tokens = (items >= 0).sum(axis=1).astype(float) * config.levels
+def epoch_flops(config: GeneratorConfig, windows: Windows) -> float:
+    """Operations of training once on ``windows``, padding left out."""
+    tokens = (windows.items >= 0).sum(axis=1).astype(float) * config.levels
     matrices = 2 * tokens.sum() * sum(inner * outer * times for inner, outer, times in products(config))
     # Scores and mixture, each 2 x width for a pair of tokens of the causal triangle.
     attention = 4 * config.width * config.layers * (tokens * (tokens + 1) / 2).sum()
-    return 3 * (matrices + attention)
+    of_items = 2 * windows.targets * config.width * config.items
+    return 3 * (matrices + attention + of_items)
 
 
 def ceiling(config: GeneratorConfig, tokens: int, device: str) -> float:
@@ -233,7 +231,7 @@ def seconds_of(model: Generator, trie: ItemTrie, windows: Windows, batch_size: i
     synchronise(device)
     begin = time.perf_counter()
     if way.startswith("packed"):
-        config = replace(TRAINING, batch_size=batch_size, compile=way.endswith("compiled"))
+        config = replace(TRAINING, batch_size=batch_size, compile="compiled" in way)
         train_supervised(model, trie, windows, config)
     else:
         train_padded(model, trie, windows, batch_size, by_length=way.endswith("length"))

@@ -153,11 +153,15 @@ class Tuner:
 
     def weights(self, states: Sequence[JudgeRequest]) -> np.ndarray:
         """Weights [N, A] of the greedy answers; uniform where an answer is not in the form."""
+        uniform = [1 / len(self.rubric.aspects)] * len(self.rubric.aspects)
+        return np.array([weights or uniform for weights in self.answered_weights(states)])
+
+    def answered_weights(self, states: Sequence[JudgeRequest]) -> list[list[float] | None]:
+        """Weights [A] of each greedy answer; None where it is not in the form."""
         answers = Transformers(self.model, self.tokenizer).complete(
             [weights_messages(self.rubric, state) for state in states], None, 2 * len(self.rubric.aspects)
         )
-        uniform = [1 / len(self.rubric.aspects)] * len(self.rubric.aspects)
-        return np.array([read_weights(self.rubric, str(answer)) or uniform for answer in answers])
+        return [read_weights(self.rubric, str(answer)) for answer in answers]
 
     def engine(self) -> LanguageModelEngine:
         """The judge as the pipeline would run it, on the model as it is."""
