@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from sgrec_core.settings import PROJECT_ROOT
 
 # One thread a process: two processes with two torch threads each are many times slower than with one each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A worker of pytest-xdist has a main module without a file, which pyspark takes for a run of its doctests: it exits.
+if not hasattr(sys.modules["__main__"], "__file__"):
+    sys.modules["__main__"].__file__ = __file__
 
 
 @pytest.fixture
