@@ -2,8 +2,8 @@
 
     python -m benchmarks.judge_training [--short] [--seeds 0 1 2 3 4] [--workers 2]
 
-The base model is the tiny untrained one made on the spot, the rubric a short one (`short_rubric.yaml`): this shows that the stages work,
-not how good a judge is.
+The base model is a tiny one made on the spot, which has read prompts of training users answered at random: it knows their words and that a
+letter answers a question, not which; the rubric is a short one (`short_rubric.yaml`). This shows that the stages work, not how good a judge is.
 
 Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one that the user truly
 prefers, aspects weighed alike) of the base, after supervised training, after GRPO on labels that the supervised stage has not seen.
@@ -18,6 +18,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ from sgrec_core.logs.vocabulary import PLACEMENTS
 from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, SimulatorSettings
 
 RUBRIC = Path(__file__).with_name("short_rubric.yaml")
+BASE = {"per_device_train_batch_size": 32, "learning_rate": 3e-3, "logging_steps": 25}
 LABELS = {
     "sft_batch_size": 32,
     "sft_epochs": 1,
@@ -70,6 +72,7 @@ WEIGHTS = {
 """For a model of 128 dimensions; chosen on seed 1000."""
 SIZES = {
     "users": 4000,
+    "read": 1500,
     "labels": 1000,
     "grpo_labels": 500,
     "test_labels": 400,
@@ -81,6 +84,7 @@ SIZES = {
 """``judged_pairs``: of the test pairs, those whose items the trained judge scores."""
 SHORT_SIZES = {
     "users": 200,
+    "read": 30,
     "labels": 30,
     "grpo_labels": 10,
     "test_labels": 60,
@@ -99,8 +103,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder of the results; benchmarks/results by default")
     options = parser.parse_args()
     seeds = options.seeds or ([0, 1] if options.short else [0, 1, 2, 3, 4])
-    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-        runs = list(pool.map(partial(run_seed, sizes_of(options)), seeds))
+    sizes = sizes_of(options)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool,
+    ):
+        base = pool.submit(make_base, sizes, Path(folder)).result()
+        runs = list(pool.map(partial(run_seed, sizes, base), seeds))
     report(options, seeds, runs)
 
 
@@ -108,55 +117,92 @@ def sizes_of(options: argparse.Namespace) -> dict[str, int]:
     return SHORT_SIZES if options.short else SIZES
 
 
-def run_seed(sizes: dict[str, int], seed: int) -> dict[str, np.ndarray]:
+def make_base(sizes: dict[str, int], folder: Path) -> Path:
+    """The base model of all seeds, and how its loss fell."""
+    from datasets import Dataset
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rubric = load_rubric(True, RUBRIC)
+    system = {"role": "system", "content": system_message(rubric)}
+    draw = random.Random(0)
+    chats = [
+        [
+            system,
+            {"role": "user", "content": user_message(rubric, sample.request, label_question(rubric, aspect))},
+            {"role": "assistant", "content": draw.choice(list(aspect.value_of))},
+        ]
+        for sample in simulated(rubric, sizes).read
+        for aspect in rubric.aspects
+    ]
+    # A tokenizer that knows the words of the prompts makes them many times as short.
+    tiny = make_tiny_model(folder / "tiny", [message["content"] for chat in chats for message in chat])
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    # Its random weights are made to give different prompts different answers, not to be trained.
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny))
+    arguments = SFTConfig(
+        output_dir="unused",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+        num_train_epochs=1,
+        max_length=None,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        **BASE,
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list([{"messages": chat} for chat in chats]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    base = folder / "base"
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    return base
+
+
+def run_seed(sizes: dict[str, int], base: Path, seed: int) -> dict[str, np.ndarray]:
     """Points [N * A] and pairs [P] that are right, by stage."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     rubric = load_rubric(True, RUBRIC)
     world = simulated(rubric, sizes)
     found: dict[str, np.ndarray] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        # A tokenizer that knows the words of the training users' prompts makes them many times as short.
-        samples = world.labels[: sizes["labels"]]
-        corpus = [
-            text
-            for aspect in rubric.aspects
-            for sample in samples
-            for text in (
-                system_message(rubric),
-                user_message(rubric, sample.request, label_question(rubric, aspect)),
-            )
-        ]
-        base = make_tiny_model(Path(folder) / "tiny", corpus)
+    judge = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **LABELS))
+    stages = {
+        "base": lambda: None,
+        "supervised": lambda: judge.supervise_labels(world.labels[: sizes["labels"]]),
+        "GRPO": lambda: judge.reinforce_labels(world.labels[sizes["labels"] :]),
+    }
+    for stage, train in stages.items():
+        train()
+        found[f"points: {stage}"] = correct_points(judge.engine(), world.test_labels).ravel()
+        found[f"pairs, judged: {stage}"] = ordered_pairs(
+            scored_pairs(judge.engine(), world.test_pairs[: sizes["judged_pairs"]])
+        )
 
-        judge = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **LABELS))
-        stages = {
-            "base": lambda: None,
-            "supervised": lambda: judge.supervise_labels(world.labels[: sizes["labels"]]),
-            "GRPO": lambda: judge.reinforce_labels(world.labels[sizes["labels"] :]),
-        }
-        for stage, train in stages.items():
-            train()
-            found[f"points: {stage}"] = correct_points(judge.engine(), world.test_labels).ravel()
-            found[f"pairs, judged: {stage}"] = ordered_pairs(
-                scored_pairs(judge.engine(), world.test_pairs[: sizes["judged_pairs"]])
-            )
-
-        aggregator = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **WEIGHTS))
-        states = [pair.state for pair in world.true_test_pairs]
-        found["pairs, true: uniform"] = ordered_pairs(world.true_test_pairs)
-        found["form: base"] = in_form(aggregator, states)
-        aggregator.supervise_form_of_weights(world.states)
-        found["form: supervised"] = in_form(aggregator, states)
-        found["pairs, true: form"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
-        aggregator.reinforce_weights(world.true_pairs)
-        found["pairs, true: GRPO"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
-        network = network_weights(rubric, world.true_pairs, world.true_test_pairs, seed)
-        found["pairs, true: network"] = ordered_pairs(world.true_test_pairs, network)
-        found["pairs, true: true weights"] = ordered_pairs(world.true_test_pairs, world.test_weights)
-        found["users: points"] = np.repeat([user(sample.request) for sample in world.test_labels], len(rubric.aspects))
-        found["users: form"] = found["users: pairs, true"] = np.array([user(state) for state in states])
-        found["users: pairs, judged"] = found["users: pairs, true"][: sizes["judged_pairs"]]
+    aggregator = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **WEIGHTS))
+    states = [pair.state for pair in world.true_test_pairs]
+    found["pairs, true: uniform"] = ordered_pairs(world.true_test_pairs)
+    found["form: base"] = in_form(aggregator, states)
+    aggregator.supervise_form_of_weights(world.states)
+    found["form: supervised"] = in_form(aggregator, states)
+    found["pairs, true: form"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
+    aggregator.reinforce_weights(world.true_pairs)
+    found["pairs, true: GRPO"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
+    network = network_weights(rubric, world.true_pairs, world.true_test_pairs, seed)
+    found["pairs, true: network"] = ordered_pairs(world.true_test_pairs, network)
+    found["pairs, true: true weights"] = ordered_pairs(world.true_test_pairs, world.test_weights)
+    found["users: points"] = np.repeat([user(sample.request) for sample in world.test_labels], len(rubric.aspects))
+    found["users: form"] = found["users: pairs, true"] = np.array([user(state) for state in states])
+    found["users: pairs, judged"] = found["users: pairs, true"][: sizes["judged_pairs"]]
     print(
         f"seed {seed}: "
         + ", ".join(f"{name} {values.mean():.4f}" for name, values in found.items() if "users" not in name),
@@ -175,6 +221,8 @@ class World:
 
     labels: list[Labelled]
     test_labels: list[Labelled]
+    read: list[Labelled]
+    """Of training users, apart from ``labels``: for the base model."""
     states: list[JudgeRequest]
     test_pairs: list[Preference]
     true_pairs: list[ScoredPair]
@@ -242,6 +290,7 @@ def simulated(rubric: Rubric, sizes: dict[str, int]) -> World:
     test_users = [int(user(preference.preferred)[1:]) for preference, _ in test_pairs]
     return World(
         labels=labels[True][: sizes["labels"] + sizes["grpo_labels"]],
+        read=labels[True][-sizes["read"] :],
         test_labels=labels[False][: sizes["test_labels"]],
         states=[scored.state for _, scored in pairs[True][: sizes["states"]]],
         test_pairs=[preference for preference, _ in test_pairs],

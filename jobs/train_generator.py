@@ -27,7 +27,14 @@ from sgrec_core.night import (
     table_versions,
     use_threads,
 )
-from sgrec_core.policy import PolicyConfig, RolloutConfig, StoredGroups, train_on_policy, train_stored
+from sgrec_core.policy import (
+    PolicyConfig,
+    RolloutConfig,
+    StoredGroups,
+    means_of_last_epoch,
+    train_on_policy,
+    train_stored,
+)
 from sgrec_core.registry import CHALLENGER, GENERATOR, ModelVersion, Registry
 from sgrec_core.rewards.table import version_of_day
 from sgrec_core.sampling import hash_share
@@ -84,9 +91,9 @@ def run(job: Job) -> None:
             log = train_stored(network, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
     else:
         log = _train_on_policy(job, registry, network, catalogue, groups, config)
-    statistics = log[-1] if log else {}
+    statistics = means_of_last_epoch(log, settings.epochs)
     if settings.mode == "on_policy" and log:
-        statistics = _of_all_steps(log[settings.updates - 1 :: settings.updates])
+        statistics |= _of_all_groups(log[settings.updates - 1 :: settings.updates])
         used = int(statistics["groups_with_advantage"])
 
     version = register_generator(
@@ -196,8 +203,8 @@ def _train_on_policy(
     return log
 
 
-def _of_all_steps(log: list[dict[str, float]]) -> dict[str, float]:
-    """Statistics of on-policy training: of the last step; counts of groups are sums and rates means over groups."""
+def _of_all_groups(log: list[dict[str, float]]) -> dict[str, float]:
+    """What on-policy training says of its groups, a step of ``log`` each: counts are sums, rates means over groups."""
     counts = ("groups", "groups_with_business_variance", "covered_groups", "groups_with_advantage")
     sums = {name: sum(step[name] for step in log) for name in counts}
     covered = max(sums["covered_groups"], 1)
@@ -205,7 +212,7 @@ def _of_all_steps(log: list[dict[str, float]]) -> dict[str, float]:
         name: sum(step[name] * step["covered_groups"] for step in log) / covered
         for name in ("agreement_rate", "mean_gate")
     }
-    return {**log[-1], **sums, **rates}
+    return sums | rates
 
 
 def _nominate(job: Job, registry: Registry, version: ModelVersion) -> None:

@@ -17,6 +17,7 @@ from sgrec_core.policy import (
     RolloutConfig,
     StoredGroups,
     clipped_policy_loss,
+    means_of_last_epoch,
     train_on_policy,
     train_stored,
 )
@@ -77,6 +78,13 @@ def test_groups_without_advantage_leave_the_model_as_it_was() -> None:
     silent = StoredGroups(groups.histories, groups.items, groups.log_probs, np.zeros_like(groups.advantages))
     assert train_stored(model, trie, silent, policy()) == []
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_means_of_the_last_epoch_leave_earlier_ones_out() -> None:
+    steps = [{"loss": value, "entropy": 2 * value} for value in (9.0, 8.0, 7.0, 1.0, 2.0, 6.0)]
+    assert means_of_last_epoch(steps, epochs=2) == {"loss": 3.0, "entropy": 6.0}
+    assert means_of_last_epoch(steps[:2], epochs=1) == {"loss": 8.5, "entropy": 17.0}
+    assert means_of_last_epoch([], epochs=3) == {}
 
 
 def test_a_strong_penalty_holds_the_policy_at_the_reference() -> None:

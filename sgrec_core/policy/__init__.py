@@ -1,7 +1,14 @@
 """Policy optimisation of the generator from rewarded rollout groups, stored or fresh."""
 
 from sgrec_core.policy.objectives import PolicyLoss, clipped_policy_loss
-from sgrec_core.policy.trainer import PolicyConfig, RolloutConfig, StoredGroups, train_on_policy, train_stored
+from sgrec_core.policy.trainer import (
+    PolicyConfig,
+    RolloutConfig,
+    StoredGroups,
+    means_of_last_epoch,
+    train_on_policy,
+    train_stored,
+)
 
 __all__ = [
     "PolicyConfig",
@@ -9,6 +16,7 @@ __all__ = [
     "RolloutConfig",
     "StoredGroups",
     "clipped_policy_loss",
+    "means_of_last_epoch",
     "train_on_policy",
     "train_stored",
 ]

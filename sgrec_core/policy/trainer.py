@@ -157,6 +157,12 @@ def train_on_policy(
     return learner.log
 
 
+def means_of_last_epoch(log: list[dict[str, float]], epochs: int) -> dict[str, float]:
+    """The mean of each statistic over the steps of the last of ``epochs``; empty where there was no step."""
+    steps = log[-(len(log) // epochs) :]
+    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]} if steps else {}
+
+
 def _roll_out(
     model: Generator, trie: ItemTrie, prompts: Tensor, rollout: RolloutConfig, draws: torch.Generator
 ) -> Beams:
