@@ -17,7 +17,7 @@ nightly: java env $(if $(filter vllm,$(JUDGE)),judge-env)
 	@.venv/bin/sgrec nightly $(if $(INPUT),--input $(INPUT)) $(if $(DAY),--day $(DAY)) $(if $(JUDGE),--judge $(JUDGE))
 
 test: java env judge-env browser lint
-	@.venv/bin/python -m pytest -n 2 --dist loadfile
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	@.venv/bin/ruff check .

@@ -45,6 +45,8 @@ from sgrec_core.judge.training import (
     ScoredPair,
     Tuner,
     correct_points,
+    fine_tune,
+    or_uniform,
     ordered_pairs,
     scored_pairs,
 )
@@ -53,7 +55,7 @@ from sgrec_core.logs.vocabulary import PLACEMENTS
 from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, SimulatorSettings
 
 RUBRIC = Path(__file__).with_name("short_rubric.yaml")
-BASE = {"per_device_train_batch_size": 32, "learning_rate": 3e-3, "logging_steps": 25}
+BASE = {"epochs": 1, "batch_size": 32, "learning_rate": 3e-3}
 LABELS = {
     "sft_batch_size": 32,
     "sft_epochs": 1,
@@ -118,50 +120,31 @@ def sizes_of(options: argparse.Namespace) -> dict[str, int]:
 
 
 def make_base(sizes: dict[str, int], folder: Path) -> Path:
-    """The base model of all seeds, and how its loss fell."""
-    from datasets import Dataset
+    """The base model of all seeds: what `make_tiny_model` makes, trained on prompts of training users answered at random."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rubric = load_rubric(True, RUBRIC)
     system = {"role": "system", "content": system_message(rubric)}
     draw = random.Random(0)
-    chats = [
-        [
-            system,
-            {"role": "user", "content": user_message(rubric, sample.request, label_question(rubric, aspect))},
-            {"role": "assistant", "content": draw.choice(list(aspect.value_of))},
-        ]
+    rows = [
+        {
+            "prompt": [
+                system,
+                {"role": "user", "content": user_message(rubric, sample.request, label_question(rubric, aspect))},
+            ],
+            "completion": [{"role": "assistant", "content": draw.choice(list(aspect.value_of))}],
+        }
         for sample in simulated(rubric, sizes).read
         for aspect in rubric.aspects
     ]
     # A tokenizer that knows the words of the prompts makes them many times as short.
-    tiny = make_tiny_model(folder / "tiny", [message["content"] for chat in chats for message in chat])
+    tiny = make_tiny_model(folder / "tiny", [message["content"] for row in rows for message in row["prompt"]])
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    # Its random weights are made to give different prompts different answers, not to be trained.
+    # The tiny model's own random weights are made to give different prompts different answers, not to be trained.
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny))
-    arguments = SFTConfig(
-        output_dir="unused",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
-        num_train_epochs=1,
-        max_length=None,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        **BASE,
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list([{"messages": chat} for chat in chats]),
-        processing_class=tokenizer,
-    )
-    trainer.train()
+    fine_tune(model, tokenizer, rows, seed=0, completions_only=False, **BASE)
     base = folder / "base"
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
@@ -191,10 +174,11 @@ def run_seed(sizes: dict[str, int], base: Path, seed: int) -> dict[str, np.ndarr
     aggregator = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **WEIGHTS))
     states = [pair.state for pair in world.true_test_pairs]
     found["pairs, true: uniform"] = ordered_pairs(world.true_test_pairs)
-    found["form: base"] = in_form(aggregator, states)
+    found["form: base"] = in_form(aggregator.answered_weights(states))
     aggregator.supervise_form_of_weights(world.states)
-    found["form: supervised"] = in_form(aggregator, states)
-    found["pairs, true: form"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
+    answered = aggregator.answered_weights(states)
+    found["form: supervised"] = in_form(answered)
+    found["pairs, true: form"] = ordered_pairs(world.true_test_pairs, or_uniform(answered))
     aggregator.reinforce_weights(world.true_pairs)
     found["pairs, true: GRPO"] = ordered_pairs(world.true_test_pairs, aggregator.weights(states))
     network = network_weights(rubric, world.true_pairs, world.true_test_pairs, seed)
@@ -211,8 +195,9 @@ def run_seed(sizes: dict[str, int], base: Path, seed: int) -> dict[str, np.ndarr
     return found
 
 
-def in_form(aggregator: Tuner, states: list[JudgeRequest]) -> np.ndarray:
-    return np.array([weights is not None for weights in aggregator.answered_weights(states)])
+def in_form(answered: np.ndarray) -> np.ndarray:
+    """Which of the weights [N, A] of `Tuner.answered_weights` there are: bool [N]."""
+    return ~np.isnan(answered).any(axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +228,7 @@ def simulated(rubric: Rubric, sizes: dict[str, int]) -> World:
         item_text(row["title"], row["brand"], row["category"], None) for row in simulator.catalogue_rows(day.items)
     ]
     profiles = [
-        # What no aspect follows is left out: a prompt of half the length is read in less than half the time.
+        # What no aspect follows is left out: shorter prompts are read faster.
         json.dumps({name: value for name, value in row.items() if name not in ("user_id", "age", "region")})
         for row in simulator.profile_rows(day.users)
     ]

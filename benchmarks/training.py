@@ -2,9 +2,9 @@
 
     python -m benchmarks.training [--short] [--data ../shared/data] [--device cpu] [--size default]
 
-Windows of Amazon Scientific (without the data folder: of random sequences). The
-ceiling is what the machine reaches on the step's own matrix products in bfloat16, forward and backward, one after the
-other with nothing between them. The ways to train alternate in one process; peak memory is measured in fresh ones.
+Windows of Amazon Scientific (without the data folder: of random sequences). The ceiling is what the machine reaches on
+the step's own matrix products in bfloat16, forward and backward, one after the other with nothing between them. The ways
+to train alternate in one process; peak memory is measured in fresh ones.
 """
 
 import argparse

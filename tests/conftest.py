@@ -16,6 +16,12 @@ if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = __file__
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole nights first: begun last, the longest would keep one worker busy alone."""
+    nights = {item.path for item in items if item.get_closest_marker("night")}
+    items.sort(key=lambda item: item.path not in nights)
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh SGREC_HOME that jobs started in this process or as children use."""

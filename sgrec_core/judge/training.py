@@ -11,7 +11,7 @@ folder (safetensors and JSON) that vLLM loads beside the base model.
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,15 +153,17 @@ class Tuner:
 
     def weights(self, states: Sequence[JudgeRequest]) -> np.ndarray:
         """Weights [N, A] of the greedy answers; uniform where an answer is not in the form."""
-        uniform = [1 / len(self.rubric.aspects)] * len(self.rubric.aspects)
-        return np.array([weights or uniform for weights in self.answered_weights(states)])
+        return or_uniform(self.answered_weights(states))
 
-    def answered_weights(self, states: Sequence[JudgeRequest]) -> list[list[float] | None]:
-        """Weights [A] of each greedy answer; None where it is not in the form."""
+    def answered_weights(self, states: Sequence[JudgeRequest]) -> np.ndarray:
+        """Weights [N, A] of the greedy answers; NaN where an answer is not in the form."""
         answers = Transformers(self.model, self.tokenizer).complete(
             [weights_messages(self.rubric, state) for state in states], None, 2 * len(self.rubric.aspects)
         )
-        return [read_weights(self.rubric, str(answer)) for answer in answers]
+        weights = np.full((len(states), len(self.rubric.aspects)), np.nan)
+        for row, answer in zip(weights, answers, strict=True):
+            row[:] = read_weights(self.rubric, str(answer)) or np.nan
+        return weights
 
     def engine(self) -> LanguageModelEngine:
         """The judge as the pipeline would run it, on the model as it is."""
@@ -181,26 +183,15 @@ class Tuner:
                 yield chat, aspect, label
 
     def _supervise(self, rows: Iterator[dict[str, Any]]) -> None:
-        from datasets import Dataset
-        from transformers import PrinterCallback
-        from trl import SFTConfig, SFTTrainer
-
-        with _quiet():
-            arguments = SFTConfig(
-                **self._arguments(self.config.sft_epochs, self.config.sft_learning_rate, self.config.sft_batch_size),
-                max_length=None,
-                completion_only_loss=True,
-            )
-            trainer = SFTTrainer(
-                model=self.model,
-                args=arguments,
-                train_dataset=Dataset.from_list(
-                    [{**row, "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} for row in rows]
-                ),
-                processing_class=self.tokenizer,
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+        fine_tune(
+            self.model,
+            self.tokenizer,
+            rows,
+            epochs=self.config.sft_epochs,
+            learning_rate=self.config.sft_learning_rate,
+            batch_size=self.config.sft_batch_size,
+            seed=self.config.seed,
+        )
 
     def _reinforce(self, rows: list[dict[str, Any]], reward: Any, *, group: int, tokens: int) -> None:
         from datasets import Dataset
@@ -209,7 +200,12 @@ class Tuner:
 
         with _quiet():
             arguments = GRPOConfig(
-                **self._arguments(self.config.grpo_epochs, self.config.grpo_learning_rate, self.config.grpo_batch_size),
+                **_arguments(
+                    epochs=self.config.grpo_epochs,
+                    learning_rate=self.config.grpo_learning_rate,
+                    batch_size=self.config.grpo_batch_size,
+                    seed=self.config.seed,
+                ),
                 num_generations=group,
                 max_completion_length=tokens,
                 epsilon=self.config.clip,
@@ -230,23 +226,61 @@ class Tuner:
             # The copy that the KL penalty was measured against.
             self.model.delete_adapter("ref")
 
-    def _arguments(self, epochs: float, learning_rate: float, batch_size: int) -> dict[str, Any]:
-        on_gpu = torch.cuda.is_available()
-        return {
-            "output_dir": "unused",
-            "save_strategy": "no",
-            "report_to": "none",
-            "logging_strategy": "no",
-            "disable_tqdm": True,
-            "seed": self.config.seed,
-            "num_train_epochs": epochs,
-            "learning_rate": learning_rate,
-            "per_device_train_batch_size": batch_size,
-            "use_cpu": not on_gpu,
-            "bf16": on_gpu,
-            "gradient_checkpointing": on_gpu,
-            "dataloader_pin_memory": False,
-        }
+
+def fine_tune(
+    model: Any,
+    tokenizer: Any,
+    rows: Iterable[dict[str, Any]],
+    *,
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    completions_only: bool = True,
+) -> None:
+    """Supervised training of ``model`` on rows of chats, prompt and completion; ``completions_only`` are predicted."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    with _quiet():
+        arguments = SFTConfig(
+            **_arguments(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
+            max_length=None,
+            completion_only_loss=completions_only,
+        )
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list([{**row, "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} for row in rows]),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def _arguments(*, epochs: float, learning_rate: float, batch_size: int, seed: int) -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": "unused",
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "seed": seed,
+        "num_train_epochs": epochs,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": False,
+    }
+
+
+def or_uniform(weights: np.ndarray) -> np.ndarray:
+    """Weights [N, A] with 1 / A in place of NaN."""
+    return np.where(np.isnan(weights), 1 / weights.shape[1], weights)
 
 
 def aspect_reward(aspect: Aspect, answer: str, label: str) -> float:
