@@ -22,7 +22,7 @@ from sgrec_core.settings import StateSettings
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-REVISION = 2
+REVISION = 3
 """Raise it when the same events give other states."""
 
 SAMPLED_TRIES = 8
@@ -56,7 +56,7 @@ def run(job: Job) -> None:
         profiles = read_spark(spark, job.lake, "users", partition)
         items = read_spark(spark, job.lake, "items", partition)
 
-        chosen = chosen_items(before).cache()
+        chosen = chosen_items(before, items).cache()
         decisions = decision_points(today, job.day).join(history_lengths(today, chosen), ["user_id", "as_of"], "left")
         everything = with_states(decisions, chosen, profiles, settings)
         everything = with_split(everything, settings, has_labels).cache()
@@ -128,8 +128,11 @@ def decision_points(today: "DataFrame", day: str) -> "DataFrame":
     )
 
 
-def chosen_items(events: "DataFrame") -> "DataFrame":
-    """What users chose, one row per request and item, numbered from 1 in order of time; consecutive repeats are kept."""
+def chosen_items(events: "DataFrame", items: "DataFrame") -> "DataFrame":
+    """What users chose, one row per request and item, numbered from 1 in order of time; consecutive repeats are kept.
+
+    ``content`` is the item and what the day's catalogue says of it.
+    """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -139,6 +142,9 @@ def chosen_items(events: "DataFrame") -> "DataFrame":
         .groupBy("user_id", "request_id", "item_id")
         .agg(F.min("event_time").alias("chosen_at"))
         .withColumn("number", F.row_number().over(order))
+        .join(items.select("item_id", "item_hash"), "item_id", "left")
+        .withColumn("content", F.struct("item_id", "item_hash"))
+        .drop("item_hash")
     )
 
 
@@ -164,18 +170,26 @@ def history_lengths(today: "DataFrame", chosen: "DataFrame") -> "DataFrame":
 def with_states(
     decisions: "DataFrame", chosen: "DataFrame", profiles: "DataFrame", settings: StateSettings
 ) -> "DataFrame":
-    """Decisions with history (oldest first, at most ``max_history`` items), profile and the hash of the state."""
+    """Decisions with history (oldest first, at most ``max_history`` items), profile and the hash of the state.
+
+    The hash is of what a judge would read: an item of the history with a new title makes another state.
+    """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     # The last items up to and including each choice, so that a decision looks its history up by number.
     latest = Window.partitionBy("user_id").orderBy("number").rowsBetween(1 - settings.max_history, 0)
-    histories = chosen.select("user_id", "number", F.collect_list("item_id").over(latest).alias("history"))
+    histories = chosen.select(
+        "user_id",
+        "number",
+        F.collect_list("item_id").over(latest).alias("history"),
+        F.collect_list("content").over(latest).alias("contents"),
+    )
     states = decisions.join(histories, ["user_id", "number"], "left").join(
         profiles.select("user_id", "profile"), "user_id", "left"
     )
     states = states.withColumn("history", F.coalesce("history", F.array().cast("array<string>")))
-    return states.withColumn("state_id", _digest(F.to_json(F.struct("history", "profile", "context"))))
+    return states.withColumn("state_id", _digest(F.to_json(F.struct("contents", "profile", "context")))).drop("contents")
 
 
 def with_split(states: "DataFrame", settings: StateSettings, has_labels: bool) -> "DataFrame":

@@ -30,8 +30,9 @@ def publish(lake: Lake, table: str, rows: list[dict], day: str) -> None:
     lake.publish(table, data, partition={"day": day}, fingerprint="ab" * 16)
 
 
-def publish_catalogue(lake: Lake) -> None:
-    publish(lake, "items", [{"item_id": item, "item_hash": item} for item in ITEMS], DAY)
+def publish_catalogue(lake: Lake, **hashes: str) -> None:
+    """``hashes``: of items that say something else than by default."""
+    publish(lake, "items", [{"item_id": item, "item_hash": hashes.get(item, item)} for item in ITEMS], DAY)
 
 
 def slates(day: str, seed: int) -> list[dict]:
@@ -169,6 +170,21 @@ def test_state_id_hashes_history_profile_and_context_alone(logs) -> None:
     assert all(len(content) == 1 for content in contents.values())
     assert len({next(iter(content)) for content in contents.values()}) == len(contents)
     assert len(contents) < len(read_states(logs[0])), "several targets of one request share their state"
+
+
+def test_a_history_item_with_a_new_text_makes_another_state(logs, tmp_path) -> None:
+    settings, events, _ = logs
+    other = settings.model_copy(update={"home": tmp_path})
+    lake = Lake(other.lake_root)
+    for day, rows in events.items():
+        publish(lake, "events", rows, day)
+    publish_catalogue(lake, i3="new title")
+    publish(lake, "users", [{"user_id": f"u{n}", "profile": json.dumps({"n": n})} for n in range(30)], DAY)
+    build(other)
+    before, after = read_states(settings), read_states(other)
+    assert before.keys() == after.keys()
+    for key, row in before.items():
+        assert (after[key]["state_id"] != row["state_id"]) == ("i3" in row["history"])
 
 
 def test_a_hashed_share_of_users_is_held_out(logs) -> None:

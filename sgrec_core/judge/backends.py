@@ -166,7 +166,12 @@ class Vllm:
             for label in {label for of_chat in labels for label in of_chat}
         }
         sampling = [
-            SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=[tokens[label] for label in of_chat])
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                logprob_token_ids=[tokens[label] for label in of_chat],
+                detokenize=False,
+            )
             for of_chat in labels
         ]
         outputs = self._generate(chats, sampling, answer_tokens=1)
@@ -257,6 +262,8 @@ class Vllm:
                 max_model_len=judge.max_model_len,
                 tensor_parallel_size=judge.tensor_parallel,
                 enable_prefix_caching=True,
+                # Prompts share whole blocks alone, and vLLM's are of 128 tokens on a CPU.
+                block_size=32 if on_cpu else None,
                 # On a CPU: a fixed cache, and no compiling, which costs more than it gives for models that one would
                 # run there.
                 enforce_eager=on_cpu,
