@@ -124,7 +124,7 @@ class OneByOne:
 
     def __init__(self, backend: Backend):
         self.backend = backend
-        self.usage, self.tokens, self.fits = backend.usage, backend.tokens, backend.fits
+        self.usage, self.tokens, self.fits, self.gone = backend.usage, backend.tokens, backend.fits, backend.gone
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]

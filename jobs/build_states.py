@@ -189,7 +189,9 @@ def with_states(
         profiles.select("user_id", "profile"), "user_id", "left"
     )
     states = states.withColumn("history", F.coalesce("history", F.array().cast("array<string>")))
-    return states.withColumn("state_id", _digest(F.to_json(F.struct("contents", "profile", "context")))).drop("contents")
+    return states.withColumn("state_id", _digest(F.to_json(F.struct("contents", "profile", "context")))).drop(
+        "contents"
+    )
 
 
 def with_split(states: "DataFrame", settings: StateSettings, has_labels: bool) -> "DataFrame":

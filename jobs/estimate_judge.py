@@ -18,7 +18,7 @@ def estimate_judge(
     Exit codes: 0 done, 2 an input or a setting is wrong.
     """
     with errors_in_words():
-        print_estimate(Job("score_aspects", valid_day(day), load_settings()))
+        print_estimate(Job("score_aspects", valid_day(day), load_settings(), looks_only=True))
 
 
 def print_estimate(job: Job) -> None:
@@ -32,10 +32,9 @@ def print_estimate(job: Job) -> None:
     else:
         table.add_row("judge", f"{job.settings.judge.engine} {plan.version}")
         facts = plan.facts()
-        for name in ("asked", "cached", "skipped", "unaffordable"):
-            table.add_row(f"calls {name}", f"{facts[f'judge_{name}']:,}")
-        table.add_row("calls about items without text", f"{len(plan.new) - len(plan.to_pay):,}")
-        table.add_row("calls to pay", f"{len(plan.to_pay):,}")
+        for name in ("asked", "cached", "skipped", "without_text", "unaffordable"):
+            table.add_row(f"calls {name.replace('_', ' ')}", f"{facts[f'judge_{name}']:,}")
+        table.add_row("calls to pay", f"{len(plan.new):,}")
         for name, value in (estimate(job, plan) or {}).items():
             table.add_row(
                 name,

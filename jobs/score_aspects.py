@@ -8,8 +8,9 @@ calls that the night's groups and pairs ask for (`judge_asked`):
   1: A2PO);
 - `judge_unaffordable` lie beyond ``judge.max_calls``: their groups, always whole ones, fall back to the business
   reward;
-- `judge_without_text` are about items that have no text, which no judge is asked about;
-- `judge_paid` are made now, of which `judge_failed` became rows without scores.
+- `judge_without_text` belong only to groups and pairs that hold an item without text, which nobody can score: such
+  groups fall back to the business reward as well;
+- `judge_paid` are made now, `judge_unanswered` as well but by nobody; `judge_failed` of both became rows without scores.
 
 Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are published in shards, one commit each: a
 killed job continues where it was, and ends with the table of an undisturbed one.
@@ -35,7 +36,7 @@ def run(job: Job) -> None:
     plan = plan_day(job)
     if plan is None:
         job.note("no item text: business reward only; nothing was judged")
-        for name in ("asked", "cached", "skipped", "unaffordable", "without_text", "paid", "failed"):
+        for name in ("asked", "cached", "skipped", "unaffordable", "without_text", "paid", "unanswered", "failed"):
             job.count(f"judge_{name}", 0)
         return
     job.count("judge_version", plan.version)
@@ -47,11 +48,11 @@ def run(job: Job) -> None:
     facts = plan.facts()
     # What workers scored tonight was not in the table before tonight; what they failed at was asked again.
     scored = helped.asked - helped.failed
-    facts["judge_cached"] -= scored + helped.without_text
+    facts["judge_cached"] -= scored
     for name, value in facts.items():
         job.count(name, value)
-    job.count("judge_without_text", spent.without_text + helped.without_text)
-    job.count("judge_paid", spent.asked + scored)
+    job.count("judge_paid", spent.asked - spent.unanswered + scored)
+    job.count("judge_unanswered", spent.unanswered)
     job.count("judge_failed", spent.failed)
     spent = spent + helped
     if spent.format_measured:
@@ -82,6 +83,11 @@ def run(job: Job) -> None:
                 f"the scores of {', '.join(drifted)} are distributed otherwise than on {before} (stability index"
                 f" {max(indices.values()):.2f}, above {DRIFTED}): another judge, or other users and items"
             )
+    if plan.without_text:
+        job.note(
+            f"{len(plan.without_text)} calls of groups and pairs that hold an item without text were not made: without the"
+            " scores of all its items a group falls back to the business reward"
+        )
     if plan.chosen < plan.units:
         job.note(
             f"judge.max_calls={job.settings.judge.max_calls}: {plan.units - plan.chosen} of {plan.units} groups and "

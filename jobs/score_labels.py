@@ -7,6 +7,7 @@ Each version runs in a process of its own, with the engine and the settings of n
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
+from sgrec_core.errors import JudgeGoneError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import judge_version, make_engine
 from sgrec_core.judge.calls import Call, Spent, known_calls, score_shard
@@ -44,7 +45,9 @@ def ask(settings: Settings, day: str, version: str, has_context: bool, requests:
     for start in range(0, len(calls), settings.judge.shard_size):
         shard = dict(calls[start : start + settings.judge.shard_size])
         # The day of no night, so that no night's limit is charged.
-        total += score_shard(lake, f"{day} labels", version, engine, shard)[0]
+        total += score_shard(lake, f"{day} labels", version, engine, shard)
+        if engine.gone:
+            raise JudgeGoneError(engine.gone)
     return total
 
 

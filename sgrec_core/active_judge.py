@@ -92,8 +92,10 @@ def of_night(settings: Settings, day: str, *, pin: bool = False) -> Adapter | No
     return Adapter(**fields) if fields else None
 
 
-def settings_of_stage(settings: Settings, stage: Stage, day: str) -> Settings:
+def settings_of_stage(settings: Settings, stage: Stage, day: str, *, pin: bool = True) -> Settings:
     """Settings in which ``judge.adapter=active`` has become the adapter that night ``day`` uses, if there is any.
+
+    ``pin`` as in `of_night`.
 
     Stages of the judge's training start from the model as it came; the report comes out whatever the judge is.
 
@@ -103,7 +105,7 @@ def settings_of_stage(settings: Settings, stage: Stage, day: str) -> Settings:
     if settings.judge.adapter != "active":
         return settings
     asks_no_judge = stage.folder or stage.engine == "quality"
-    return with_adapter(settings, None if asks_no_judge else of_night(settings, day, pin=True))
+    return with_adapter(settings, None if asks_no_judge else of_night(settings, day, pin=pin))
 
 
 def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:

@@ -305,7 +305,7 @@ def recommend(
     for name in ("rank", "item", "title", "log-probability"):
         table.add_column(name, justify="right" if name in ("rank", "log-probability") else "left", overflow="fold")
     for rank, (item, score) in enumerate(ranked, start=1):
-        table.add_row(str(rank), item, escape(titles.get(item) or ""), f"{score:.3f}")
+        table.add_row(str(rank), escape(item), escape(titles.get(item) or ""), f"{score:.3f}")
     console.print(table)
 
 
@@ -494,9 +494,9 @@ def show_summary(settings: Settings, day: str) -> None:
     for role in ("champion", "challenger", "popularity"):
         table.add_row(role, model_in_words(summary["evaluation"].get(role)))
     if summary["evaluation"].get("reason"):
-        table.add_row("decision", summary["evaluation"]["reason"])
+        table.add_row("decision", escape(summary["evaluation"]["reason"]))
     for note in summary["notes"]:
-        table.add_row("note", f"{note['stage']}: {note['text']}")
+        table.add_row("note", escape(f"{note['stage']}: {note['text']}"))
     table.add_row("report", paths["report"])
     table.add_row("models", paths["models"])
     console.print(table)

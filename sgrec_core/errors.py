@@ -29,9 +29,9 @@ class JudgeGoneError(SgrecError):
 
     exit_code = 1
 
-    def __init__(self, calls: int, reason: str | None):
+    def __init__(self, reason: str):
         super().__init__(
-            f"the judge answered none of {calls} calls ({reason}); they are rows with that reason and are tried again"
+            f"the judge no longer answers ({reason}); calls without an answer are rows with that reason and are tried again"
         )
 
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sgrec_core import __version__
 from sgrec_core.active_judge import settings_of_stage
@@ -39,12 +40,15 @@ PROGRESS_SECONDS = 1.0
 
 
 class Job:
-    """One run of one stage for one day."""
+    """One run of one stage for one day.
 
-    def __init__(self, stage: str, day: str, settings: Settings, *, force: bool = False):
+    ``looks_only``: nothing is written, not even which judge the night has begun with.
+    """
+
+    def __init__(self, stage: str, day: str, settings: Settings, *, force: bool = False, looks_only: bool = False):
         self.stage: Stage = BY_NAME[stage]
         self.day = day
-        self.settings = settings_of_stage(settings, self.stage, day)
+        self.settings = settings_of_stage(settings, self.stage, day, pin=not looks_only)
         self.force = force
         self.lake = Lake(settings.lake_root)
         self.facts: dict[str, Any] = {}
@@ -179,12 +183,13 @@ class Job:
         table.add_column(style="dim")
         table.add_column(justify="right", overflow="fold")
         for name, value in self.facts.items():
-            table.add_row(name.replace("_", " "), _format(value))
+            # Texts of the data are no markup: an item may be called [/b].
+            table.add_row(name.replace("_", " "), Text(_format(value)))
         for name in self.stage.publishes:
             version = self.lake.version(name)
             table.add_row(f"table {name}", "not published" if version is None else f"version {version}")
         for text in self.notes:
-            table.add_row("note", text)
+            table.add_row("note", Text(text))
         table.add_row("seconds", f"{time.time() - self._started:.1f}")
         return table
 

@@ -156,7 +156,7 @@ class JudgeSettings(Section):
     adapter: Literal["active"] | Path | None = Field(
         None,
         description="folder of a LoRA adapter for the model; active: the one that the judge's training activated last "
-        "before the night; with engine=server name it by served_name as well",
+        "before the night, with engine=vllm; with engine=server name the folder's adapter by served_name as well",
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share one model, with engine=vllm")
     server_url: str = "http://localhost:8000/v1"
@@ -164,7 +164,10 @@ class JudgeSettings(Section):
     concurrency: int = Field(64, ge=1, description="calls to the server at once")
     timeout: float = Field(120.0, gt=0, description="seconds that a call to the server may take")
     retries: int = Field(3, ge=0, description="further tries of a call to the server that failed")
-    max_model_len: int = Field(8192, ge=512, description="tokens of prompt and answer; longer prompts become failures")
+    max_model_len: int = Field(
+        8192, ge=512, description="tokens of prompt and answer; longer prompts lose the older part of the history"
+    )
+    gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes")
     kv_cache_gib: float = Field(1.0, gt=0, description="memory for vLLM's key-value cache on a CPU")
     sampling_ratio: float = Field(1.0, gt=0, le=1, description="p: share of the groups with business variance")
     max_failed_share: float = Field(
@@ -181,10 +184,19 @@ class JudgeSettings(Section):
     )
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _a_server_has_its_own_adapters(self) -> Self:
+        if self.engine == "server" and self.adapter == "active":
+            raise ValueError(
+                "adapter=active needs engine=vllm: a server goes on serving what it was started with; valid is the folder of"
+                " the adapter that it serves, and its name there as served_name"
+            )
+        return self
+
     @property
     def adapter_folder(self) -> Path | None:
         """The adapter's folder, once `sgrec_core.active_judge` has said which is the active one."""
-        assert self.adapter != "active", "settings_of_day comes first"
+        assert self.adapter != "active", "sgrec_core.active_judge.settings_of_stage comes first"
         return self.adapter
 
     @property

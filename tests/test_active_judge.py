@@ -75,19 +75,21 @@ def test_looking_does_not_pin(settings: Settings) -> None:
 
 
 def test_stages_that_begin_at_once_agree(settings: Settings) -> None:
-    found = []
+    activate(settings, "2026-01-03", adapter("2026-01-03", version="0"))
+    found, together = [], threading.Barrier(8)
 
-    def begin(number: int) -> None:
-        activate(settings, "2026-01-03", adapter("2026-01-03", version=str(number)))
+    def begin() -> None:
+        together.wait()
         found.append(of_night(settings, "2026-01-11", pin=True))
 
-    for number in range(8):
-        threads = [threading.Thread(target=begin, args=(number,))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(set(found)) == 1
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    activate(settings, "2026-01-03", adapter("2026-01-03", version="1"))
+    found.append(of_night(settings, "2026-01-11", pin=True))
+    assert [one and one.version for one in found] == ["0"] * 9
 
 
 @pytest.mark.parametrize("stage", ["train_judge", "score_labels", "report_quality"])

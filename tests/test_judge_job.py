@@ -52,7 +52,7 @@ def run(settings: Settings) -> Job:
 
 
 def calls(job: Job) -> dict[str, int]:
-    names = ("asked", "cached", "skipped", "unaffordable", "without_text", "paid", "failed")
+    names = ("asked", "cached", "skipped", "unaffordable", "without_text", "paid", "unanswered", "failed")
     return {name: job.facts[f"judge_{name}"] for name in names}
 
 
@@ -65,7 +65,7 @@ def keys(settings: Settings) -> set[tuple[str, str]]:
 
 
 def add_up(found: dict[str, int]) -> bool:
-    parts = ("cached", "skipped", "unaffordable", "without_text", "paid")
+    parts = ("cached", "skipped", "unaffordable", "without_text", "paid", "unanswered")
     return found["asked"] == sum(found[part] for part in parts)
 
 
@@ -75,6 +75,7 @@ def test_every_chosen_group_and_pair_gets_its_rows(night):
     rows = table(settings)
     candidates = Lake(settings.lake_root).read("candidates").to_pylist()
     flat = {f"decision-{number:03d}" for number in range(GROUPS - FLAT, GROUPS)}
+    flat |= {row["decision_id"] for row in candidates if row["item_id"] == "item-00"}
     wanted = {(row["state_id"], row["item_id"]) for row in candidates if row["decision_id"] not in flat}
     assert wanted <= keys(settings)
     assert len(rows) == len(keys(settings)), "one row for each distinct call"
@@ -86,19 +87,27 @@ def test_every_chosen_group_and_pair_gets_its_rows(night):
     assert {row["item_hash"] for row in rows} == {f"hash-of-{row['item_id']}" for row in rows}
     found = calls(job)
     assert add_up(found)
-    assert found["paid"] + found["without_text"] == len(rows)
+    assert found["paid"] == len(rows)
     assert found["skipped"] > 0, "groups without business variance are not judged"
     assert job.facts["judge_groups"] == GROUPS - FLAT
     assert job.facts["judge_groups_without_variance"] == FLAT
 
 
-def test_items_without_text_are_rows_with_the_reason(night):
+def test_a_group_with_an_item_without_text_is_not_paid_for(night):
     settings = night()
     job = run(settings)
-    reasons = {row["item_id"]: row["failure"] for row in table(settings) if row["failure"]}
-    assert reasons == {"item-00": "the item has no text"}
+    candidates = Lake(settings.lake_root).read("candidates").to_pylist()
+    hopeless = {row["decision_id"] for row in candidates if row["item_id"] == "item-00"}
+    groups = [
+        [(row["state_id"], row["item_id"]) for row in candidates if row["decision_id"] == one] for one in hopeless
+    ]
+    assert groups
+    # What other groups and pairs of the state ask for as well is made all the same.
+    assert all(not keys(settings).issuperset(group) for group in groups)
+    assert all(item != "item-00" for _, item in keys(settings))
     assert job.facts["judge_without_text"] > 0
     assert job.facts["judge_failed"] == 0
+    assert any("hold an item without text were not made" in note for note in job.notes)
 
 
 def test_second_run_pays_nothing_and_changes_nothing(night):
@@ -106,7 +115,7 @@ def test_second_run_pays_nothing_and_changes_nothing(night):
     run(settings)
     version, before = Lake(settings.lake_root).version("aspect_scores"), table(settings)
     found = calls(run(settings))
-    assert (found["paid"], found["without_text"]) == (0, 0)
+    assert found["paid"] == 0
     assert found["cached"] == len(before)
     assert add_up(found)
     assert Lake(settings.lake_root).version("aspect_scores") == version
@@ -133,10 +142,13 @@ def test_sampling_takes_whole_groups_and_the_same_ones_again(night):
 
 
 def judged_groups(settings: Settings) -> list[int]:
-    """How many candidates of each group that has business variance are judged."""
+    """How many candidates of each group that has business variance, and texts, are judged."""
     rows = Lake(settings.lake_root).read("candidates").to_pylist()
     judged = keys(settings)
     counts = dict.fromkeys((row["decision_id"] for row in rows[: (GROUPS - FLAT) * GROUP_SIZE]), 0)
+    for row in rows:
+        if row["item_id"] == "item-00":
+            counts.pop(row["decision_id"], None)
     for row in rows:
         if row["decision_id"] in counts:
             counts[row["decision_id"]] += (row["state_id"], row["item_id"]) in judged
@@ -167,7 +179,7 @@ def test_max_calls_zero_judges_nothing(night):
     settings = night(max_calls=0)
     found = calls(run(settings))
     assert found["paid"] == 0
-    assert all(row["failure"] for row in table(settings)), "only items without text cost nothing"
+    assert table(settings) == []
 
 
 def test_reward_sum_needs_every_group(night):
@@ -222,7 +234,7 @@ def test_killed_job_continues_and_ends_with_the_table_of_an_undisturbed_one(nigh
     assert 12 <= before < len(table(undisturbed))
     rest = calls(run(killed))
     assert rest["cached"] == before
-    assert rest["cached"] + rest["paid"] + rest["without_text"] == whole["paid"] + whole["without_text"]
+    assert rest["cached"] + rest["paid"] == whole["paid"]
     assert table(killed) == table(undisturbed)
 
 
@@ -267,7 +279,7 @@ def test_workers_share_the_shards_and_the_stage_counts_their_calls(night):
     assert {"0", "1", "2"} <= set(writers)
     assert len(writers) > 10, "a commit for each shard"
     again = calls(run(shared))
-    assert (again["paid"], again["cached"]) == (0, whole["paid"] + whole["without_text"])
+    assert (again["paid"], again["cached"]) == (0, whole["paid"])
 
 
 def test_workers_and_stage_killed_again_and_again_end_with_the_undisturbed_table(night):

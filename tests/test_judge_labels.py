@@ -43,7 +43,7 @@ def test_a_good_row_becomes_a_row_of_the_table(tmp_path: Path) -> None:
     accepted, rejected = read(write(tmp_path, GOOD, name="labels.jsonl.gz"))
     assert rejected == []
     (row,) = accepted
-    assert row["aspects"], row["labels"] == (["s0", "s1", "s2"], ["A", "B", "C"])
+    assert (row["aspects"], row["labels"]) == (["s0", "s1", "s2"], ["A", "B", "C"])
     assert (row["profile"], row["context"]) == ('{"age":30}', None)
     assert set(row) == set(load_contract("judge_labels").arrow_schema.names) - {"day"}
 

@@ -255,7 +255,7 @@ def test_what_a_server_does_wrong_is_the_failure_of_the_call(
     (result,) = engine.score(requests()[:1])
     assert result.scores is None
     assert failure in (result.failure or "")
-    assert result.unanswered == (failure in ("server: ", "prompt too long") or failure.startswith("no answer"))
+    assert result.unanswered == (failure == "server: " or failure.startswith("no answer"))
 
 
 @pytest.mark.parametrize("likely", [{"<think>": -0.1, "The": -3.0}, {"\n": -0.1}])
@@ -282,7 +282,7 @@ def test_the_version_is_of_the_model_that_is_served(tmp_path: Path) -> None:
     def version(**judge: Any) -> str:
         return judge_version(settings(tmp_path, **judge), True)
 
-    assert version(served_name="large") != version(served_name="small") != version()
+    assert len({version(served_name="large"), version(served_name="small"), version()}) == 3
     assert version(served_name="large") == version(served_name="large", server_url="http://elsewhere/v1")
     assert is_meaningless(settings(tmp_path))
     assert not is_meaningless(settings(tmp_path, served_name="large"))
@@ -314,6 +314,7 @@ def test_a_server_that_goes_away_fails_the_rest_and_one_that_never_was_there_sto
     scripted.server_close()
     results = engine.score(requests())
     assert all("server gone" in (result.failure or "") for result in results)
+    assert "server gone" in (engine.gone or "")
     late = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
     with pytest.raises(SettingsError, match="does not answer"):
         late.score(requests()[:1])
@@ -348,11 +349,11 @@ def test_a_server_that_fails_costs_nothing_and_the_night_recovers(tmp_path: Path
     judge = {"server_url": url_of(server), "retries": 0, "concurrency": 1, "shard_size": 8}
     whole = settings(tmp_path / "whole", **judge)
     publish_night(whole, groups=6, flat_groups=1)
-    with pytest.raises(JudgeGoneError, match=r"answered none of \d+ calls \(server: .*out of memory"):
+    with pytest.raises(JudgeGoneError, match=r"no longer answers \(server: .*out of memory"):
         score(whole)
     lake = Lake(whole.lake_root)
     rows = lake.read("aspect_scores").to_pylist()
-    reasons = {row["failure"] for row in rows if row["scores"] is None and row["item_id"] != "item-00"}
+    reasons = {row["failure"] for row in rows if row["scores"] is None}
     assert len(reasons) == 1
     assert "out of memory" in reasons.pop()
     scored = sum(row["scores"] is not None for row in rows)

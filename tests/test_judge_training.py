@@ -59,7 +59,7 @@ def test_aspect_reward_by_hand() -> None:
 def test_weights_are_read_from_letters_of_importance() -> None:
     assert read_weights(RUBRIC, "A E E") == pytest.approx([4.001 / 4.003, 0.001 / 4.003, 0.001 / 4.003])
     assert read_weights(RUBRIC, " B\nB B ") == pytest.approx([1 / 3] * 3)
-    for wrong in ("", "A", "A B", "A B C D", "A B F", "AB C", "a b c"):
+    for wrong in ("", "A", "A B", "A B C D", "A B F", "AB C", "AB C D", "ABC A A", "a b c"):
         assert read_weights(RUBRIC, wrong) is None, wrong
 
 

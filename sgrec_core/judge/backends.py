@@ -43,6 +43,8 @@ class Backend(Protocol):
     """Answers to chats, in their order; what one chat does wrong is its own `Failed`."""
 
     usage: Usage
+    gone: str | None
+    """Why nobody answers any more; chats are then not asked about."""
 
     def tokens(self, chat: Chat) -> list[int] | None:
         """The prompt as the model reads it, without loading the model; None where its tokenizer is not at hand."""
@@ -132,6 +134,16 @@ class _Tokenizer:
         return self._loaded
 
 
+def _fits(backend: "Backend", settings: Settings, chat: Chat, answer_tokens: int) -> bool:
+    """Whether chat and answer fit into ``judge.max_model_len``; where nobody can count tokens it is taken to fit."""
+    room = settings.judge.max_model_len - answer_tokens
+    # A token is at least a byte, the template's own aside: most prompts need not be put into tokens to be seen to fit.
+    if sum(len(message["content"].encode()) for message in chat) + TEMPLATE_TOKENS <= room:
+        return True
+    tokens = backend.tokens(chat)
+    return tokens is None or len(tokens) <= room
+
+
 class Vllm:
     """vLLM's offline engine. It starts with the first chat.
 
@@ -142,6 +154,7 @@ class Vllm:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.usage = Usage()
+        self.gone: str | None = None
         self._tokenizer = _Tokenizer(settings)
         self._llm: Any = None
         self._adapter: Any = None
@@ -150,10 +163,7 @@ class Vllm:
         return self._tokenizer.tokens(chat)
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
-        room = self._room(answer_tokens)
-        # A token is at least a byte, the template's own aside: most prompts need not be put into tokens to be seen to fit.
-        bytes_ = sum(len(message["content"].encode()) for message in chat)
-        return bytes_ + TEMPLATE_TOKENS <= room or len(self.tokens(chat)) <= room
+        return _fits(self, self.settings, chat, answer_tokens)
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
@@ -199,7 +209,7 @@ class Vllm:
 
     def _generate(self, chats: Sequence[Chat], sampling: Sequence[Any], answer_tokens: int) -> list[Any]:
         """vLLM's completions."""
-        room = self._room(answer_tokens)
+        room = self.settings.judge.max_model_len - answer_tokens
         tokens = [self.tokens(chat) for chat in chats]
         fitting = [place for place, prompt in enumerate(tokens) if len(prompt) <= room]
         # A warm prefix cache can change an answer by rounding; starting each call cold, a call's answers do not
@@ -220,9 +230,6 @@ class Vllm:
             self.usage.cached += output.num_cached_tokens or 0
             self.usage.generated += len(output.outputs[0].token_ids)
         return answers
-
-    def _room(self, answer_tokens: int) -> int:
-        return self.settings.judge.max_model_len - answer_tokens
 
     def _start(self) -> Any:
         if self._llm is not None:
@@ -261,6 +268,7 @@ class Vllm:
                 seed=judge.seed,
                 max_model_len=judge.max_model_len,
                 tensor_parallel_size=judge.tensor_parallel,
+                gpu_memory_utilization=judge.gpu_memory,
                 enable_prefix_caching=True,
                 # Prompts share whole blocks alone, and vLLM's are of 128 tokens on a CPU.
                 block_size=32 if on_cpu else None,
@@ -273,7 +281,8 @@ class Vllm:
                 disable_log_stats=True,
                 **self._lora(judge.adapter_folder),
             )
-        except Exception as error:
+        except (OSError, ValueError) as error:
+            # What is wrong with the model; out of memory or a broken driver is a crash, and tried again.
             lines = str(error).splitlines() or [type(error).__name__]
             raise SettingsError(f"vLLM cannot load judge.model={judge.model!r}: {lines[0]}") from error
         return self._llm
@@ -293,7 +302,7 @@ class Server:
     """A server with OpenAI's chat completions under ``judge.server_url``; the key is OPENAI_API_KEY, where one is needed.
 
     Calls run side by side, ``judge.concurrency`` at once, each with ``judge.timeout`` seconds and ``judge.retries``
-    further tries. Of `vllm serve` it uses the route that tells a label's token and asks for the log-probabilities of exactly
+    further tries. When many calls in a row have no answer, the others are not made (``gone``). Of `vllm serve` it uses the route that tells a label's token and asks for the log-probabilities of exactly
     the labels; from another server it takes the 20 likeliest tokens, where a label that is missing counts as impossible.
 
     Raises (by every method that asks the model):
@@ -304,10 +313,14 @@ class Server:
     """As many likely tokens as OpenAI's interface gives at most."""
     UNSEEN = -100.0
     """Log-probability of a label that is not among them."""
+    SILENCE = 32
+    """So many calls in a row without an answer, or twice ``judge.concurrency`` if that is more, and the server is gone."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
         self.usage = Usage()
+        self.gone: str | None = None
+        self._silent = 0
         self._tokenizer = None if is_known_to_the_server_alone(settings.judge) else _Tokenizer(settings)
         self._client: Any = None
         self._is_vllm = False
@@ -325,8 +338,8 @@ class Server:
             return None
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
-        # The server counts tokens, and its refusal is the failure; the rubric's limits bound every prompt.
-        return True
+        # Without its tokenizer the server counts tokens, and its refusal is the failure.
+        return _fits(self, self.settings, chat, answer_tokens)
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
@@ -389,6 +402,19 @@ class Server:
         import openai
 
         def careful(chat: Any) -> Answer | Failed:
+            if self.gone:
+                return Failed(self.gone, unanswered=True)
+            answer = ask_once(chat)
+            with self._counting:
+                if not (isinstance(answer, Failed) and answer.unanswered):
+                    self._silent = 0
+                else:
+                    self._silent += 1
+                    if self._silent >= max(self.SILENCE, 2 * self.settings.judge.concurrency):
+                        self.gone = answer.reason
+            return answer
+
+        def ask_once(chat: Any) -> Answer | Failed:
             try:
                 return ask(chat)
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
@@ -397,6 +423,10 @@ class Server:
                 return Failed(f"no answer within {self.settings.judge.timeout:g} s", unanswered=True)
             except openai.APIConnectionError as error:
                 return Failed(f"server gone: {error.__cause__ or error}", unanswered=True)
+            except openai.APIStatusError as error:
+                # A refusal is an answer, and the next one would be the same; what is busy or broken may recover.
+                refused = error.status_code < 500 and error.status_code not in (408, 409, 429)
+                return Failed(f"server: {error.message}", unanswered=not refused)
             except openai.APIError as error:
                 return Failed(f"server: {error.message}", unanswered=True)
             except (AttributeError, IndexError, TypeError, ValueError) as error:
@@ -404,7 +434,15 @@ class Server:
 
         # Threads, not asyncio: the job around is plain code, and waiting is all that they do.
         with ThreadPoolExecutor(self.settings.judge.concurrency) as pool:
-            return list(pool.map(careful, chats))
+            answers = list(pool.map(careful, chats))
+        silent = [answer for answer in answers if isinstance(answer, Failed) and answer.unanswered]
+        if not self.gone and silent and len(silent) == len(answers):
+            # A few calls that all failed: because of what they ask, or because nobody is there?
+            try:
+                self._client.models.list()
+            except openai.APIError:
+                self.gone = silent[0].reason
+        return answers
 
     def _count(self, response: Any) -> None:
         if response.usage is None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from sgrec_core.errors import ContractError, JudgeGoneError
 from sgrec_core.items.encoder import item_text
 from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
-from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
+from sgrec_core.judge.request import JudgeRequest, JudgeResult, Usage
 from sgrec_core.lake import Lake
 from sgrec_core.sampling import hash_share
 from sgrec_core.settings import Settings
@@ -100,6 +100,11 @@ def request(call: Call, state: Mapping[str, Any], texts: Texts) -> JudgeRequest:
     return replace(about, item_id=item_id, item_hash=item_hash, item_text=texts[item_id][1])
 
 
+def have_texts(calls: Iterable[Call], texts: Texts) -> bool:
+    """Whether a group or pair of calls can be judged: one without all of its scores is of no use to anybody."""
+    return all(texts[item][1] for _, item, _ in calls)
+
+
 def state_request(state_id: str, state: Mapping[str, Any], texts: Texts) -> JudgeRequest:
     """A request about a state and no item: what weights are asked for."""
     return JudgeRequest(
@@ -133,10 +138,7 @@ def _score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: 
 
 
 def known_calls(lake: Lake, version: str, table_version: int | None = None) -> set[Call]:
-    """Calls of judge ``version`` that need no second one: scored ones and those about items without text.
-
-    Failed calls are not among them: they are tried again.
-    """
+    """Calls that judge ``version`` has scored. Failed ones are not among them: they are tried again."""
     return set(_calls(_known_rows(lake, version, table_version=table_version)))
 
 
@@ -145,7 +147,7 @@ def _known_rows(lake: Lake, version: str, *columns: str, table_version: int | No
     columns = ("state_id", "item_id", "item_hash", "failure", *columns)
     where = {"judge_version": version}
     rows = lake.read("aspect_scores", where=where, columns=list(columns), version=table_version)
-    return rows.filter(pc.or_kleene(pc.is_null(rows["failure"]), pc.equal(rows["failure"], NO_TEXT)))
+    return rows.filter(pc.is_null(rows["failure"]))
 
 
 def _calls(rows: pa.Table) -> Iterator[Call]:
@@ -157,12 +159,10 @@ class Spent:
     """What making calls took; as metadata of a commit, and summed."""
 
     asked: int = 0
-    """Calls about items that have text."""
     unanswered: int = 0
     """Of these, calls that no model answered (server gone, out of time): nobody pays for them."""
     failed: int = 0
     """Of the asked ones, those without scores, whatever the reason."""
-    without_text: int = 0
     format_measured: int = 0
     """Calls of which it was measured how likely the model would have left the format."""
     left_format: float = 0.0
@@ -190,11 +190,11 @@ class Spent:
 
 def score_shard(
     lake: Lake, day: str, version: str, engine: Engine, requests: Mapping[Call, JudgeRequest], *, worker: str = ""
-) -> tuple[Spent, list[JudgeResult]]:
+) -> Spent:
     """Ask ``engine`` and publish its answers in one commit."""
     before, started = replace(engine.usage), time.monotonic()
     results = engine.score(list(requests.values()))
-    spent = publish_scores(
+    return publish_scores(
         lake,
         day,
         version,
@@ -205,7 +205,6 @@ def score_shard(
         seconds=time.monotonic() - started,
         worker=worker,
     )
-    return spent, results
 
 
 def publish_scores(
@@ -221,13 +220,11 @@ def publish_scores(
     worker: str = "",
 ) -> Spent:
     """Upsert rows of ``aspect_scores`` in one commit that says what they took: ``usage`` and ``seconds`` of one engine."""
-    asked = [result for result in results if result.failure != NO_TEXT]
     masses = [result.format_mass for result in results if result.format_mass is not None]
     spent = Spent(
-        asked=len(asked),
-        unanswered=sum(result.unanswered for result in asked),
-        failed=sum(result.failure is not None for result in asked),
-        without_text=len(results) - len(asked),
+        asked=len(results),
+        unanswered=sum(result.unanswered for result in results),
+        failed=sum(result.failure is not None for result in results),
         format_measured=len(masses),
         left_format=len(masses) - sum(masses),
         seconds=round(seconds, 3),
@@ -304,31 +301,31 @@ class CachedJudge:
     def scores(self, groups: Sequence[tuple[str, Sequence[str]]]) -> np.ndarray:
         """Aspect scores [B, G, A] of groups of items, each of one state.
 
-        NaN where the judge failed, and for whole groups that ``judge.max_calls`` does not pay for.
+        NaN where the judge failed, and for whole groups that ``judge.max_calls`` does not pay for or that hold an item
+        without text.
 
         Raises:
-            JudgeGoneError: no call of these was answered.
+            JudgeGoneError: nobody answers any more.
         """
         calls = [[(state, item, self._texts[item][0]) for item in items] for state, items in groups]
         missing: list[Call] = []
         wanted = set(self._scores)
         for group in calls:
             new = sorted({call for call in group if call not in wanted})
-            price = sum(bool(self._texts[item][1]) for _, item, _ in new)
-            if price <= self._left:
-                self._left -= price
+            if len(new) <= self._left and have_texts(group, self._texts):
+                self._left -= len(new)
                 missing += new
                 wanted |= set(new)
         if missing:
             results = self._engine.score([request(call, self._states[call[0]], self._texts) for call in missing])
             self._new += zip(missing, results, strict=True)
             self._scores |= {call: result.scores for call, result in zip(missing, results, strict=True)}
-            answered = [result for result in results if not result.unanswered]
-            self._left += len(results) - len(answered)
-            self.paid += sum(result.failure != NO_TEXT for result in answered)
-            if not answered:
+            unanswered = sum(result.unanswered for result in results)
+            self._left += unanswered
+            self.paid += len(results) - unanswered
+            if self._engine.gone:
                 self.publish()
-                raise JudgeGoneError(len(results), results[0].failure)
+                raise JudgeGoneError(self._engine.gone)
             if len(self._new) >= self._shard_size:
                 self.publish()
         unknown = [np.nan] * len(self.aspects)

@@ -37,6 +37,7 @@ class EmbeddingEngine:
         self.settings = settings
         self.rubric = rubric
         self.usage = Usage()
+        self.gone: str | None = None
         self._loaded: Any = None
 
     def version_facts(self) -> dict[str, Any]:

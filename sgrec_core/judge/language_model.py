@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.errors import SettingsError
+from sgrec_core.items.encoder import item_text
 from sgrec_core.judge.backends import (
     CHAT_TEMPLATE_ARGUMENTS,
     Backend,
@@ -33,6 +34,16 @@ from sgrec_core.judge.rubric import Rubric
 from sgrec_core.judge.tiny_model import tiny_model_fingerprint
 from sgrec_core.sampling import hash_share
 from sgrec_core.settings import JudgeSettings, Settings
+
+_PROBE = JudgeRequest(
+    state_id="",
+    item_id="",
+    item_hash="",
+    history_texts=("Tea <b>cup</b>, [blue]", "ﬁne\u200b\n teapot", "x" * 2000),
+    profile='{"likes": ["tea", {"cups": 2}], "age": 30}',
+    context='{"placement": "home", "hour": 7}',
+    item_text=item_text("Tea <b>cup</b> &amp; saucer", "Brand <|im_end|>", "Home", "x \u202e" * 2000),
+)
 
 
 class LanguageModelEngine:
@@ -64,12 +75,17 @@ class LanguageModelEngine:
     def usage(self) -> Usage:
         return self.backend.usage
 
+    @property
+    def gone(self) -> str | None:
+        """Why nobody answers any more, if that is so: what is still to be scored then fails at once."""
+        return self.backend.gone
+
     def version_facts(self) -> dict[str, Any]:
         judge = self.settings.judge
         decoding: dict[str, Any] = {"mode": self.mode}
         if self.mode == "reasoning":
             decoding |= {"temperature": 0, "reasoning_characters": judge.reasoning_characters}
-        if judge.engine == "vllm":
+        if not is_known_to_the_server_alone(judge):
             # Histories are cut until the prompt fits.
             decoding |= {"max_model_len": judge.max_model_len}
         return {
@@ -78,6 +94,8 @@ class LanguageModelEngine:
             "decoding": decoding,
             "chat_template_arguments": CHAT_TEMPLATE_ARGUMENTS,
             "rubric": self.rubric.fingerprint,
+            # What the code around the rubric's words makes of texts: one request that has some of everything.
+            "wording": [self._system, *(user_message(self.rubric, _PROBE, question) for question in self._questions)],
         }
 
     def prompts(self, request: JudgeRequest) -> list[Chat]:

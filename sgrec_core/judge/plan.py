@@ -16,6 +16,7 @@ from sgrec_core.judge.calls import (
     day_pairs,
     day_states,
     day_texts,
+    have_texts,
     known_calls,
     paid_before,
     request,
@@ -57,6 +58,8 @@ class Plan:
     wanted: set[Call]
     known: set[Call]
     skipped: set[Call]
+    without_text: set[Call]
+    """Of groups and pairs that hold an item without text."""
     shards: list[list[list[Call]]]
     """Calls to make, of each of ``judge.workers`` workers, in shards."""
 
@@ -64,18 +67,15 @@ class Plan:
     def new(self) -> list[Call]:
         return [call for of_worker in self.shards for shard in of_worker for call in shard]
 
-    @property
-    def to_pay(self) -> list[Call]:
-        return [call for call in self.new if self.items[call[1]][1]]
-
     def facts(self) -> dict[str, int]:
         return {
             "judge_groups": self.groups,
             "judge_groups_without_variance": self.groups_without_variance,
             "judge_pairs": self.pairs,
-            "judge_asked": len(self.wanted | self.skipped),
+            "judge_asked": len(self.wanted | self.skipped | self.without_text),
             "judge_cached": len(self.wanted & self.known),
             "judge_skipped": len(self.skipped),
+            "judge_without_text": len(self.without_text),
             "judge_unaffordable": len(self.wanted - self.known - set(self.new)),
         }
 
@@ -94,13 +94,15 @@ def plan_day(job: Job) -> Plan | None:
     version = judge_version(job.settings, has_context)
     groups, without_variance = _groups(job, items)
     pairs = _pairs(job, items)
-    units = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
+    every = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
+    units = [unit for unit in every if have_texts(unit.calls, items)]
     # One version of the table for both: workers beside this one may be adding to it.
     table_version = job.lake.version("aspect_scores")
     known = known_calls(job.lake, version, table_version)
     paid = paid_before(job.lake, job.day, version, table_version)
-    chosen = _affordable(job.settings.judge.max_calls, paid, units, known, items)
+    chosen = _affordable(job.settings.judge.max_calls, paid, units, known)
     wanted = {call for unit in units for call in unit.calls}
+    skipped = {call for unit in without_variance for call in unit.calls} - wanted
     return Plan(
         items=items,
         version=version,
@@ -112,7 +114,8 @@ def plan_day(job: Job) -> Plan | None:
         chosen=len(chosen),
         wanted=wanted,
         known=known,
-        skipped={call for unit in without_variance for call in unit.calls} - wanted,
+        skipped=skipped,
+        without_text={call for unit in every for call in unit.calls} - wanted - skipped,
         shards=_shards(job.settings, {call for unit in chosen for call in unit.calls}, known),
     )
 
@@ -141,7 +144,7 @@ def _shards(settings: Settings, calls: set[Call], known: set[Call]) -> list[list
 
 def estimate(job: Job, plan: Plan) -> dict[str, Any] | None:
     """Tokens and GPU hours of the calls to pay for; None for a judge without tokens."""
-    to_pay = plan.to_pay
+    to_pay = plan.new
     if isinstance(plan.engine, EmbeddingEngine) or not to_pay:
         return None
     sample: list[Call] = []
@@ -169,18 +172,17 @@ def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, worker: str 
     """Score and publish shard after shard, one commit each.
 
     Raises:
-        JudgeGoneError: no call of a shard was answered.
+        JudgeGoneError: nobody answers any more.
     """
     states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
     total = Spent()
     with job.progress_bar(sum(map(len, shards)), f"judge worker {worker}" if worker else "judging") as advance:
         for shard in shards:
             requests = {call: request(call, states[call[0]], plan.items) for call in shard}
-            spent, results = score_shard(job.lake, job.day, plan.version, plan.engine, requests, worker=worker)
-            total += spent
+            total += score_shard(job.lake, job.day, plan.version, plan.engine, requests, worker=worker)
             advance(len(shard))
-            if spent.asked and spent.unanswered == spent.asked:
-                raise JudgeGoneError(spent.asked, next(result.failure for result in results if result.unanswered))
+            if plan.engine.gone:
+                raise JudgeGoneError(plan.engine.gone)
     return total
 
 
@@ -251,9 +253,7 @@ def _pairs(job: Job, items: dict[str, tuple[str, str]]) -> list[Unit]:
     ]
 
 
-def _affordable(
-    limit: int | None, paid: int, units: list[Unit], known: set[Call], items: dict[str, tuple[str, str]]
-) -> list[Unit]:
+def _affordable(limit: int | None, paid: int, units: list[Unit], known: set[Call]) -> list[Unit]:
     """The units that ``judge.max_calls`` pays for: whole ones, in their order, up to the first that is too dear.
 
     What earlier runs of this night ``paid`` counts, so that a re-run pays nothing more.
@@ -263,7 +263,7 @@ def _affordable(
     left = max(0, limit - paid)
     seen = set(known)
     for number, unit in enumerate(units):
-        new = {call for call in unit.calls if call not in seen and items[call[1]][1]}
+        new = set(unit.calls) - seen
         if len(new) > left:
             return units[:number]
         left -= len(new)

@@ -171,7 +171,7 @@ def read_weights(rubric: Rubric, text: str) -> list[float] | None:
     Five levels an aspect, a weight proportional to level + 1e-3.
     """
     letters = text.split()
-    if len(letters) != len(rubric.aspects) or any(letter not in IMPORTANCE for letter in letters):
+    if len(letters) != len(rubric.aspects) or any(letter not in tuple(IMPORTANCE) for letter in letters):
         return None
     levels = [len(IMPORTANCE) - 1 - IMPORTANCE.index(letter) + 1e-3 for letter in letters]
     return [level / sum(levels) for level in levels]

@@ -48,9 +48,14 @@ class Aspect(_Part):
         return {level.label: level.value for level in self.levels}
 
     @model_validator(mode="after")
-    def _levels_differ(self) -> Self:
+    def _levels_are_a_scale(self) -> Self:
+        if self.id == "reasoning":
+            raise ValueError("'reasoning' is the name of the reasoning in an answer; call the aspect otherwise")
         if len(self.value_of) != len(self.levels) or self.lowest == self.highest:
             raise ValueError("needs distinct labels and at least two scores")
+        values = [level.value for level in self.levels]
+        if values != sorted(values, reverse=True):
+            raise ValueError(f"needs its levels from best to worst, not {values}")
         return self
 
 

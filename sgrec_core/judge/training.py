@@ -350,6 +350,7 @@ class Transformers:
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
         self.usage = Usage()
+        self.gone: str | None = None
 
     def tokens(self, chat: Chat) -> list[int]:
         return chat_tokens(self.tokenizer, chat)

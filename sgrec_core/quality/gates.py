@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 from sgrec_core import __version__
 from sgrec_core.active_judge import settings_of_stage
 from sgrec_core.errors import GateError
-from sgrec_core.files import write_json
+from sgrec_core.files import read_json, write_json
 from sgrec_core.judge import day_has_context, judge_version
-from sgrec_core.judge.request import NO_TEXT
 from sgrec_core.lake import Lake
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.quality.validation import (
@@ -237,10 +236,13 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
         ),
     ]
     rows = rows.filter(pc.is_in(_call_names(rows), value_set=_call_names(pa.concat_tables(asked_for))))
-    # An item without text is no failure of the judge.
-    asked = rows.filter(pc.fill_null(pc.not_equal(rows["failure"], NO_TEXT), True))
-    failed = asked.filter(pc.is_valid(asked["failure"]))
-    share, limit = (failed.num_rows / asked.num_rows if asked.num_rows else 0.0), settings.judge.max_failed_share
+    judged = (
+        read_json(settings.reports(day) / "stages" / "score_aspects.json")
+        .get("facts", {})
+        .get("judge_version", version)
+    )
+    failed = rows.filter(pc.is_valid(rows["failure"]))
+    share, limit = (failed.num_rows / rows.num_rows if rows.num_rows else 0.0), settings.judge.max_failed_share
     reasons = Counter(failed["failure"].to_pylist()).most_common(1)
     check = Check(
         name="failed calls",
@@ -252,7 +254,16 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
         unexpected_count=failed.num_rows,
         unexpected_share=share,
     )
-    return TableResult(table=JUDGE_CALLS, day=day, rows=asked.num_rows, owner=owner, runbook=runbook, checks=[check])
+    same = Check(
+        name="judge version",
+        column="judge_version",
+        severity="critical",
+        success=judged == version,
+        observed=f"the stage judged with {judged}",
+        expected=f"judge version {version}, that of these settings: the gate would look at other rows",
+    )
+    checks = [same, check]
+    return TableResult(table=JUDGE_CALLS, day=day, rows=rows.num_rows, owner=owner, runbook=runbook, checks=checks)
 
 
 def _call_names(rows: pa.Table) -> pa.ChunkedArray:
