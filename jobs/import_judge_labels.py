@@ -12,6 +12,7 @@ import pyarrow as pa
 from sgrec_core.errors import InputError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import Rubric, load_rubric
+from sgrec_core.judge.calls import day_texts
 from sgrec_core.judge.labels import label_files, read_labels, simulated_labels
 from sgrec_core.lake import load_contract
 from sgrec_core.logs.landing import file_digests, write_jsonl
@@ -72,8 +73,9 @@ def _simulated(job: Job, rubric: Rubric) -> Path:
         )
     job.note("labels: the levels nearest to the simulator's true aspects")
     home = job.settings.home.resolve()
+    texts = day_texts(job.lake, job.day, job.settings)
     lines = simulated_labels(
-        job.lake, home / "simulator", job.day, rubric, job.settings.judge_training.simulated_labels
+        job.lake, texts, home / "simulator", job.day, rubric, job.settings.judge_training.simulated_labels
     )
     folder = home / "landing" / "judge_labels" / f"day={job.day}"
     write_jsonl(folder / "simulated.jsonl", lines)

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from sgrec_core.errors import JudgeGoneError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import judge_version, make_engine
-from sgrec_core.judge.calls import Call, Spent, known_calls, score_shard
+from sgrec_core.judge.calls import Call, Spent, known_calls, remember_version, score_shard
 from sgrec_core.judge.comparison import held_out, settings_of_roles
 from sgrec_core.judge.registered import check_trainable
 from sgrec_core.judge.request import JudgeRequest
@@ -42,6 +42,7 @@ def ask(settings: Settings, day: str, version: str, has_context: bool, requests:
     """Score and publish, ``judge.shard_size`` calls a commit; runs in a process that starts no other engine."""
     lake, engine = Lake(settings.lake_root), make_engine(settings, has_context)
     calls, total = list(requests.items()), Spent()
+    remember_version(lake, version, engine)
     for start in range(0, len(calls), settings.judge.shard_size):
         shard = dict(calls[start : start + settings.judge.shard_size])
         # The day of no night, so that no night's limit is charged.

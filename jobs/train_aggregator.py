@@ -101,12 +101,16 @@ def run(job: Job) -> None:
 
 
 def _adapter(job: Job, registry: Registry) -> ModelVersion:
-    """The adapter that names the night's weights: that of the newest training of an earlier day for the judge's model.
+    """The adapter that names the night's weights: the newest of an earlier day for the judge's model that passed its gate.
+
+    The gate: on held-out pairs its PairAUC is below the small network's by no more than
+    ``judge_training.tolerance`` at the lower end of the interval.
 
     Raises:
         SettingsError: there is none.
     """
-    model = model_tag(job.settings.judge)
+    model, tolerance = model_tag(job.settings.judge), job.settings.judge_training.tolerance
+    refused: list[str] = []
     days = {
         version.day
         for version in registry.versions(JUDGE_WEIGHTS)
@@ -114,11 +118,21 @@ def _adapter(job: Job, registry: Registry) -> ModelVersion:
     }
     for day in sorted(days, reverse=True):
         version = of_night(registry, JUDGE_WEIGHTS, day, stage="train_judge_weights")
-        if version.tags.get(MODEL_TAG) == model:
+        if version.tags.get(MODEL_TAG) != model:
+            continue
+        lower = registry.metrics(version)["pair_auc_gain_grpo_over_network_lower"]
+        if lower >= -tolerance:
+            if refused:
+                job.note(f"{JUDGE_WEIGHTS} {version.version} of {day} names the weights: {', '.join(refused)}")
             return version
+        refused.append(
+            f"version {version.version} of {day} may order pairs worse than the small network by {-lower:.4f}, above"
+            f" {tolerance} (SGREC_JUDGE_TRAINING__TOLERANCE)"
+        )
     raise SettingsError(
         f"SGREC_AGGREGATOR__ENGINE=language_model: no {JUDGE_WEIGHTS} was trained for {model} and a day before"
-        f" {job.day}; run `sgrec train-judge`, or set it to network"
+        f" {job.day} and passed its gate{': ' if refused else ''}{', '.join(refused)}; run `sgrec train-judge`, or set it to"
+        " network"
     )
 
 
@@ -133,7 +147,7 @@ def _named_weights(
     rubric = load_rubric(day_has_context(job.lake, job.day), settings.judge.rubric)
     if rubric.aspect_ids != aspects:
         raise SettingsError(f"the night's scores are of aspects {aspects}, the rubric has {rubric.aspect_ids}")
-    texts, states = day_texts(job.lake, job.day), day_states(job.lake, job.day, wanted)
+    texts, states = day_texts(job.lake, job.day, job.settings), day_states(job.lake, job.day, wanted)
     tuner = Tuner(
         model_path(settings),
         rubric,

@@ -47,7 +47,7 @@ def run(job: Job) -> None:
     registry = Registry(job.settings)
     version = trained_before(job, registry, fingerprint)
     if version is None:
-        texts = day_texts(job.lake, job.day)
+        texts = day_texts(job.lake, job.day, job.settings)
         pairs = {
             split: day_pairs(job.lake, job.day, split, texts, limit=limit, seed=job.settings.judge.seed)
             for split, limit in (("train", settings.max_pairs), ("validation", settings.max_test_pairs))

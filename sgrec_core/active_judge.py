@@ -15,6 +15,7 @@ from typing import Any
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.files import write_json
+from sgrec_core.sampling import digest
 from sgrec_core.settings import Settings
 from sgrec_core.stages import Stage
 
@@ -29,6 +30,8 @@ class Adapter:
     model: str
     """What ``judge.model`` was: an adapter fits no other."""
     revision: str | None
+    rubric: str
+    """Digest of the rubric that it was trained and compared for (`rubric_digest`)."""
     version: str
     """Of ``sgrec-judge``."""
 
@@ -36,8 +39,16 @@ class Adapter:
         return judge_folder(settings) / self.folder
 
     def fits(self, settings: Settings) -> bool:
-        """Whether it was trained for the judge's model."""
-        return (self.model, self.revision) == (settings.judge.model, settings.judge.revision)
+        """Whether it was trained for the judge's model and rubric."""
+        of_judge = (settings.judge.model, settings.judge.revision, rubric_digest(settings))
+        return (self.model, self.revision, self.rubric) == of_judge
+
+
+def rubric_digest(settings: Settings) -> str:
+    """Of the rubric's words."""
+    from sgrec_core.judge.rubric import load_rubric
+
+    return digest(load_rubric(True, settings.judge.rubric).text)
 
 
 def trained(settings: Settings, day: str) -> Adapter | None:
@@ -100,7 +111,7 @@ def settings_of_stage(settings: Settings, stage: Stage, day: str, *, pin: bool =
     Stages of the judge's training start from the model as it came; the report comes out whatever the judge is.
 
     Raises:
-        SettingsError: that adapter was trained for another model.
+        SettingsError: that adapter was trained for another model or rubric.
     """
     if settings.judge.adapter != "active":
         return settings
@@ -112,13 +123,14 @@ def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
     """Settings whose judge is its model with ``adapter``, or as it came.
 
     Raises:
-        SettingsError: the adapter was trained for another model.
+        SettingsError: the adapter was trained for another model or rubric.
     """
     if adapter is not None and not adapter.fits(settings):
         raise SettingsError(
             f"the adapter that the training of {adapter.day} made is for judge.model={adapter.model!r}"
-            f" (revision {adapter.revision}), not for {settings.judge.model!r} (revision {settings.judge.revision}); set"
-            " SGREC_JUDGE__MODEL and SGREC_JUDGE__REVISION to these, or train again and judge later days with the new one"
+            f" (revision {adapter.revision}) and rubric {adapter.rubric}, not for {settings.judge.model!r} (revision"
+            f" {settings.judge.revision}) and rubric {rubric_digest(settings)}; go back to these"
+            " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days with the new one"
         )
     path = None if adapter is None else adapter.path(settings)
     return settings.model_copy(update={"judge": settings.judge.model_copy(update={"adapter": path})})

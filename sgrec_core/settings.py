@@ -185,12 +185,14 @@ class JudgeSettings(Section):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _a_server_has_its_own_adapters(self) -> Self:
+    def _an_active_adapter_is_the_one_that_was_compared(self) -> Self:
         if self.engine == "server" and self.adapter == "active":
             raise ValueError(
                 "adapter=active needs engine=vllm: a server goes on serving what it was started with; valid is the folder of"
                 " the adapter that it serves, and its name there as served_name"
             )
+        if self.mode != "labels" and self.adapter == "active":
+            raise ValueError("adapter=active needs mode=labels, in which adapters are trained and compared")
         return self
 
     @property

@@ -14,11 +14,13 @@ from sgrec_core.active_judge import (
     newest,
     of_night,
     remember,
+    rubric_digest,
     settings_of_stage,
     trained,
     with_adapter,
 )
 from sgrec_core.errors import SettingsError
+from sgrec_core.job import Job
 from sgrec_core.settings import JudgeSettings, Settings
 from sgrec_core.stages import BY_NAME
 
@@ -27,7 +29,7 @@ SCORE = BY_NAME["score_aspects"]
 
 def adapter(day: str, **changes: Any) -> Adapter:
     fields = {"day": day, "folder": f"sgrec-judge-{day}", "model": "tiny", "revision": None, "version": "1"}
-    return Adapter(**{**fields, **changes})
+    return Adapter(**{**fields, "rubric": rubric_digest(Settings()), **changes})
 
 
 @pytest.fixture
@@ -98,11 +100,23 @@ def test_training_and_report_do_without_the_active_judge(settings: Settings, sta
     assert settings_of_stage(settings, BY_NAME[stage], "2026-01-11").judge.adapter is None
 
 
-@pytest.mark.parametrize("changes", [{"model": "another"}, {"revision": "abc"}])
+@pytest.mark.parametrize("changes", [{"model": "another"}, {"revision": "abc"}, {"rubric": "words"}])
 def test_an_adapter_fits_no_other_model(settings: Settings, changes: dict[str, Any]) -> None:
     activate(settings, "2026-01-03", adapter("2026-01-03", **changes))
     with pytest.raises(SettingsError, match="is for judge.model="):
         settings_of_stage(settings, SCORE, "2026-01-11")
+
+
+@pytest.mark.parametrize("changes", [{"engine": "server"}, {"mode": "reasoning"}])
+def test_the_active_adapter_is_for_how_it_was_compared(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="adapter=active needs"):
+        JudgeSettings(**{"engine": "vllm", "adapter": "active", **changes})
+
+
+def test_an_estimate_pins_nothing(settings: Settings) -> None:
+    activate(settings, "2026-01-03", adapter("2026-01-03"))
+    Job("score_aspects", "2026-01-11", settings, looks_only=True)
+    assert not settings.reports("2026-01-11").exists()
 
 
 def test_a_folder_is_used_as_it_is(settings: Settings, tmp_path: Path) -> None:

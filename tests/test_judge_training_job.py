@@ -207,6 +207,11 @@ def test_a_later_night_can_have_its_weights_named(trained: Settings) -> None:
             "aggregator": AggregatorSettings(engine="language_model"),
         }
     )
+    strict = trained.judge_training.model_copy(update={"tolerance": 0.0})
+    with pytest.raises(SettingsError, match="may order pairs worse than the small network by"):
+        train_aggregator.run(Job("train_aggregator", NEXT_DAY, by_name.model_copy(update={"judge_training": strict})))
+    kind = trained.judge_training.model_copy(update={"tolerance": 1.0})
+    by_name = by_name.model_copy(update={"judge_training": kind})
     for stage, run in (("score_aspects", score_aspects.run), ("train_aggregator", train_aggregator.run)):
         assert Job(stage, NEXT_DAY, by_name).execute(run, Console(quiet=True)) == 0
     rows = lake.read("user_weights", where={"day": NEXT_DAY}).to_pylist()

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import ContractError, JudgeGoneError
-from sgrec_core.items.encoder import item_text
-from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
+from sgrec_core.items.encoder import TEXT_LIMIT, item_text
+from sgrec_core.judge import Engine, day_has_context, judge_version, load_rubric, make_engine
 from sgrec_core.judge.request import JudgeRequest, JudgeResult, Usage
 from sgrec_core.lake import Lake
 from sgrec_core.sampling import hash_share
@@ -27,12 +27,19 @@ Texts = Mapping[str, tuple[str, str]]
 """item_id -> (item_hash, text)."""
 
 
-def day_texts(lake: Lake, day: str) -> dict[str, tuple[str, str]]:
-    """Content hash and text of each of the day's items."""
+def day_texts(lake: Lake, day: str, settings: Settings) -> dict[str, tuple[str, str]]:
+    """Content hash and text of each of the day's items, no longer than the judge reads."""
+    limit = TEXT_LIMIT
+    if settings.judge.engine != "embedding":
+        limits = load_rubric(True, settings.judge.rubric).limits
+        limit = max(limits.item, limits.history_entry)
     columns = ["item_id", "item_hash", "title", "brand", "category", "description"]
     rows = lake.read("items", where={"day": day}, columns=columns).to_pylist()
     return {
-        row["item_id"]: (row["item_hash"], item_text(row["title"], row["brand"], row["category"], row["description"]))
+        row["item_id"]: (
+            row["item_hash"],
+            item_text(row["title"], row["brand"], row["category"], row["description"], limit=limit),
+        )
         for row in rows
     }
 
@@ -188,6 +195,15 @@ class Spent:
         return cls(**{one.name: json.loads(commit[f"sgrec.judge_{one.name}"]) for one in fields(cls)})
 
 
+def remember_version(lake: Lake, version: str, engine: Engine) -> None:
+    """The row of ``judge_versions`` that says what ``version`` stands for, if it is not there yet."""
+    if lake.count("judge_versions", where={"judge_version": version}):
+        return
+    facts = {name: fact for name, fact in engine.version_facts().items() if name not in ("rubric", "wording")}
+    row = {"judge_version": version, "facts": json.dumps(facts, sort_keys=True), "rubric": engine.rubric.text}
+    lake.upsert("judge_versions", pa.Table.from_pylist([row]))
+
+
 def score_shard(
     lake: Lake, day: str, version: str, engine: Engine, requests: Mapping[Call, JudgeRequest], *, worker: str = ""
 ) -> Spent:
@@ -283,7 +299,7 @@ class CachedJudge:
         self.version = judge_version(settings, has_context)
         self.paid = 0
         self._lake, self._day = lake, day
-        self._texts = day_texts(lake, day)
+        self._texts = day_texts(lake, day, settings)
         self._states = day_states(lake, day, state_ids)
         self._engine = make_engine(settings, has_context)
         self.aspects = self._engine.rubric.aspect_ids

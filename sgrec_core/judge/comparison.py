@@ -61,7 +61,7 @@ def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
         raise InputError(
             f"judge_labels of {day} has no sample of a held-out user for the aspects {', '.join(rubric.aspect_ids)}"
         )
-    texts = day_texts(lake, day)
+    texts = day_texts(lake, day, settings)
     pairs = [
         pair
         for pair in day_pairs(

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sgrec_core.errors import InputError
-from sgrec_core.judge.calls import Call, day_texts
+from sgrec_core.items.encoder import item_text
+from sgrec_core.judge.calls import Call, Texts
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.lake import Lake
@@ -153,18 +154,23 @@ def _problem(reason: str, detail: str) -> Problem:
 
 
 def label_request(row: Mapping[str, Any]) -> JudgeRequest:
-    """What the judge is asked for a row of ``judge_labels``; keyed by content, like a night's calls."""
+    """What the judge is asked for a row of ``judge_labels``; keyed by content, like a night's calls, and its texts are made
+    as the catalogue's are."""
     state = digest("label", *row["history"], row["profile"], row["context"])
     item = digest("label", row["item_text"])
     return JudgeRequest(
         state_id=f"label-{state}",
         item_id=f"label-{item}",
         item_hash=item,
-        history_texts=tuple(row["history"]),
+        history_texts=tuple(_as_in_catalogue(text) for text in row["history"]),
         profile=row["profile"],
         context=row["context"],
-        item_text=row["item_text"],
+        item_text=_as_in_catalogue(row["item_text"]),
     )
+
+
+def _as_in_catalogue(text: str) -> str:
+    return item_text(text, None, None, None, limit=len(text))
 
 
 def call_of(request: JudgeRequest) -> Call:
@@ -172,7 +178,9 @@ def call_of(request: JudgeRequest) -> Call:
     return request.state_id, request.item_id, request.item_hash
 
 
-def simulated_labels(lake: Lake, truth: Path, day: str, rubric: Rubric, count: int) -> list[dict[str, Any]]:
+def simulated_labels(
+    lake: Lake, texts: Texts, truth: Path, day: str, rubric: Rubric, count: int
+) -> list[dict[str, Any]]:
     """Lines of a label file from what the simulator knows: the level nearest to the true aspect of an item that was shown.
 
     ``count`` impressions of the day's decisions, chosen by hash, one a decision.
@@ -195,7 +203,6 @@ def simulated_labels(lake: Lake, truth: Path, day: str, rubric: Rubric, count: i
     requests = sorted(shown)
     chosen = np.argsort(hash_share(requests, "simulated-labels"), kind="stable")[:count]
     places = hash_share(requests, "simulated-labels-item")
-    texts = day_texts(lake, day)
     lines = []
     for number in chosen.tolist():
         request = requests[number]

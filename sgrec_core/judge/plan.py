@@ -19,6 +19,7 @@ from sgrec_core.judge.calls import (
     have_texts,
     known_calls,
     paid_before,
+    remember_version,
     request,
     score_shard,
     spent_by_workers,
@@ -87,7 +88,7 @@ def plan_day(job: Job) -> Plan | None:
         ContractError: the day's tables do not fit together.
         SettingsError: rubric or model setting are not valid.
     """
-    items = day_texts(job.lake, job.day)
+    items = day_texts(job.lake, job.day, job.settings)
     if not any(text for _, text in items.values()):
         return None
     has_context = day_has_context(job.lake, job.day)
@@ -175,6 +176,7 @@ def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, worker: str 
         JudgeGoneError: nobody answers any more.
     """
     states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
+    remember_version(job.lake, plan.version, plan.engine)
     total = Spent()
     with job.progress_bar(sum(map(len, shards)), f"judge worker {worker}" if worker else "judging") as advance:
         for shard in shards:

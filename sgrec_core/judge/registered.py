@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 
-from sgrec_core.active_judge import Adapter, judge_folder
+from sgrec_core.active_judge import Adapter, judge_folder, rubric_digest
 from sgrec_core.errors import SettingsError
 from sgrec_core.job import Job
 from sgrec_core.registry import ModelVersion, Registry
@@ -70,6 +70,7 @@ def register_adapter(
                 "kind": "lora_adapter",
                 "model": judge.model,
                 "revision": judge.revision,
+                "rubric": rubric_digest(job.settings),
                 "adapter": json.loads((folder / CONFIG).read_text()),
             },
             tags={MODEL_TAG: model_tag(judge)},
@@ -92,6 +93,7 @@ def lay_out(settings: Settings, registry: Registry, version: ModelVersion, day: 
         folder=f"{version.name}-{version.fingerprint[:12]}",
         model=config["model"],
         revision=config["revision"],
+        rubric=config["rubric"],
         version=version.version,
     )
     folder = judge_folder(settings) / adapter.folder

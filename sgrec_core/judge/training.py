@@ -211,6 +211,8 @@ class Tuner:
                 epsilon=self.config.clip,
                 beta=self.config.kl_weight,
                 loss_type="grpo",
+                # Not the group's: an answer that is seldom right would count the more for being so.
+                scale_rewards="batch",
                 chat_template_kwargs=CHAT_TEMPLATE_ARGUMENTS,
             )
             trainer = GRPOTrainer(
@@ -300,7 +302,12 @@ def order_reward(rubric: Rubric, answer: str, preferred: Sequence[float], other:
     weights = read_weights(rubric, answer)
     if weights is None:
         return -1.0
-    return float(np.dot(weights, preferred) > np.dot(weights, other))
+    return float(_lead(np.dot(weights, preferred), np.dot(weights, other)) > 0)
+
+
+def _lead(first: Any, second: Any) -> Any:
+    """By how much holistic scores differ; what differs in the last bit is equal."""
+    return np.round(first - second, 9)
 
 
 def correct_points(engine: LanguageModelEngine, samples: Sequence[Labelled]) -> np.ndarray:
@@ -337,9 +344,13 @@ def ordered_pairs(pairs: Sequence[ScoredPair], weights: np.ndarray | None = None
 
     ``weights`` [N, A]; default: uniform.
     """
-    difference = np.array([np.subtract(pair.preferred, pair.other) for pair in pairs])
-    order = difference.mean(axis=1) if weights is None else (difference * weights).sum(axis=1)
-    return (order > 0) + 0.5 * (order == 0)
+    preferred, other = (
+        np.array(scores) for scores in zip(*((pair.preferred, pair.other) for pair in pairs), strict=True)
+    )
+    if weights is None:
+        weights = np.full(preferred.shape[1], 1 / preferred.shape[1])
+    lead = _lead((preferred * weights).sum(axis=1), (other * weights).sum(axis=1))
+    return (lead > 0) + 0.5 * (lead == 0)
 
 
 class Transformers:
