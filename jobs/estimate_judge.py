@@ -38,7 +38,7 @@ def print_estimate(job: Job) -> None:
         for name, value in (estimate(job, plan) or {}).items():
             table.add_row(
                 name,
-                "unknown: this judge has not run yet (SGREC_JUDGE__TOKENS_PER_SECOND)"
+                "unknown: this model has not run yet (SGREC_JUDGE__TOKENS_PER_SECOND)"
                 if value is None
                 else f"{value:,.4g}"
                 if isinstance(value, float)

@@ -175,7 +175,9 @@ class JudgeSettings(Section):
     )
     max_calls: int | None = Field(None, ge=0, description="no more than this many paid calls a night")
     tokens_per_second: float | None = Field(
-        None, gt=0, description="speed of one engine, for estimates; by default what this judge has shown so far"
+        None,
+        gt=0,
+        description="speed of one engine in computed tokens, for estimates; by default what the model has shown so far",
     )
     workers: int = Field(1, ge=1, description="tasks that judge side by side, each with an engine and GPUs of its own")
     max_pairs: int = Field(2000, ge=0, description="preference pairs whose items are judged for the aggregator")

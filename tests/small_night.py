@@ -88,6 +88,7 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
              "aspects": ASPECTS, "scores": [0.5, 0.0, -0.5], "evidence": attack or None, "failure": None}
             for row in candidates
         ],
+        "judge_versions": [{"judge_version": "j1", "facts": "{}", "rubric": "aspects: []"}],
         "user_weights": [
             {"day": the_day, "state_id": f"s{u}", "aggregator_version": "1", "aspects": ASPECTS, "weights": [0.5, 0.25, 0.25]}
             for u in users

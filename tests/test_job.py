@@ -1,5 +1,6 @@
 """The command line of a job and the facts it leaves, through a real stage module run as a child process."""
 
+import io
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from sgrec_core.errors import GateError, InputError
 from sgrec_core.job import Job
@@ -32,8 +34,6 @@ def ingest(job: Job) -> None:
 
 
 def execute(home: Path, run: object = ingest, *, force: bool = False) -> tuple[int, dict, list[dict]]:
-    from rich.console import Console
-
     settings = Settings(home=home)
     code = Job("ingest_events", DAY, settings, force=force).execute(run, Console(quiet=True))
     facts = json.loads((settings.reports(DAY) / "stages" / "ingest_events.json").read_text())
@@ -49,6 +49,18 @@ def test_facts_and_progress_tell_what_happened(home: Path) -> None:
     assert facts["notes"] == ["a declared rule"]
     assert facts["tables"]["users"] is not None
     assert [event["event"] for event in events] == ["started", "finished"]
+
+
+def test_texts_of_the_data_are_no_markup(home: Path) -> None:
+    def hostile(job: Job) -> None:
+        job.count("items", {"sku[/b]": ["[red]"]})
+        job.note("look at [/bold]")
+
+    shown = io.StringIO()
+    job = Job("ingest_events", DAY, Settings(home=home))
+    assert job.execute(hostile, Console(file=shown, width=200)) == 0
+    assert "sku[/b] [red]" in shown.getvalue()
+    assert "look at [/bold]" in shown.getvalue()
 
 
 def test_a_second_run_commits_nothing_and_keeps_the_facts(home: Path) -> None:

@@ -23,7 +23,9 @@ from jobs import score_aspects
 from sgrec_core.errors import JudgeGoneError, SettingsError
 from sgrec_core.job import Job
 from sgrec_core.judge import JudgeRequest, JudgeResult, is_meaningless, judge_version, make_engine
-from sgrec_core.judge.calls import paid_before, publish_scores
+from sgrec_core.judge.calls import measured_speed, paid_before, publish_scores
+from sgrec_core.judge.plan import estimate, plan_day
+from sgrec_core.judge.rubric import DEFAULT
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.lake import Lake
 from sgrec_core.quality.gates import check_stage
@@ -168,7 +170,10 @@ def test_a_model_that_is_not_served_is_named_with_those_that_are(served: tuple[s
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Answers chat completions with what the test put into ``server.answers``, in turn; the last one for ever."""
+    """Answers chat completions with what the test put into ``server.answers``, in turn; the last one for ever.
+
+    An answer is a status and a body, or a function of the request that gives them.
+    """
 
     def do_GET(self) -> None:
         self._send(200, {"object": "list", "data": [{"id": "tiny", "object": "model", "created": 0, "owned_by": "me"}]})
@@ -177,7 +182,8 @@ class Scripted(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(body)  # type: ignore[attr-defined]
         answers = self.server.answers  # type: ignore[attr-defined]
-        status, answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        status, answer = found(body) if callable(found) else found
         if status == "hang":
             time.sleep(answer)
             status, answer = 200, {}
@@ -209,12 +215,12 @@ def url_of(server: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_address[1]}/v1"
 
 
-def completion(content: str = "", likely: dict[str, float] | None = None) -> dict[str, Any]:
+def completion(content: str = "", likely: dict[str, float] | None = None, **more: Any) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
     if likely is not None:
         top = [{"token": token, "logprob": value, "bytes": None} for token, value in likely.items()]
         choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice]}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice], **more}
 
 
 def test_of_another_server_the_likeliest_tokens_are_taken(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
@@ -371,6 +377,85 @@ def test_a_server_that_fails_costs_nothing_and_the_night_recovers(tmp_path: Path
     assert paid_before(lake, DAY, version) == scored + job.facts["judge_paid"], "what nobody answered is not charged"
     server.shutdown()
     server.server_close()
+
+
+LIKELY = {"A": -0.5, "B": -1.5, "C": -2.5}
+
+
+@pytest.mark.parametrize(
+    ("status", "unanswered"), [(400, False), (500, True)], ids=["refused each time", "broken each time"]
+)
+def test_calls_that_fail_again_and_again_are_no_reason_to_stop(
+    scripted: ThreadingHTTPServer, tmp_path: Path, status: int, unanswered: bool
+) -> None:
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if "red carpet" in body["messages"][1]["content"].split("<item>")[1]:
+            return status, {"error": {"message": "not this one"}}
+        return 200, completion("A", LIKELY)
+
+    scripted.answers.append(answer)  # type: ignore[attr-defined]
+    judge = {"retries": 0, "concurrency": 2, "max_failed_share": 0.2}
+    night = settings(tmp_path, server_url=url_of(scripted), **judge)
+    publish_night(night, groups=6, flat_groups=1)
+    failed = score(night).facts["judge_failed"]
+    assert failed > 0
+    # Only these are left: a shard without any answer, of a server that is there.
+    again = score(night)
+    assert (again.facts["judge_failed"], again.facts["judge_unanswered"]) == (failed, failed * unanswered)
+    assert again.facts["judge_paid"] == failed * (not unanswered)
+    assert check_stage(night, "score_aspects", DAY).state == "finished"
+
+
+def test_after_a_long_silence_nobody_is_asked_any_more(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
+    scripted.answers.append((503, {"error": {"message": "overloaded"}}))  # type: ignore[attr-defined]
+    judge = {"retries": 0, "concurrency": 4}
+    engine = make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False)
+    results = engine.score(requests() * 3)
+    assert all(result.unanswered and "overloaded" in (result.failure or "") for result in results)
+    assert 32 <= len(scripted.asked) < 40, "of 216 questions"  # type: ignore[attr-defined]
+    assert "overloaded" in (engine.gone or "")
+
+
+def test_a_server_whose_tokenizer_is_known_gets_prompts_that_fit(scripted: ThreadingHTTPServer, tmp_path: Path) -> None:
+    scripted.answers.append((200, completion("A", LIKELY)))  # type: ignore[attr-defined]
+    long = requests()[-1]
+    long = JudgeRequest(**{**vars(long), "history_texts": tuple(f"a rather long title {n}" for n in range(16))})
+
+    def histories(**judge: Any) -> list[int]:
+        del scripted.asked[:]  # type: ignore[attr-defined]
+        make_engine(settings(tmp_path, server_url=url_of(scripted), **judge), False).score([long])
+        bodies = scripted.asked  # type: ignore[attr-defined]
+        return [body["messages"][1]["content"].count("rather long") for body in bodies]
+
+    assert histories() == [16] * 3
+    engine = make_engine(settings(tmp_path), False)
+    whole = max(len(engine.backend.tokens(chat)) for chat in engine.prompts(long))
+    assert histories(max_model_len=whole - 100) == [8] * 3
+
+
+def test_speed_is_that_of_the_model_and_in_the_tokens_that_the_server_counts(
+    scripted: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    """After a changed word no call is known, but how fast the model is."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 1, "total_tokens": 1001}
+    scripted.answers.append((200, completion("A", LIKELY, usage=usage)))  # type: ignore[attr-defined]
+    night = settings(tmp_path, server_url=url_of(scripted))
+    publish_night(night, groups=6, flat_groups=1)
+    before = Job("score_aspects", DAY, night, looks_only=True)
+    assert estimate(before, plan_day(before))["GPU hours"] is None
+    score(night)
+    rubric = tmp_path / "rubric.yaml"
+    rubric.write_text(DEFAULT.read_text().replace("how likely is the user to want", "how eager is the user to have"))
+    changed = night.model_copy(update={"judge": night.judge.model_copy(update={"rubric": rubric})})
+    job = Job("score_aspects", DAY, changed, looks_only=True)
+    plan = plan_day(job)
+    expected = estimate(job, plan)
+    speed = measured_speed(job.lake, plan.version, plan.engine)
+    assert speed is not None
+    assert not speed.counts_computed
+    tokens = expected["prompt tokens"] + expected["generated tokens"]
+    assert expected["GPU hours"] == pytest.approx(tokens / speed.tokens / 3600)
+    assert expected["prompt tokens"] > 2 * expected["of them computed"]
 
 
 def test_failed_calls_that_the_stage_does_not_ask_for_do_not_stop_the_night(

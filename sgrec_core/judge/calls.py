@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from sgrec_core.errors import ContractError, JudgeGoneError
 from sgrec_core.items.encoder import TEXT_LIMIT, item_text
 from sgrec_core.judge import Engine, day_has_context, judge_version, load_rubric, make_engine
+from sgrec_core.judge.backends import served_model
 from sgrec_core.judge.request import JudgeRequest, JudgeResult, Usage
 from sgrec_core.lake import Lake
 from sgrec_core.sampling import hash_share
@@ -220,6 +221,7 @@ def score_shard(
         usage=engine.usage - before,
         seconds=time.monotonic() - started,
         worker=worker,
+        kind=_kind(engine),
     )
 
 
@@ -234,6 +236,7 @@ def publish_scores(
     usage: Usage | None = None,
     seconds: float = 0.0,
     worker: str = "",
+    kind: str = "",
 ) -> Spent:
     """Upsert rows of ``aspect_scores`` in one commit that says what they took: ``usage`` and ``seconds`` of one engine."""
     masses = [result.format_mass for result in results if result.format_mass is not None]
@@ -249,16 +252,22 @@ def publish_scores(
     lake.upsert(
         "aspect_scores",
         _score_rows(calls, results, version, aspects),
-        metadata={"day": day, "judge_version": version, "judge_worker": worker, **spent.metadata()},
+        metadata={
+            "day": day,
+            "judge_version": version,
+            "judge_worker": worker,
+            "judge_kind": kind,
+            **spent.metadata(),
+        },
     )
     return spent
 
 
-def _commits(lake: Lake, version: str, table_version: int | None) -> Iterator[dict[str, Any]]:
-    """Commits of judge ``version`` up to a version of the table."""
+def _commits(lake: Lake, version: str | None, table_version: int | None) -> Iterator[dict[str, Any]]:
+    """Commits of judge ``version``, or of all, up to a version of the table; the newest first."""
     table = lake.open("aspect_scores", table_version)
     for commit in table.history() if table else []:
-        if commit.get("sgrec.judge_version") == version and "sgrec.judge_asked" in commit:
+        if version in (None, commit.get("sgrec.judge_version")) and "sgrec.judge_asked" in commit:
             yield commit
 
 
@@ -277,14 +286,31 @@ def spent_by_workers(lake: Lake, day: str, version: str, after: int) -> Spent:
     return total
 
 
-def tokens_per_second(lake: Lake, version: str) -> float | None:
-    """Speed of one engine of judge ``version`` over its commits so far; None when it has not worked yet.
+class Speed(NamedTuple):
+    """What one engine has done in a second, the time that it takes to load included."""
 
-    Tokens are the computed ones of the prompts and the generated ones.
+    tokens: float
+    """Prompt tokens (those that were computed, where that is known) and generated ones."""
+    counts_computed: bool
+    """Whether it is known which prompt tokens were computed; some servers do not say."""
+
+
+def measured_speed(lake: Lake, version: str, engine: Engine) -> Speed | None:
+    """Speed of one engine over the commits of judge ``version``; of other versions with the same model where it is new.
+
+    None when that model has not worked yet.
     """
-    spent = sum(map(Spent.of_commit, _commits(lake, version, None)), Spent())
+    kin = [commit for commit in _commits(lake, None, None) if commit.get("sgrec.judge_kind") == _kind(engine)]
+    own = [commit for commit in kin if commit["sgrec.judge_version"] == version]
+    spent = sum(map(Spent.of_commit, own or kin), Spent())
     tokens = spent.prompt - spent.cached + spent.generated
-    return tokens / spent.seconds if tokens and spent.seconds else None
+    return Speed(tokens / spent.seconds, spent.cached > 0) if tokens and spent.seconds else None
+
+
+def _kind(engine: Engine) -> str:
+    """What has a speed of its own: the engine, its model and the GPUs under it."""
+    judge = engine.settings.judge
+    return " ".join([judge.engine, served_model(judge), judge.mode, f"{judge.gpus} GPU"])
 
 
 class CachedJudge:

@@ -12,18 +12,19 @@ from sgrec_core.job import Job
 from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
 from sgrec_core.judge.calls import (
     Call,
+    Speed,
     Spent,
     day_pairs,
     day_states,
     day_texts,
     have_texts,
     known_calls,
+    measured_speed,
     paid_before,
     remember_version,
     request,
     score_shard,
     spent_by_workers,
-    tokens_per_second,
 )
 from sgrec_core.judge.embedding import EmbeddingEngine
 from sgrec_core.judge.estimate import SAMPLED_STATES, estimate_tokens
@@ -158,14 +159,18 @@ def estimate(job: Job, plan: Plan) -> dict[str, Any] | None:
     of_state = day_states(job.lake, job.day, states)
     requests = [request(call, of_state[call[0]], plan.items) for call in sample]
     tokens = estimate_tokens(plan.engine, requests, total=len(to_pay))
-    speed = job.settings.judge.tokens_per_second or tokens_per_second(job.lake, plan.version)
+    stated = job.settings.judge.tokens_per_second
+    speed = Speed(stated, counts_computed=True) if stated else measured_speed(job.lake, plan.version, plan.engine)
+    hours = None
+    if speed:
+        # A speed in all tokens of the prompts, from a server that does not tell which it computed, is for all of them.
+        work = (tokens.computed if speed.counts_computed else tokens.prompt) + tokens.generated
+        hours = job.settings.judge.gpus * work / speed.tokens / 3600
     return {
         "prompt tokens": tokens.prompt,
         "of them computed": tokens.computed,
         "generated tokens": tokens.generated,
-        "GPU hours": None
-        if speed is None
-        else job.settings.judge.gpus * (tokens.computed + tokens.generated) / speed / 3600,
+        "GPU hours": hours,
     }
 
 

@@ -124,9 +124,12 @@ def _expectations(contract: Contract) -> list[gxe.Expectation]:
     for columns in (contract.key, *contract.unique):
         # Unique within a partition, and a batch can hold several: the partition belongs to what must differ.
         whole = list(dict.fromkeys((*contract.partition_by, *columns)))
-        within = ", ".join(contract.partition_by)
-        valid = f"{', '.join(name for name in columns if name not in contract.partition_by)} unique within {within}"
-        expectations.append(ExpectRowsToBeUnique(column_list=whole, **common("unique", valid)))
+        within = f" within {', '.join(contract.partition_by)}" if contract.partition_by else ""
+        valid = f"{', '.join(name for name in columns if name not in contract.partition_by)} unique{within}"
+        if len(whole) > 1:
+            expectations.append(ExpectRowsToBeUnique(column_list=whole, **common("unique", valid)))
+        else:
+            expectations.append(gxe.ExpectColumnValuesToBeUnique(column=whole[0], **common("unique", valid)))
     for column in contract.columns:
         expectations += _column_expectations(column, common)
     return expectations
