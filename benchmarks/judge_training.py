@@ -3,10 +3,12 @@
     python -m benchmarks.judge_training [--short] [--seeds 0 1 2 3 4] [--workers 2]
 
 The base model is a tiny one made on the spot, which has read prompts of training users answered at random: it knows their words and that a
-letter answers a question, not which; the rubric is a short one (`short_rubric.yaml`). This shows that the stages work, not how good a judge is.
+letter answers a question, not which; rubric and texts are as short as can be (`tiny_rubric.yaml`). This shows that the stages work, not how
+good a judge is: so small a model learns which level of an aspect is the commonest, and little of what a request says.
 
 Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one that the user truly
-prefers, aspects weighed alike) of the base, after supervised training, after GRPO on labels that the supervised stage has not seen.
+prefers, aspects weighed alike) of the base, after supervised training on a few labels, after GRPO on more labels that the supervised stage
+has not seen. For comparison: always the commonest level, and supervised training on all these labels. Each seed draws labels of its own.
 
 Part B, apart from A: share of the answers that have the form of weights, of the base and after supervised training on it; then PairAUC on
 the same pairs where the aspects of the items are the true ones. Uniform weights, weights after supervised training on their form, after
@@ -20,6 +22,7 @@ import multiprocessing
 import os
 import random
 import tempfile
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -56,13 +59,15 @@ from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, Simul
 WORLD = 100
 """Seed of the simulated users; settings were chosen in world 200."""
 RUBRIC = Path(__file__).with_name("tiny_rubric.yaml")
-BASE = {"epochs": 1, "batch_size": 16, "learning_rate": 3e-3}
+BASE = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3}
 LABELS = {
-    "sft_batch_size": 32,
+    "sft_batch_size": 8,
     "sft_epochs": 1,
-    "sft_learning_rate": 5e-3,
-    "grpo_batch_size": 128,
-    "grpo_learning_rate": 3e-4,
+    "sft_learning_rate": 2e-3,
+    "grpo_batch_size": 64,
+    "group_size": 8,
+    "grpo_learning_rate": 1e-3,
+    "kl_weight": 0.0,
 }
 WEIGHTS = {
     "sft_batch_size": 32,
@@ -72,17 +77,17 @@ WEIGHTS = {
     "grpo_learning_rate": 5e-4,
     "kl_weight": 0.0,
 }
-"""For a model of 128 dimensions; chosen on seed 1000."""
+"""For a model of 128 dimensions."""
 SIZES = {
     "users": 4000,
-    "read": 1500,
-    "labels": 1000,
+    "read": 5500,
+    "labels": 24,
     "grpo_labels": 500,
-    "test_labels": 400,
+    "test_labels": 800,
     "states": 1200,
     "pairs": 600,
     "test_pairs": 1500,
-    "judged_pairs": 150,
+    "judged_pairs": 300,
 }
 """``judged_pairs``: of the test pairs, those whose items the trained judge scores."""
 SHORT_SIZES = {
@@ -159,18 +164,25 @@ def run_seed(sizes: dict[str, int], base: Path, seed: int) -> dict[str, np.ndarr
     rubric = load_rubric(True, RUBRIC)
     world = simulated(rubric, sizes)
     found: dict[str, np.ndarray] = {}
-    judge = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **LABELS))
-    stages = {
-        "base": lambda: None,
-        "supervised": lambda: judge.supervise_labels(world.labels[: sizes["labels"]]),
-        "GRPO": lambda: judge.reinforce_labels(world.labels[sizes["labels"] :]),
-    }
-    for stage, train in stages.items():
-        train()
-        found[f"points: {stage}"] = correct_points(judge.engine(), world.test_labels).ravel()
+    labels = random.Random(seed).sample(world.labels, sizes["labels"] + sizes["grpo_labels"])
+    first, second = labels[: sizes["labels"]], labels[sizes["labels"] :]
+
+    def measure(stage: str, tuner: Tuner) -> None:
+        found[f"points: {stage}"] = correct_points(tuner.engine(), world.test_labels).ravel()
         found[f"pairs, judged: {stage}"] = ordered_pairs(
-            scored_pairs(judge.engine(), world.test_pairs[: sizes["judged_pairs"]])
+            scored_pairs(tuner.engine(), world.test_pairs[: sizes["judged_pairs"]])
         )
+
+    judge = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **LABELS))
+    measure("base", judge)
+    judge.supervise_labels(first)
+    measure("supervised", judge)
+    judge.reinforce_labels(second)
+    measure("GRPO", judge)
+    alone = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **LABELS))
+    alone.supervise_labels(labels)
+    measure("supervised on all labels", alone)
+    found["points: commonest"] = commonest_points(labels, world.test_labels).ravel()
 
     aggregator = Tuner(base, rubric, JudgeTrainingSettings(seed=seed, **WEIGHTS))
     states = [pair.state for pair in world.true_test_pairs]
@@ -194,6 +206,13 @@ def run_seed(sizes: dict[str, int], base: Path, seed: int) -> dict[str, np.ndarr
         flush=True,
     )
     return found
+
+
+def commonest_points(training: list[Labelled], test: list[Labelled]) -> np.ndarray:
+    """Bool [N, A]: whether the level that is the commonest in ``training`` is the true one of ``test``."""
+    levels = np.array([sample.labels for sample in training])
+    commonest = np.array([Counter(column).most_common(1)[0][0] for column in levels.T.tolist()])
+    return np.array([sample.labels for sample in test]) == commonest
 
 
 def in_form(answered: np.ndarray) -> np.ndarray:
@@ -280,7 +299,7 @@ def simulated(rubric: Rubric, sizes: dict[str, int]) -> World:
     test_pairs = pairs[False][: sizes["test_pairs"]]
     test_users = [int(user(preference.preferred)[1:]) for preference, _ in test_pairs]
     return World(
-        labels=labels[True][: sizes["labels"] + sizes["grpo_labels"]],
+        labels=labels[True][: -sizes["read"]],
         read=labels[True][-sizes["read"] :],
         test_labels=labels[False][: sizes["test_labels"]],
         states=[scored.state for _, scored in pairs[True][: sizes["states"]]],
@@ -329,11 +348,18 @@ def user(request: JudgeRequest) -> str:
 STAGES = (
     ("PointAcc of supervised training over the base model", "points: supervised", "points: base", True),
     ("PointAcc of GRPO over supervised training", "points: GRPO", "points: supervised", True),
+    ("PointAcc of GRPO over always the commonest level", "points: GRPO", "points: commonest", False),
+    (
+        "PointAcc of GRPO over supervised training on the labels of both stages",
+        "points: GRPO",
+        "points: supervised on all labels",
+        False,
+    ),
     (
         "PairAUC of the judge after supervised training over the base model",
         "pairs, judged: supervised",
         "pairs, judged: base",
-        True,
+        False,
     ),
     (
         "PairAUC of the judge after GRPO over supervised training",
