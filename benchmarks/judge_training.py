@@ -70,11 +70,11 @@ LABELS = {
     "kl_weight": 0.0,
 }
 WEIGHTS = {
-    "sft_batch_size": 32,
+    "sft_batch_size": 8,
     "sft_epochs": 2,
-    "sft_learning_rate": 5e-3,
-    "grpo_batch_size": 128,
-    "grpo_learning_rate": 5e-4,
+    "sft_learning_rate": 3e-3,
+    "grpo_batch_size": 256,
+    "grpo_learning_rate": 1e-3,
     "kl_weight": 0.0,
 }
 """For a model of 128 dimensions."""
@@ -82,10 +82,10 @@ SIZES = {
     "users": 4000,
     "read": 5500,
     "labels": 24,
-    "grpo_labels": 500,
+    "grpo_labels": 300,
     "test_labels": 800,
-    "states": 1200,
-    "pairs": 600,
+    "states": 1500,
+    "pairs": 1500,
     "test_pairs": 1500,
     "judged_pairs": 300,
 }
@@ -359,7 +359,7 @@ STAGES = (
         "PairAUC of the judge after supervised training over the base model",
         "pairs, judged: supervised",
         "pairs, judged: base",
-        False,
+        True,
     ),
     (
         "PairAUC of the judge after GRPO over supervised training",

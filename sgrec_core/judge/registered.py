@@ -56,12 +56,14 @@ def trained_before(job: Job, registry: Registry, fingerprint: str) -> ModelVersi
 def register_adapter(
     job: Job, registry: Registry, tuner: "Tuner", fingerprint: str, figures: Mapping[str, float]
 ) -> ModelVersion:
-    """Register the adapter that ``tuner`` has trained, with its figures as the job's facts."""
-    _count(job, figures)
+    """Register the adapter that ``tuner`` has trained, with its figures as the job's facts.
+
+    Where the same training (``--force``) was registered before, that version stands, with the figures of its weights.
+    """
     judge = job.settings.judge
     with tempfile.TemporaryDirectory() as scratch:
         folder = tuner.save(Path(scratch))
-        return registry.register(
+        version = registry.register(
             str(job.stage.registers),
             day=job.day,
             fingerprint=fingerprint,
@@ -78,6 +80,8 @@ def register_adapter(
             parameters=job.settings.judge_training.model_dump(),
             tables={table: job.lake.version(table) for table in job.stage.reads},
         )
+    _count(job, registry.metrics(version))
+    return version
 
 
 def _count(job: Job, figures: Mapping[str, float]) -> None:
