@@ -26,7 +26,7 @@ def run(job: Job) -> None:
     roles = settings_of_roles(job.settings, job.day)
     for role, settings in job.progress(roles.items(), len(roles), "judges"):
         version = judge_version(settings, held.has_context)
-        known = known_calls(job.lake, version)
+        known = known_calls(job.lake, version, (state for state, _, _ in held.requests))
         missing = {call: held.requests[call] for call in sorted(held.requests) if call not in known}
         spent = Spent()
         if missing:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -380,6 +381,44 @@ def test_a_server_that_fails_costs_nothing_and_the_night_recovers(tmp_path: Path
 
 
 LIKELY = {"A": -0.5, "B": -1.5, "C": -2.5}
+
+
+def test_a_job_killed_while_it_waits_for_answers_ends_with_the_undisturbed_table(
+    scripted: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        time.sleep(0.02)
+        # Of the prompt, so that each call has scores of its own.
+        worth = sum(body["messages"][1]["content"].encode()) % 50 / 10
+        return 200, completion("A", {"A": -0.1, "B": -worth, "C": -2.0, "D": -3.0, "E": -4.0})
+
+    scripted.answers.append(answer)  # type: ignore[attr-defined]
+    judge = {"server_url": url_of(scripted), "concurrency": 2, "shard_size": 2}
+    undisturbed, killed = (settings(tmp_path / name, **judge) for name in ("undisturbed", "killed"))
+    for night in (undisturbed, killed):
+        publish_night(night)
+    score(undisturbed)
+    environment = {
+        **os.environ,
+        "SGREC_HOME": str(killed.home),
+        "SGREC_JUDGE__ENGINE": "server",
+        **{f"SGREC_JUDGE__{name.upper()}": str(value) for name, value in judge.items()},
+    }
+    lake = Lake(killed.lake_root)
+    command = [sys.executable, "-m", "jobs.score_aspects", "--day", DAY]
+    for rows_at_kill in (2, 9, 20):
+        process = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while lake.count("aspect_scores") < rows_at_kill and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None, "the job must still be at work when it is killed"
+        process.kill()
+        process.wait()
+    rows = Lake(undisturbed.lake_root).read("aspect_scores").to_pylist()
+    assert 20 <= lake.count("aspect_scores") < len(rows)
+    score(killed)
+    assert lake.read("aspect_scores").to_pylist() == rows
+    assert len({tuple(row["scores"]) for row in rows}) > 10
 
 
 @pytest.mark.parametrize(

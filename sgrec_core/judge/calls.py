@@ -145,15 +145,17 @@ def _score_rows(calls: Sequence[Call], results: Sequence[JudgeResult], version: 
     )
 
 
-def known_calls(lake: Lake, version: str, table_version: int | None = None) -> set[Call]:
-    """Calls that judge ``version`` has scored. Failed ones are not among them: they are tried again."""
-    return set(_calls(_known_rows(lake, version, table_version=table_version)))
+def known_calls(lake: Lake, version: str, states: Iterable[str], table_version: int | None = None) -> set[Call]:
+    """Calls about ``states`` that judge ``version`` has scored. Failed ones are not among them: they are tried again."""
+    return set(_calls(_known_rows(lake, version, states, table_version=table_version)))
 
 
-def _known_rows(lake: Lake, version: str, *columns: str, table_version: int | None = None) -> pa.Table:
+def _known_rows(
+    lake: Lake, version: str, states: Iterable[str], *columns: str, table_version: int | None = None
+) -> pa.Table:
     """Rows of `known_calls` with their keys and ``columns``."""
     columns = ("state_id", "item_id", "item_hash", "failure", *columns)
-    where = {"judge_version": version}
+    where = {"judge_version": version, "state_id": sorted(set(states))}
     rows = lake.read("aspect_scores", where=where, columns=list(columns), version=table_version)
     return rows.filter(pc.is_null(rows["failure"]))
 
@@ -329,12 +331,11 @@ class CachedJudge:
         self._states = day_states(lake, day, state_ids)
         self._engine = make_engine(settings, has_context)
         self.aspects = self._engine.rubric.aspect_ids
-        known = _known_rows(lake, self.version, "scores")
-        self._scores: dict[Call, list[float] | None] = {
-            call: scores
-            for call, scores in zip(_calls(known), known["scores"].to_pylist(), strict=True)
-            if call[0] in self._states
-        }
+        known = _known_rows(lake, self.version, self._states, "scores")
+        self._scores: dict[Call, list[float] | None] = dict(
+            zip(_calls(known), known["scores"].to_pylist(), strict=True)
+        )
+        self._published, self._seconds = replace(self._engine.usage), 0.0
         self._new: list[tuple[Call, JudgeResult]] = []
         self._shard_size = settings.judge.shard_size
         limit = settings.judge.max_calls
@@ -359,7 +360,9 @@ class CachedJudge:
                 missing += new
                 wanted |= set(new)
         if missing:
+            started = time.monotonic()
             results = self._engine.score([request(call, self._states[call[0]], self._texts) for call in missing])
+            self._seconds += time.monotonic() - started
             self._new += zip(missing, results, strict=True)
             self._scores |= {call: result.scores for call, result in zip(missing, results, strict=True)}
             unanswered = sum(result.unanswered for result in results)
@@ -377,5 +380,15 @@ class CachedJudge:
         """Upsert what was asked for since the last time."""
         if self._new:
             calls, results = zip(*self._new, strict=True)
-            publish_scores(self._lake, self._day, self.version, self.aspects, calls, results)
-            self._new = []
+            publish_scores(
+                self._lake,
+                self._day,
+                self.version,
+                self.aspects,
+                calls,
+                results,
+                usage=self._engine.usage - self._published,
+                seconds=self._seconds,
+                kind=_kind(self._engine),
+            )
+            self._published, self._seconds, self._new = replace(self._engine.usage), 0.0, []

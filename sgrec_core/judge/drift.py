@@ -46,7 +46,8 @@ def _scores(lake: Lake, day: str, version: str) -> dict[str, np.ndarray]:
     # The same state may have been asked about other items on other nights.
     calls = {(row["state_id"], row["item_id"]) for row in shown}
     columns = ["state_id", "item_id", "aspects", "scores"]
-    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns).to_pylist()
+    where = {"judge_version": version, "state_id": sorted({state for state, _ in calls})}
+    rows = lake.read("aspect_scores", where=where, columns=columns).to_pylist()
     found = [row for row in rows if (row["state_id"], row["item_id"]) in calls and row["scores"] is not None]
     if not found:
         return {}

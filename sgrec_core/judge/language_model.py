@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -255,11 +255,18 @@ def _adapter_identity(adapter: Path | None) -> dict[str, str]:
 
 def _hash_model_files(folder: Path) -> str:
     """Digest of configuration, tokenizer, chat template and weights."""
+    suffixes = {".json", ".jinja", ".model", ".safetensors", ".bin", ".txt"}
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes and path.is_file()]
+    return _hash_files(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache
+def _hash_files(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Digest of files with their sizes; the times of their last change are there to read weights once in a process."""
     hasher = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".jinja", ".model", ".safetensors", ".bin", ".txt"} and path.is_file():
-            hasher.update(path.name.encode() + b"\x00" + str(path.stat().st_size).encode() + b"\x00")
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    hasher.update(block)
+    for path, size, _ in files:
+        hasher.update(path.name.encode() + b"\x00" + str(size).encode() + b"\x00")
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                hasher.update(block)
     return hasher.hexdigest()

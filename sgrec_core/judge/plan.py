@@ -100,7 +100,7 @@ def plan_day(job: Job) -> Plan | None:
     units = [unit for unit in every if have_texts(unit.calls, items)]
     # One version of the table for both: workers beside this one may be adding to it.
     table_version = job.lake.version("aspect_scores")
-    known = known_calls(job.lake, version, table_version)
+    known = known_calls(job.lake, version, (state for unit in units for state, _, _ in unit.calls), table_version)
     paid = paid_before(job.lake, job.day, version, table_version)
     chosen = _affordable(job.settings.judge.max_calls, paid, units, known)
     wanted = {call for unit in units for call in unit.calls}

@@ -102,7 +102,7 @@ def describe(document: str | None, limit: int) -> str | None:
         return None
     try:
         tree = json.loads(document)
-    except ValueError:
+    except (ValueError, RecursionError):
         tree = document
     lines = list(_lines("", tree))
     described = []
