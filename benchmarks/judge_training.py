@@ -71,7 +71,7 @@ LABELS = {
 }
 WEIGHTS = {
     "sft_batch_size": 8,
-    "sft_epochs": 2,
+    "sft_epochs": 4,
     "sft_learning_rate": 3e-3,
     "grpo_batch_size": 256,
     "grpo_learning_rate": 1e-3,
@@ -83,11 +83,11 @@ SIZES = {
     "read": 5500,
     "labels": 24,
     "grpo_labels": 300,
-    "test_labels": 800,
+    "test_labels": 500,
     "states": 1500,
     "pairs": 1500,
-    "test_pairs": 1500,
-    "judged_pairs": 300,
+    "test_pairs": 1000,
+    "judged_pairs": 200,
 }
 """``judged_pairs``: of the test pairs, those whose items the trained judge scores."""
 SHORT_SIZES = {
