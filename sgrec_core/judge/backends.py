@@ -302,8 +302,9 @@ class Server:
     """A server with OpenAI's chat completions under ``judge.server_url``; the key is OPENAI_API_KEY, where one is needed.
 
     Calls run side by side, ``judge.concurrency`` at once, each with ``judge.timeout`` seconds and ``judge.retries``
-    further tries. When many calls in a row have no answer, the others are not made (``gone``). Of `vllm serve` it uses the route that tells a label's token and asks for the log-probabilities of exactly
-    the labels; from another server it takes the 20 likeliest tokens, where a label that is missing counts as impossible.
+    further tries. When many calls in a row have no answer, the others are not made (``gone``). Of `vllm serve` it uses the
+    route that tells a label's token and asks for the log-probabilities of exactly the labels; from another server it takes
+    the 20 likeliest tokens, where a label that is missing counts as impossible.
 
     Raises (by every method that asks the model):
         SettingsError: the server cannot be reached when the work begins, does not know the model, or wants another key.
