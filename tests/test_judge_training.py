@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.judge import JudgeRequest, judge_version, load_rubric
@@ -188,6 +189,17 @@ def test_weights_learn_which_aspect_tells_pairs_apart(base: Path) -> None:
     after = tuner.weights(states)
     assert after[:, 0].mean() > 0.62, "enough for the preferred item to come first"
     assert ordered_pairs(pairs, after).mean() == 1
+
+
+def test_fewer_prompts_than_a_batch_holds_are_trained_on_all_the_same(base: Path) -> None:
+    config = JudgeTrainingSettings(sft_batch_size=12, sft_learning_rate=5e-3, grpo_batch_size=256)
+    tuner = Tuner(base, RUBRIC, config)
+    # So that some answers are letters, and some of these right.
+    tuner.supervise_labels(SAMPLES)
+    before = [parameter.clone() for parameter in tuner.model.parameters() if parameter.requires_grad]
+    tuner.reinforce_labels(SAMPLES[:2])
+    after = [parameter for parameter in tuner.model.parameters() if parameter.requires_grad]
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_pairs_are_scored_by_the_judge(trained: tuple[list[float], Tuner, Path]) -> None:

@@ -203,7 +203,8 @@ class Tuner:
                 **_arguments(
                     epochs=self.config.grpo_epochs,
                     learning_rate=self.config.grpo_learning_rate,
-                    batch_size=self.config.grpo_batch_size,
+                    # Fewer prompts than a batch has groups would make no step at all.
+                    batch_size=min(self.config.grpo_batch_size, group * len(rows)),
                     seed=self.config.seed,
                 ),
                 num_generations=group,
