@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sgrec_core.errors import InputError
 from sgrec_core.job import Job
+from sgrec_core.judge import judge_version
 from sgrec_core.lake import load_contract
 from sgrec_core.quality.gates import check_stage
 from sgrec_core.settings import Settings
@@ -23,6 +24,7 @@ from sgrec_core.stages import STAGES
 DAY = "2026-01-05"
 USERS, ITEMS, GROUP = 30, 12, 4
 ASPECTS = ["s0", "s1", "s2"]
+JUDGE_VERSION = judge_version(Settings(), has_context=False)
 
 
 def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]]:
@@ -84,11 +86,11 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
             for row in candidates
         ],
         "aspect_scores": [
-            {"judge_version": "j1", "state_id": row["state_id"], "item_id": row["item_id"], "item_hash": "h",
+            {"judge_version": JUDGE_VERSION, "state_id": row["state_id"], "item_id": row["item_id"], "item_hash": "h",
              "aspects": ASPECTS, "scores": [0.5, 0.0, -0.5], "evidence": attack or None, "failure": None}
             for row in candidates
         ],
-        "judge_versions": [{"judge_version": "j1", "facts": "{}", "rubric": "aspects: []"}],
+        "judge_versions": [{"judge_version": JUDGE_VERSION, "facts": "{}", "rubric": "aspects: []"}],
         "user_weights": [
             {"day": the_day, "state_id": f"s{u}", "aggregator_version": "1", "aspects": ASPECTS, "weights": [0.5, 0.25, 0.25]}
             for u in users
@@ -136,7 +138,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "build_states": {"states": USERS, "preference_pairs": USERS},
     "train_supervised": {"steps": 400, "loss": 2.31456, "warm_started_from": "sgrec-generator version 2"},
     "score_aspects": {
-        "judge_engine": "embedding", "judge_version": "j1", "judge_asked": 120,
+        "judge_engine": "embedding", "judge_version": JUDGE_VERSION, "judge_asked": 120,
         "judge_cached": 20, "judge_skipped": 8, "judge_unaffordable": 0, "judge_paid": 92, "judge_failed": 1,
         "judge_left_format": 0.031, "judge_drift": {"s0": 0.0123, "s1": 0.3}, "judge_flagged": 1, "judge_flagged_items": {"i<3>": ["markup", "chat marker"]},
     },

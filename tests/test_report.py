@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_night import DAY, FACTS, damage, rows_of, run_night
+from small_night import DAY, FACTS, JUDGE_VERSION, damage, rows_of, run_night
 
 from sgrec_core.job import Job
 from sgrec_core.quality.data_docs import build_data_docs
@@ -76,7 +76,7 @@ def test_a_good_night(good_night: Path) -> None:
     }
     assert summary["judge"] == {
         "engine": "embedding",
-        "version": "j1",
+        "version": JUDGE_VERSION,
         "meaningless": False,
         "asked": 120,
         "cached": 20,
