@@ -179,16 +179,11 @@ def with_states(
 
     # The last items up to and including each choice, so that a decision looks its history up by number.
     latest = Window.partitionBy("user_id").orderBy("number").rowsBetween(1 - settings.max_history, 0)
-    histories = chosen.select(
-        "user_id",
-        "number",
-        F.collect_list("item_id").over(latest).alias("history"),
-        F.collect_list("content").over(latest).alias("contents"),
-    )
+    histories = chosen.select("user_id", "number", F.collect_list("content").over(latest).alias("contents"))
     states = decisions.join(histories, ["user_id", "number"], "left").join(
         profiles.select("user_id", "profile"), "user_id", "left"
     )
-    states = states.withColumn("history", F.coalesce("history", F.array().cast("array<string>")))
+    states = states.withColumn("history", F.coalesce("contents.item_id", F.array().cast("array<string>")))
     return states.withColumn("state_id", _digest(F.to_json(F.struct("contents", "profile", "context")))).drop(
         "contents"
     )

@@ -303,12 +303,8 @@ def order_reward(rubric: Rubric, answer: str, preferred: Sequence[float], other:
     weights = read_weights(rubric, answer)
     if weights is None:
         return -1.0
-    return float(_lead(np.dot(weights, preferred), np.dot(weights, other)) > 0)
-
-
-def _lead(first: Any, second: Any) -> Any:
-    """By how much holistic scores differ; what differs in the last bit is equal."""
-    return np.round(first - second, 9)
+    # What differs in the last bit is equal, here and in `ordered_pairs`.
+    return float(round(float(np.dot(weights, np.subtract(preferred, other))), 9) > 0)
 
 
 def correct_points(engine: LanguageModelEngine, samples: Sequence[Labelled]) -> np.ndarray:
@@ -345,12 +341,8 @@ def ordered_pairs(pairs: Sequence[ScoredPair], weights: np.ndarray | None = None
 
     ``weights`` [N, A]; default: uniform.
     """
-    preferred, other = (
-        np.array(scores) for scores in zip(*((pair.preferred, pair.other) for pair in pairs), strict=True)
-    )
-    if weights is None:
-        weights = np.full(preferred.shape[1], 1 / preferred.shape[1])
-    lead = _lead((preferred * weights).sum(axis=1), (other * weights).sum(axis=1))
+    difference = np.array([np.subtract(pair.preferred, pair.other) for pair in pairs])
+    lead = np.round(difference.mean(axis=1) if weights is None else (difference * weights).sum(axis=1), 9)
     return (lead > 0) + 0.5 * (lead == 0)
 
 
