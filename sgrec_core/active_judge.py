@@ -6,15 +6,13 @@ how it knows. A night uses what a training of an earlier day had activated when 
 ``reports/<day>/judge.json`` keeps it.
 """
 
-import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sgrec_core.errors import SettingsError
-from sgrec_core.files import write_json
+from sgrec_core.files import write_json, write_json_once
 from sgrec_core.sampling import digest
 from sgrec_core.settings import Settings
 from sgrec_core.stages import Stage
@@ -92,13 +90,7 @@ def of_night(settings: Settings, day: str, *, pin: bool = False) -> Adapter | No
         found = active(settings, day)
         if not pin:
             return found
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(found and asdict(found)) + "\n")
-        with contextlib.suppress(FileExistsError):
-            # Of two stages that ask at once the first one counts.
-            os.link(scratch, path)
-        scratch.unlink()
+        write_json_once(path, found and asdict(found))
     fields = json.loads(path.read_text())
     return Adapter(**fields) if fields else None
 

@@ -1,17 +1,25 @@
 """Small JSON files that other processes read while they are written."""
 
+import contextlib
 import json
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` atomically, indented, with a final newline."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")
-    part.replace(path)
+    with _beside(path, content) as part:
+        part.replace(path)
+
+
+def write_json_once(path: Path, content: Any) -> None:
+    """Like `write_json` where the file is not there yet; of several writers the first one counts."""
+    with _beside(path, content) as part, contextlib.suppress(FileExistsError):
+        os.link(part, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -21,3 +29,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+@contextmanager
+def _beside(path: Path, content: Any) -> Iterator[Path]:
+    """A whole file next to ``path``, under a name that no other thread or machine uses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)

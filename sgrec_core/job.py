@@ -6,7 +6,6 @@ which the terminal, the morning page and the night's summary are made.
 """
 
 import json
-import os
 import sys
 import time
 import traceback
@@ -26,7 +25,7 @@ from rich.text import Text
 from sgrec_core import __version__
 from sgrec_core.active_judge import settings_of_stage
 from sgrec_core.errors import SgrecError
-from sgrec_core.files import read_json
+from sgrec_core.files import read_json, write_json
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.tables import transaction_version
 from sgrec_core.sampling import digest
@@ -142,10 +141,7 @@ class Job:
             "tables": {table: self.lake.version(table) for table in self.stage.publishes},
             "sgrec_version": __version__,
         }
-        self._facts_path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._facts_path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(content, indent=2) + "\n")
-        scratch.replace(self._facts_path)
+        write_json(self._facts_path, content)
 
     def execute(self, run: Callable[["Job"], None], console: Console) -> int:
         """Run the stage and return its exit code; errors for users become one red line."""
