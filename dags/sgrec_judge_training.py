@@ -9,8 +9,8 @@ It needs ``SGREC_JUDGE__ENGINE=vllm``, a model and labels (``SGREC_JUDGE_TRAININ
 passes its gate becomes active: nights with ``SGREC_JUDGE__ADAPTER=active`` use it from then on.
 """
 
-from airflow.sdk import DAG, CronPartitionTimetable, Param, chain
-from sgrec_tasks import DAG_OPTIONS, PARAM_DAY, gate_job, stage_job
+from airflow.sdk import DAG, CronPartitionTimetable, Param
+from sgrec_tasks import DAG_OPTIONS, PARAM_DAY, line_of
 
 from sgrec_core.stages import JUDGE_TRAINING_STAGES
 
@@ -28,9 +28,4 @@ with DAG(
     tags=["sgrec", "weekly"],
     **DAG_OPTIONS,
 ) as dag:
-    line = []
-    for stage in JUDGE_TRAINING_STAGES:
-        line.append(stage_job(stage))
-        if stage.publishes:
-            line.append(gate_job(stage))
-    chain(*line)
+    line_of(JUDGE_TRAINING_STAGES)

@@ -4,13 +4,13 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import yaml
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import Asset, Context, Param, RetryDecision, RetryPolicy
+from airflow.sdk import Asset, Context, Param, RetryDecision, RetryPolicy, chain
 from airflow.sdk.exceptions import AirflowFailException
 
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -186,6 +186,16 @@ def gate_job(stage: Stage) -> BashOperator:
         execution_timeout=timedelta(minutes=30),
         doc_md=f"Stop the night when a table of `{stage.name}` breaks a critical expectation of its contract.",
     )
+
+
+def line_of(stages: Iterable[Stage]) -> None:
+    """The stages one after another, each that publishes with its gate behind it."""
+    line = []
+    for stage in stages:
+        line.append(stage_job(stage))
+        if stage.publishes:
+            line.append(gate_job(stage))
+    chain(*line)
 
 
 assets = {table: load_asset(table) for stage in ALL_STAGES for table in stage.publishes}

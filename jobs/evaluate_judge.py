@@ -1,7 +1,8 @@
-"""Compare the judge that was trained with the active one on held-out labels and pairs, and activate it if it is better.
+"""Compare the candidate with the active judge on held-out labels and pairs, and let nights use it if it is better.
 
-All figures are rows of ``judge_evaluations``, and a page for people is written to ``reports/<day>/judge_training/index.html``. Nights
-with ``judge.adapter=active`` that come after the day use what was activated; one that was not is a successful training.
+The candidate is what the day's training made, else the judge that the settings name. All figures are rows of ``judge_evaluations``, and a
+page for people is written to ``reports/<day>/judge_training/index.html``. Nights after the day that have ``judge.adapter=active`` use
+an adapter that was activated; a candidate that was not accepted is no failure of the stage.
 """
 
 from dataclasses import asdict
@@ -9,10 +10,20 @@ from datetime import date
 
 import pyarrow as pa
 
-from sgrec_core.active_judge import activate, activated, newest, trained
+from sgrec_core.active_judge import activate, activated, newest
 from sgrec_core.errors import InputError
 from sgrec_core.job import Job, stage_command
-from sgrec_core.judge.comparison import Row, against, answers, held_out, measures, settings_of_roles, verdict
+from sgrec_core.judge.accepted import accept, accepted_judges, require_accepted, take_back
+from sgrec_core.judge.comparison import (
+    Row,
+    against,
+    answers,
+    held_out,
+    measures,
+    settings_of_roles,
+    trained_candidate,
+    verdict,
+)
 from sgrec_core.judge.registered import JUDGE
 from sgrec_core.lake import load_contract
 from sgrec_core.quality.judge_report import write_judge_report
@@ -24,12 +35,13 @@ ACTIVE = "active"
 def run(job: Job) -> None:
     settings = job.settings
     held = held_out(job.lake, settings, job.day)
-    of_role = {role: answers(job.lake, chosen, held) for role, chosen in settings_of_roles(settings, job.day).items()}
+    roles = settings_of_roles(settings, job.day)
+    of_role = {role: answers(job.lake, chosen, held) for role, chosen in roles.items()}
     candidate, active = of_role["candidate"], of_role["active"]
     for judge in (candidate, active):
         if judge.missing:
             raise InputError(
-                f"judge {judge.version} was not asked about {judge.missing} of {len(held.requests)} held-out labels and"
+                f"judge {judge.version} was not asked about {judge.missing} of {len(held.calls)} held-out labels and"
                 f" pairs of {job.day}; run `python -m jobs.score_labels --day {job.day}` first"
             )
     how = {"seed": settings.evaluation.seed, "resamples": settings.evaluation.bootstrap_samples}
@@ -39,13 +51,18 @@ def run(job: Job) -> None:
         rows["active"] = list(measures(held, active, **how))
     found = verdict(rows, settings)
 
-    adapter = trained(settings, job.day)
-    assert adapter is not None, "settings_of_roles has found it"
+    adapter = trained_candidate(settings, job.day)
     if found.passed:
-        activate(settings, job.day, adapter)
-    elif activated(settings, job.day) == adapter:
-        # The same adapter, judged again by other rules; what another training of the day activated stays.
-        activate(settings, job.day, None)
+        # Before any night: what the candidate was compared with is the home's first judge.
+        accepted_judges(settings) or require_accepted(roles["active"], job.day)
+        accept(roles["candidate"], job.day, "gate", found.reason)
+        if adapter is not None:
+            activate(settings, job.day, adapter)
+    else:
+        # The same candidate, judged again by other rules; what another comparison of the day let pass stays.
+        take_back(settings, job.day, candidate.version)
+        if adapter is not None and activated(settings, job.day) == adapter:
+            activate(settings, job.day, None)
     registry, serving = Registry(settings), newest(settings)
     registry.set_alias_or_none(JUDGE, ACTIVE, serving.version if serving else None)
 
@@ -66,9 +83,10 @@ def run(job: Job) -> None:
                 job.count(f"{row.metric}_{role}", round(row.value, 4))
     job.count("activated", found.passed)
     job.count("reason", found.reason)
-    page = write_judge_report(job, of_role, rows, found)
+    page = write_judge_report(job, roles, of_role, rows, found)
     job.count("report", str(page))
-    job.note(f"{JUDGE} version {adapter.version} {'activated' if found.passed else 'not activated'}: {found.reason}")
+    name = f"judge {candidate.version}" + (f" ({JUDGE} version {adapter.version})" if adapter else "")
+    job.note(f"{name} {'activated' if found.passed else 'not activated'}: {found.reason}")
 
 
 main = stage_command("evaluate_judge", run)

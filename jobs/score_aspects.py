@@ -13,7 +13,7 @@ calls that the night's groups and pairs ask for (`judge_asked`):
 - `judge_paid` are made now, `judge_unanswered` as well but by nobody; `judge_failed` of both became rows without scores.
 
 Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are published in shards, one commit each: a
-killed job continues where it was, and ends with the table of an undisturbed one.
+killed job continues where it was, and ends with the table of an undisturbed one. `judge_gate` says by what nights may use this judge.
 
 A call that nobody answered is not charged to ``judge.max_calls``. `jobs.estimate_judge` says beforehand what it would
 cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have gone before, each with an engine of its own; this
@@ -22,6 +22,7 @@ stage then does what they left and counts what they paid as its own.
 
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import Engine, is_meaningless
+from sgrec_core.judge.accepted import find_accepted
 from sgrec_core.judge.drift import DRIFTED, drift
 from sgrec_core.judge.plan import count_workers, estimate, plan_day, score_shards, uncounted_workers
 from sgrec_core.judge.prompt import flags
@@ -40,6 +41,8 @@ def run(job: Job) -> None:
             job.count(f"judge_{name}", 0)
         return
     job.count("judge_version", plan.version)
+    if accepted := find_accepted(job.settings, plan.version):
+        job.count("judge_gate", f"{accepted.how}, {accepted.day}: {accepted.reason}")
     if is_meaningless(job.settings):
         job.note("the judge is the tiny untrained model: its scores are meaningless")
     expected = estimate(job, plan)

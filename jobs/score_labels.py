@@ -1,6 +1,6 @@
-"""Ask the judge that was trained and the active one about held-out labels and pairs, and pay for no call twice.
+"""Ask the candidate and the active judge about held-out labels and pairs, and pay for no call twice.
 
-Each version runs in a process of its own, with the engine and the settings of nights: a GPU has room for one. Answers are rows of
+Each runs in a process of its own, with the engine and the settings of nights: a GPU has room for one. Answers are rows of
 ``aspect_scores``; what they cost is not charged to ``judge.max_calls`` of any night.
 """
 
@@ -11,29 +11,28 @@ from sgrec_core.errors import JudgeGoneError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import judge_version, make_engine
 from sgrec_core.judge.calls import Call, Spent, known_calls, remember_version, score_shard
-from sgrec_core.judge.comparison import held_out, settings_of_roles
-from sgrec_core.judge.registered import check_trainable
+from sgrec_core.judge.comparison import held_out, requests_of, settings_of_roles
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.lake import Lake
 from sgrec_core.settings import Settings
 
 
 def run(job: Job) -> None:
-    check_trainable(job.settings)
     held = held_out(job.lake, job.settings, job.day)
     job.count("held_out_labels", len(held.samples))
     job.count("held_out_pairs", len(held.pairs))
     roles = settings_of_roles(job.settings, job.day)
     for role, settings in job.progress(roles.items(), len(roles), "judges"):
         version = judge_version(settings, held.has_context)
-        known = known_calls(job.lake, version, (state for state, _, _ in held.requests))
-        missing = {call: held.requests[call] for call in sorted(held.requests) if call not in known}
+        known = known_calls(job.lake, version, (state for state, _, _ in held.calls))
+        requests = requests_of(job.lake, settings, job.day, held)
+        missing = {call: requests[call] for call in sorted(requests) if call not in known}
         spent = Spent()
         if missing:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 spent = process.submit(ask, settings, job.day, version, held.has_context, missing).result()
         job.count(f"{role}_version", version)
-        job.count(f"{role}_cached", len(held.requests) - len(missing))
+        job.count(f"{role}_cached", len(requests) - len(missing))
         job.count(f"{role}_paid", spent.asked)
         job.count(f"{role}_failed", spent.failed)
 

@@ -14,6 +14,7 @@ from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.job import Job, stage_command
+from sgrec_core.judge.accepted import require_accepted
 from sgrec_core.judge.calls import CachedJudge
 from sgrec_core.night import (
     BUSINESS_REWARD,
@@ -156,7 +157,10 @@ def _train_on_policy(
     states = states.filter(pc.is_in(states["decision_id"], value_set=chosen))
     state_ids = states["state_id"].to_pylist()
     weights = job.lake.read("user_weights", where={"day": job.day})
-    judge = CachedJudge(job.settings, job.lake, job.day, state_ids) if weights.num_rows else None
+    judge = None
+    if weights.num_rows:
+        require_accepted(job.settings, job.day)
+        judge = CachedJudge(job.settings, job.lake, job.day, state_ids)
     weight_of = {
         state: np.array(values)
         for state, aspects, values in zip(

@@ -37,9 +37,10 @@ class Adapter:
         return judge_folder(settings) / self.folder
 
     def fits(self, settings: Settings) -> bool:
-        """Whether it was trained for the judge's model and rubric."""
-        of_judge = (settings.judge.model, settings.judge.revision, rubric_digest(settings))
-        return (self.model, self.revision, self.rubric) == of_judge
+        """Whether it was trained for the judge's model and rubric, and for how the judge is asked."""
+        judge = settings.judge
+        of_judge = (judge.model, judge.revision, rubric_digest(settings))
+        return (self.model, self.revision, self.rubric) == of_judge and (judge.engine, judge.mode) == ("vllm", "labels")
 
 
 def rubric_digest(settings: Settings) -> str:

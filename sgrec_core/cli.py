@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,6 +56,11 @@ Judge = Annotated[
     typer.Option(
         "--judge", help="Engine of the judge. Default: SGREC_JUDGE__ENGINE, else embedding.", show_default=False
     ),
+]
+
+LabelledDay = Annotated[
+    str,
+    typer.Option("--day", help="Day whose night has run: its labels and pairs, YYYY-MM-DD (UTC).", show_default=False),
 ]
 
 
@@ -121,22 +126,55 @@ def judge_day(
 
 
 @app.command("train-judge")
-def train_judge(
-    day: Annotated[
-        str, typer.Option(help="Day whose night has run: its labels and pairs, YYYY-MM-DD (UTC).", show_default=False)
-    ],
-) -> None:
+def train_judge(day: LabelledDay) -> None:
     """Train an adapter of the judge's model on labels, and activate it if it is better. Airflow does it weekly."""
-    from sgrec_core.orchestration import JUDGE_TRAINING_DAG_ID, run_night
-    from sgrec_core.stages import JUDGE_TRAINING_FOLDER
+    from sgrec_core.orchestration import JUDGE_TRAINING_DAG_ID
 
     choose_judge("vllm")
+    weigh_judge(day, "judge training", JUDGE_TRAINING_DAG_ID)
+
+
+@app.command("compare-judge")
+def compare_judge(day: LabelledDay, judge: Judge = None) -> None:
+    """Compare the judge of the settings with the one that nights use, on labels; nights may use it if it is better."""
+    from sgrec_core.orchestration import JUDGE_COMPARISON_DAG_ID
+
+    choose_judge(judge)
+    # The other of the two may be of any engine; this environment has them all.
+    os.environ.setdefault("SGREC_INTERPRETERS__JUDGE", JUDGE_INTERPRETER)
+    weigh_judge(day, "judge comparison", JUDGE_COMPARISON_DAG_ID)
+
+
+@app.command("accept-judge")
+def accept_judge(
+    judge: Judge = None,
+    reason: Annotated[str, typer.Option(help="Kept with it, for those who ask later.")] = "accepted by hand",
+) -> None:
+    """Let nights use the judge of the settings without a comparison: where there are no labels, or better is not the aim."""
+    from sgrec_core.active_judge import newest, with_adapter
+    from sgrec_core.judge.accepted import accept
+
+    choose_judge(judge)
+    settings = existing_home()
+    if settings.judge.adapter == "active":
+        settings = with_adapter(settings, newest(settings))
+    accepted = accept(settings, datetime.now(UTC).date().isoformat(), "hand", reason)
+    console.print(f"nights may use judge {accepted}", soft_wrap=True, markup=False)
+
+
+def weigh_judge(day: str, what: str, dag_id: str) -> None:
+    """Run a DAG that ends with the judge's gate, and say what came out."""
+    from sgrec_core.orchestration import run_night
+    from sgrec_core.stages import JUDGE_TRAINING_FOLDER
+
     settings, day = existing_home(), valid_day(day)
-    console.print(f"judge training {day} · {settings.judge.model} · home {settings.home}", soft_wrap=True)
-    with interruptible(f"the judge's training of {day}"):
-        training = run_night(settings, day, console, dag_id=JUDGE_TRAINING_DAG_ID, folder=JUDGE_TRAINING_FOLDER)
-    if training.exit_code:
-        complain(f"the judge's training of {day} stopped at {training.reason}")
+    console.print(
+        f"{what} {day} · {settings.judge.engine} {settings.judge.model} · home {settings.home}", soft_wrap=True
+    )
+    with interruptible(f"the {what} of {day}"):
+        ended = run_night(settings, day, console, dag_id=dag_id, folder=JUDGE_TRAINING_FOLDER)
+    if ended.exit_code:
+        complain(f"the {what} of {day} stopped at {ended.reason}")
         raise typer.Exit(1)
     written = settings.reports(day, JUDGE_TRAINING_FOLDER) / "stages" / "evaluate_judge.json"
     facts = json.loads(written.read_text())["facts"]
@@ -205,6 +243,7 @@ def status(
     nights: Annotated[int, typer.Option(min=1, help="How many of the latest nights to list.")] = 7,
 ) -> None:
     """Which stage recent nights are at, and which generators are champion and challenger."""
+    from sgrec_core.judge.accepted import accepted_judges
     from sgrec_core.registry import CHALLENGER, CHAMPION, GENERATOR, Registry
 
     settings = existing_home()
@@ -216,6 +255,8 @@ def status(
         version = aliases.get(alias)
         made = f"version {version}, made by night {registry.get(GENERATOR, version).day}" if version else "none yet"
         console.print(f"{alias}: {made}")
+    for judge in accepted_judges(settings)[-1:]:
+        console.print(f"judge accepted last ({judge.how}, {judge.day}): {judge}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Small JSON files that other processes read while they are written."""
+"""Small files that other processes read while they are written."""
 
 import contextlib
 import json
@@ -12,13 +12,18 @@ from typing import Any
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` atomically, indented, with a final newline."""
-    with _beside(path, content) as part:
+    with _beside(path, _as_json(content)) as part:
         part.replace(path)
 
 
 def write_json_once(path: Path, content: Any) -> None:
     """Like `write_json` where the file is not there yet; of several writers the first one counts."""
-    with _beside(path, content) as part, contextlib.suppress(FileExistsError):
+    write_text_once(path, _as_json(content))
+
+
+def write_text_once(path: Path, text: str) -> None:
+    """Write ``text`` atomically where the file is not there yet; of several writers the first one counts."""
+    with _beside(path, text) as part, contextlib.suppress(FileExistsError):
         os.link(part, path)
 
 
@@ -31,12 +36,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
 @contextmanager
-def _beside(path: Path, content: Any) -> Iterator[Path]:
+def _beside(path: Path, text: str) -> Iterator[Path]:
     """A whole file next to ``path``, under a name that no other thread or machine uses."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    part.write_text(text, encoding="utf-8")
     try:
         yield part
     finally:

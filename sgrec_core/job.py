@@ -48,7 +48,7 @@ class Job:
         self.stage: Stage = BY_NAME[stage]
         self.day = day
         self.settings = settings_of_stage(settings, self.stage, day, pin=not looks_only)
-        self.force = force
+        self.force, self.looks_only = force, looks_only
         self.lake = Lake(settings.lake_root)
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []

@@ -33,6 +33,7 @@ from sgrec_core.stages import BY_NAME, STAGES
 
 DAG_ID = "sgrec_nightly"
 JUDGE_TRAINING_DAG_ID = "sgrec_judge_training"
+JUDGE_COMPARISON_DAG_ID = "sgrec_judge_comparison"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10
 """How long a job may take to end after SIGTERM before it is killed."""

@@ -165,7 +165,7 @@ JUDGE_TRAINING_STAGES: tuple[Stage, ...] = (
         engine="judge",
         reads=("judge_labels", "preference_pairs", "user_states", "items"),
         publishes=("aspect_scores", "judge_versions"),
-        summary="ask the trained and the active judge about held-out labels and pairs",
+        summary="ask the candidate and the active judge about held-out labels and pairs",
         timeout_minutes=480,
         folder=JUDGE_TRAINING_FOLDER,
     ),
@@ -174,11 +174,14 @@ JUDGE_TRAINING_STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("judge_labels", "preference_pairs", "user_states", "items", "aspect_scores"),
         publishes=("judge_evaluations",),
-        summary="compare the trained judge with the active one, report, and activate it if it is better",
+        summary="compare the candidate with the active judge, report, and let nights use it if it is better",
         folder=JUDGE_TRAINING_FOLDER,
     ),
 )
 """Weekly."""
+
+JUDGE_COMPARISON_STAGES = tuple(stage for stage in JUDGE_TRAINING_STAGES if not stage.registers)
+"""For a judge that needs no training: another model, mode or rubric."""
 
 ALL_STAGES = (*STAGES, *JUDGE_TRAINING_STAGES)
 BY_NAME = {stage.name: stage for stage in ALL_STAGES}

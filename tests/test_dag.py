@@ -74,7 +74,7 @@ def dag(bag: Any) -> Any:
 
 def test_dags_import_without_errors(bag: Any) -> None:
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["sgrec_judge_training", "sgrec_nightly"]
+    assert sorted(bag.dags) == ["sgrec_judge_comparison", "sgrec_judge_training", "sgrec_nightly"]
 
 
 def test_task_graph(dag: Any) -> None:
@@ -215,6 +215,27 @@ def test_the_judge_is_trained_weekly_on_the_day_before(bag: Any) -> None:
     params = {name: param.value if hasattr(param, "value") else param for name, param in training.params.items()}
     assert day_of_run(scheduled.partition_key, params) == "2026-01-10", "the last night that has run"
     assert day_of_run(None, {**params, "day": "2026-01-05"}) == "2026-01-05"
+
+
+COMPARISON_GRAPH = """
+import_judge_labels -> check_import_judge_labels
+check_import_judge_labels -> score_labels
+score_labels -> check_score_labels
+check_score_labels -> evaluate_judge
+evaluate_judge -> check_evaluate_judge
+check_evaluate_judge ->
+"""
+
+
+def test_a_judge_that_needs_no_training_is_compared_when_a_person_asks(bag: Any) -> None:
+    comparison = bag.dags["sgrec_judge_comparison"]
+    lines = [
+        f"{task.task_id} -> {', '.join(task.downstream_task_ids)}".strip() for task in comparison.topological_sort()
+    ]
+    assert sorted(lines) == sorted(COMPARISON_GRAPH.strip().splitlines())
+    assert comparison.timetable.can_be_scheduled is False
+    assert comparison.get_task("score_labels").bash_command.startswith(f"'{JUDGE}' -m jobs.score_labels --day ")
+    assert comparison.user_defined_macros["day_of_run"](None, {"day": "2026-01-05"}) == "2026-01-05"
 
 
 @pytest.mark.parametrize(("exit_code", "action"), [(1, "default"), (2, "fail"), (3, "fail"), (137, "default")])

@@ -32,7 +32,7 @@ def sample(number: int, labels: tuple[str, ...]) -> dict[str, Any]:
 SAMPLES = [sample(number, labels) for number, labels in enumerate(TRUTH)]
 CALLS = [call_of(label_request(row)) for row in SAMPLES]
 PAIRS = [Pair("p0", "u0", CALLS[0], CALLS[1]), Pair("p1", "u1", CALLS[2], CALLS[3])]
-HELD = HeldOut(has_context=False, rubric=RUBRIC, samples=SAMPLES, pairs=PAIRS, requests=dict(zip(CALLS, map(label_request, SAMPLES), strict=True)))  # fmt: skip
+HELD = HeldOut(has_context=False, rubric=RUBRIC, samples=SAMPLES, pairs=PAIRS)
 HOW = {"seed": 0, "resamples": 200}
 
 
@@ -109,7 +109,7 @@ def test_calibration_is_of_answers() -> None:
 def test_every_user_counts_once() -> None:
     """u0 has one sample more than u1, all wrong."""
     more = [*SAMPLES, {**sample(9, TRUTH[0]), "user_id": "u0"}]
-    held = replace(HELD, samples=more, requests=HELD.requests | {call_of(label_request(more[-1])): None})
+    held = replace(HELD, samples=more)
     figures = found(measures(held, naming(TRUTH), **HOW))
     assert figures["point_acc", "all", "all"] == pytest.approx((2 / 3 + 1) / 2)
 
@@ -131,16 +131,31 @@ def test_levels_of_a_judge_without_probabilities_are_those_of_its_scores() -> No
     assert found(measures(HELD, scores_only, **HOW))["point_acc", "all", "all"] == 1
 
 
-def rows(points: tuple[float, float], pairs: tuple[float, float] | None = (0.0, 0.1), failed: float = 0.0, users: int = 20) -> dict[str, list[Row]]:  # fmt: skip
+def test_other_aspects_or_levels_are_compared_by_pairs_alone() -> None:
+    """The other rubric has no s2: what it says is no label of these samples, yet it orders pairs."""
+    ours, theirs = naming(TRUTH), naming(TRUTH, version="other")
+    other = replace(
+        theirs,
+        aspects=theirs.aspects[:2],
+        scores={call: scores[:2] for call, scores in theirs.scores.items()},
+        probabilities={call: np.split(shares, [-3])[0] for call, shares in theirs.probabilities.items()},
+    )
+    figures = found(measures(HELD, other, **HOW))
+    assert set(figures) == {("failed_share", "all", "all"), ("pair_auc", "all", "all")}
+    assert figures["pair_auc", "all", "all"] == 1, "1 > -.5 and .75 > .25 without s2, which ties the second pair"
+    metrics = {metric for metric, _, _ in found(against(HELD, ours, other, **HOW))}
+    assert metrics == {"compared_users", "difference_pair_auc"}
+
+
+def rows(points: tuple[float, float] | None, pairs: tuple[float, float] | None = (0.0, 0.1), failed: float = 0.0, users: int = 20) -> dict[str, list[Row]]:  # fmt: skip
     candidate = [
         Row(metric="failed_share", value=failed, count=10),
         Row(metric="compared_users", value=users, count=10),
-        Row(metric="difference_point_acc", value=sum(points) / 2, lower=points[0], upper=points[1], count=10),
     ]
-    if pairs:
-        candidate.append(
-            Row(metric="difference_pair_auc", value=sum(pairs) / 2, lower=pairs[0], upper=pairs[1], count=10)
-        )
+    for metric, interval in (("difference_point_acc", points), ("difference_pair_auc", pairs)):
+        if interval:
+            lower, upper = interval
+            candidate.append(Row(metric=metric, value=sum(interval) / 2, lower=lower, upper=upper, count=10))
     return {"candidate": candidate}
 
 
@@ -154,6 +169,9 @@ def rows(points: tuple[float, float], pairs: tuple[float, float] | None = (0.0, 
         (rows((0.01, 0.05), (-0.03, 0.01)), False, "SGREC_JUDGE_TRAINING__TOLERANCE"),
         (rows((0.01, 0.05), (-0.019, 0.01)), True, "PairAUC"),
         (rows((0.01, 0.05), failed=0.06), False, "SGREC_JUDGE__MAX_FAILED_SHARE"),
+        (rows(None, (0.01, 0.05)), True, r"^PairAUC \+0.0300"),
+        (rows(None, (-0.01, 0.05)), False, "not surely better"),
+        (rows(None, None), False, "no pairs to compare"),
         (rows((0.01, 0.05), users=19), False, "SGREC_JUDGE_TRAINING__MIN_USERS"),
     ],
 )

@@ -247,13 +247,52 @@ def test_a_forced_re_run_makes_the_same_rows_and_models(
 
 
 @pytest.mark.vllm
-def test_a_night_with_vllm_is_labelled_and_stands_beside_the_other(
+def test_another_judge_is_compared_and_refused_until_somebody_accepts_it(
     home: Path, second_night: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The embedding judge judged so far; the tiny model is surely no better."""
+    refused = sgrec("nightly", "--day", DAYS[1], "--judge", "vllm")
+    assert refused.returncode == 1
+    said = " ".join(refused.stderr.split())
+    assert "stopped at ingest_events" in said
+    assert "SGREC_JUDGE__ENGINE (embedding before, now vllm)" in said
+    assert "sgrec accept-judge" in said
+    assert {event["stage"] for event in events_of(home, DAYS[1])[-4:]} <= {"ingest_events", "report_quality"}
+
+    monkeypatch.setenv("SGREC_JUDGE_TRAINING__SIMULATED_LABELS", "60")
+    monkeypatch.setenv("SGREC_JUDGE_TRAINING__MAX_TEST_PAIRS", "20")
+    monkeypatch.setenv("SGREC_JUDGE_TRAINING__MIN_USERS", "2")
+    # With labels of enough held-out users; the nights' own states stay as they are.
+    compared = sgrec("compare-judge", "--day", DAYS[1], "--judge", "vllm")
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert "not activated: " in compared.stdout
+    rows = Lake(home / "lake").read("judge_evaluations", where={"day": DAYS[1], "metric": "point_acc", "aspect": "all"})
+    assert sorted(rows["role"].to_pylist()) == ["active", "candidate"]
+    versions = Lake(home / "lake").read("judge_versions").to_pylist()
+    engines = {row["judge_version"]: json.loads(row["facts"])["engine"] for row in versions}
+    assert [engines[row["judge_version"]] for row in sorted(rows.to_pylist(), key=lambda row: row["role"])] == [
+        "embedding",
+        "vllm",
+    ], "each was asked with its own engine"
+    assert sgrec("nightly", "--day", DAYS[1], "--judge", "vllm").returncode == 1
+
+    accepted = sgrec("accept-judge", "--judge", "vllm", "--reason", "only a test")
+    assert accepted.returncode == 0, accepted.stderr
+    assert "judge accepted last (hand, " in sgrec("status").stdout
+
+
+@pytest.mark.vllm
+def test_a_night_with_two_vllm_judges_is_labelled_and_stands_beside_the_other(
+    home: Path, second_night: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judges are Airflow's mapped tasks, each with the states that are its own."""
     rewards = Lake(home / "lake").read("rewards", where={"day": DAYS[1]})
     # A share of the groups: an LLM on two cores takes its time.
     monkeypatch.setenv("SGREC_JUDGE__SAMPLING_RATIO", "0.2")
     monkeypatch.setenv("SGREC_JUDGE__MAX_PAIRS", "20")
+    monkeypatch.setenv("SGREC_JUDGE__WORKERS", "2")
+    lake = Lake(home / "lake")
+    before = lake.version("aspect_scores")
     done = sgrec("nightly", "--day", DAYS[1], "--judge", "vllm")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "scores meaningless" in done.stdout
@@ -262,7 +301,15 @@ def test_a_night_with_vllm_is_labelled_and_stands_beside_the_other(
     assert summary["judge"]["meaningless"] is True
     assert summary["judge"]["paid"] > 0
     assert summary["judge"]["failed"] == 0
-    lake = Lake(home / "lake")
+    commits = [commit for commit in lake.open("aspect_scores").history() if commit["version"] > before]
+    asked = {commit["sgrec.judge_worker"]: int(commit["sgrec.judge_asked"]) for commit in commits}
+    assert set(asked) == {"0", "1"}, "nothing was left for the stage itself"
+    assert sum(asked.values()) == summary["judge"]["paid"], "and it counts what they paid"
+    with closing(sqlite3.connect(home / "airflow" / "airflow.db")) as database:
+        tasks = database.execute(
+            "select map_index, state from task_instance where task_id = 'judge_workers' order by map_index"
+        ).fetchall()
+    assert tasks == [(0, "success"), (1, "success")]
     versions = rewards["reward_version"].unique().to_pylist()
     assert lake.read("rewards", where={"day": DAYS[1], "reward_version": versions}).equals(rewards)
     assert set(lake.read("rewards", where={"day": DAYS[1]})["reward_version"].to_pylist()) > set(versions)

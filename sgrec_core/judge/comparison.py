@@ -1,11 +1,11 @@
 """What held-out labels and pairs say of a judge, and of one version against another.
 
-Labels and pairs belong to the users that no fit of a night reads. Both versions answer the same calls through the engine that nights
-use; answers are rows of ``aspect_scores`` like a night's, so that no call is paid twice.
+Labels and pairs belong to the users that no fit of a night reads. Both versions answer the same calls, each with its own engine, rubric and
+mode; answers are rows of ``aspect_scores`` like a night's, so that no call is paid twice.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_core.active_judge import active, trained, with_adapter
+from sgrec_core.active_judge import Adapter, trained, with_adapter
 from sgrec_core.errors import InputError
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
+from sgrec_core.files import read_json
 from sgrec_core.judge import day_has_context, judge_version, load_rubric
+from sgrec_core.judge.accepted import accepted_judges, settings_of
 from sgrec_core.judge.calls import Call, Pair, day_pairs, day_states, day_texts, request
 from sgrec_core.judge.labels import call_of, label_request
 from sgrec_core.judge.request import JudgeRequest
@@ -36,15 +38,20 @@ class HeldOut:
 
     has_context: bool
     rubric: Rubric
+    """What the labels are levels of."""
     samples: list[dict[str, Any]]
     """Rows of ``judge_labels``."""
     pairs: list[Pair]
-    requests: dict[Call, JudgeRequest]
-    """Every call that these need."""
 
     @cached_property
     def sample_calls(self) -> list[Call]:
         return [call_of(label_request(sample)) for sample in self.samples]
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """Every call that labels and pairs need."""
+        of_pairs = (call for pair in self.pairs for call in (pair.preferred, pair.other))
+        return list(dict.fromkeys([*self.sample_calls, *of_pairs]))
 
 
 def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
@@ -69,27 +76,49 @@ def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
         )
         if texts[pair.preferred[1]][1] and texts[pair.other[1]][1]
     ]
-    states = day_states(lake, day, {pair.preferred[0] for pair in pairs})
-    requests = {call_of(asked): asked for asked in map(label_request, samples)}
-    requests |= {call: request(call, states[call[0]], texts) for pair in pairs for call in (pair.preferred, pair.other)}
-    return HeldOut(has_context=has_context, rubric=rubric, samples=samples, pairs=pairs, requests=requests)
+    return HeldOut(has_context=has_context, rubric=rubric, samples=samples, pairs=pairs)
+
+
+def requests_of(lake: Lake, settings: Settings, day: str, held: HeldOut) -> dict[Call, JudgeRequest]:
+    """What the judge in ``settings`` is asked, with texts as long as its rubric allows."""
+    texts = day_texts(lake, day, settings)
+    states = day_states(lake, day, {pair.preferred[0] for pair in held.pairs})
+    requests = {call_of(asked): asked for asked in map(label_request, held.samples)}
+    return requests | {
+        call: request(call, states[call[0]], texts) for pair in held.pairs for call in (pair.preferred, pair.other)
+    }
+
+
+def trained_candidate(settings: Settings, day: str) -> Adapter | None:
+    """The adapter that the day's training made for the judge in ``settings``, unless these name one themselves."""
+    made = trained(settings, day)
+    return made if made and made.fits(settings) and settings.judge.adapter is None else None
 
 
 def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
-    """Settings of the ``candidate`` that the day's training made and of the ``active`` judge that it is compared with.
+    """Settings of the ``candidate``, and of the ``active`` judge that it is compared with.
 
-    That is the model as it came before any activation, or where the active adapter is for another model.
+    The candidate is what the day's training made, or the judge in ``settings`` where it made nothing for that. The active judge is the one
+    that the day's night judged with, else the one accepted last; before any was accepted, the candidate's model without its adapter.
 
     Raises:
-        InputError: nothing was trained for the day.
+        InputError: there is no other judge to compare the candidate with.
     """
-    candidate, before = trained(settings, day), active(settings, day)
-    if candidate is None:
-        raise InputError(f"no judge was trained for {day}; run `python -m jobs.train_judge --day {day}` first")
-    return {
-        "candidate": with_adapter(settings, candidate),
-        "active": with_adapter(settings, before if before and before.fits(settings) else None),
-    }
+    candidate = settings
+    if made := trained_candidate(settings, day):
+        candidate = with_adapter(settings, made)
+    version = judge_version(candidate, has_context=True)
+    night = read_json(settings.reports(day) / "stages" / "score_aspects.json").get("facts", {}).get("judge_version")
+    others = [one for one in accepted_judges(settings) if version not in one.versions]
+    of_night = [one for one in others if night in one.versions]
+    if others:
+        return {"candidate": candidate, "active": settings_of(settings, (of_night or others)[-1])}
+    if candidate.judge.adapter is not None:
+        return {"candidate": candidate, "active": with_adapter(candidate, None)}
+    raise InputError(
+        f"judge {version} is the only one of {settings.home}: nothing to compare it with; set SGREC_JUDGE__* to the judge that is to be"
+        " compared with it, or train one with `sgrec train-judge`"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +135,16 @@ class Answers:
     missing: int
     """Calls that are no rows: nobody has asked."""
 
-    def levels(self, call: Call) -> list[int]:
-        """The likeliest level of each aspect: its place in the aspect's list."""
+    def levels(self, call: Call) -> list[str]:
+        """The label of each aspect's likeliest level."""
         if call in self.probabilities:
-            return [int(of_aspect.argmax()) for of_aspect in self._by_aspect(call)]
-        return [
-            int(np.argmin([abs(level.value - score) for level in aspect.levels]))
-            for aspect, score in zip(self.aspects, self.scores[call], strict=True)
-        ]
+            places = [int(of_aspect.argmax()) for of_aspect in self._by_aspect(call)]
+        else:
+            places = [
+                int(np.argmin([abs(level.value - score) for level in aspect.levels]))
+                for aspect, score in zip(self.aspects, self.scores[call], strict=True)
+            ]
+        return [aspect.levels[place].label for aspect, place in zip(self.aspects, places, strict=True)]
 
     def confidence(self, call: Call) -> list[float]:
         """The probability of each aspect's likeliest level; 1 where the judge just names it."""
@@ -131,17 +162,17 @@ def answers(lake: Lake, settings: Settings, held: HeldOut) -> Answers:
     version = judge_version(settings, held.has_context)
     columns = ["state_id", "item_id", "item_hash", "scores", "probabilities"]
     rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
-    states = pa.array(sorted({state for state, _, _ in held.requests}))
+    states = pa.array(sorted({state for state, _, _ in held.calls}))
     found = rows.filter(pc.is_in(rows["state_id"], value_set=states)).to_pylist()
     by_call = {(row["state_id"], row["item_id"], row["item_hash"]): row for row in found}
-    mine = {call: by_call[call] for call in held.requests if call in by_call and by_call[call]["scores"] is not None}
+    mine = {call: by_call[call] for call in held.calls if call in by_call and by_call[call]["scores"] is not None}
     return Answers(
         version=version,
-        aspects=list(held.rubric.aspects),
+        aspects=list(load_rubric(held.has_context, settings.judge.rubric).aspects),
         scores={call: np.array(row["scores"]) for call, row in mine.items()},
         probabilities={call: np.array(row["probabilities"]) for call, row in mine.items() if row["probabilities"]},
-        failed=sum(call in by_call for call in held.requests) - len(mine),
-        missing=sum(call not in by_call for call in held.requests),
+        failed=sum(call in by_call for call in held.calls) - len(mine),
+        missing=sum(call not in by_call for call in held.calls),
     )
 
 
@@ -162,24 +193,26 @@ class Row:
 
 
 def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Iterator[Row]:
-    """Accuracy, order, calibration and confusion of one version.
+    """Accuracy, order, calibration and confusion of one version; failures and order alone where it has other levels than the labels.
 
     A failed call counts as wrong, and as half a pair in order.
     """
-    aspects = held.rubric.aspect_ids
-    correct, sure = _points(held, judge)
     users = np.array([sample["user_id"] for sample in held.samples])
 
     def interval(values: np.ndarray, of: np.ndarray) -> dict[str, Any]:
         found = bootstrap(per_user(values, of), seed=seed, resamples=resamples)
         return {"value": found.value, "lower": found.lower, "upper": found.upper, "count": values.size}
 
-    yield Row(metric="failed_share", value=judge.failed / len(held.requests), count=len(held.requests))
+    yield Row(metric="failed_share", value=judge.failed / len(held.calls), count=len(held.calls))
+    if held.pairs:
+        yield Row(metric="pair_auc", **interval(_order(held, judge), _pair_users(held)))
+    if scales(judge.aspects) != scales(held.rubric.aspects):
+        return
+    aspects = held.rubric.aspect_ids
+    correct, sure = _points(held, judge)
     yield Row(metric="point_acc", **{**interval(correct.mean(axis=1), users), "count": correct.size})
     for column, aspect in enumerate(aspects):
         yield Row(metric="point_acc", aspect=aspect, **interval(correct[:, column], users))
-    if held.pairs:
-        yield Row(metric="pair_auc", **interval(_order(held, judge), _pair_users(held)))
     answered = np.array([call in judge.scores for call in held.sample_calls])
     for name, columns in [("all", list(range(len(aspects)))), *((aspect, [n]) for n, aspect in enumerate(aspects))]:
         right, confident = correct[answered][:, columns].ravel(), sure[answered][:, columns].ravel()
@@ -198,9 +231,13 @@ def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Ite
 
 
 def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resamples: int) -> Iterator[Row]:
-    """How far one version agrees with another, call by call, and how much better it is where both answered."""
-    both = [call for call in held.requests if call in judge.scores and call in other.scores]
-    if both:
+    """How far one version agrees with another, call by call, and how much better it is where both answered.
+
+    Versions whose rubrics have other aspects or levels neither agree nor disagree: of those the order of pairs alone is compared.
+    """
+    both = [call for call in held.calls if call in judge.scores and call in other.scores]
+    alike = scales(judge.aspects) == scales(other.aspects)
+    if both and alike:
         same = np.array([np.equal(judge.levels(call), other.levels(call)) for call in both], dtype=float)
         distance = np.array([np.abs(judge.scores[call] - other.scores[call]) for call in both])
         for metric, values in (("agreement", same), ("score_distance", distance)):
@@ -224,7 +261,7 @@ def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resampl
 
     users = np.array([sample["user_id"] for sample in held.samples])
     yield Row(metric="compared_users", value=len(set(users)), count=len(users))
-    if held.samples:
+    if held.samples and alike:
         yield difference("point_acc", lambda version: _points(held, version)[0].mean(axis=1), users)
     if held.pairs:
         yield difference("pair_auc", lambda version: _order(held, version), _pair_users(held))
@@ -237,11 +274,13 @@ def _points(held: HeldOut, judge: Answers) -> tuple[np.ndarray, np.ndarray]:
     for row, (sample, call) in enumerate(zip(held.samples, held.sample_calls, strict=True)):
         if call in judge.scores:
             sure[row] = judge.confidence(call)
-            correct[row] = [
-                aspect.levels[level].label == label
-                for aspect, level, label in zip(held.rubric.aspects, judge.levels(call), sample["labels"], strict=True)
-            ]
+            correct[row] = np.equal(judge.levels(call), sample["labels"])
     return correct, sure
+
+
+def scales(aspects: Iterable[Aspect]) -> list[tuple[str, list[str]]]:
+    """What labels are of: aspects with their levels."""
+    return [(aspect.id, [level.label for level in aspect.levels]) for aspect in aspects]
 
 
 def _order(held: HeldOut, judge: Answers) -> np.ndarray:
@@ -266,7 +305,7 @@ def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
         if call in judge.scores
     ]
     for column, aspect in enumerate(held.rubric.aspects):
-        counts = Counter((true[column], aspect.levels[given[column]].label) for true, given in answered)
+        counts = Counter((true[column], given[column]) for true, given in answered)
         totals = Counter(true[column] for true, _ in answered)
         for (true, given), count in sorted(counts.items()):
             share = count / totals[true]
@@ -284,7 +323,8 @@ class Verdict:
 def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
     """The gate of a new version: more labels hit beyond chance, pairs not ordered worse, and few failed calls.
 
-    It has to be better, not just no worse: a new version pays for all scores anew.
+    It has to be better, not just no worse: a new version pays for all scores anew. Where the two rubrics have other aspects or levels, labels
+    do not compare them, and pairs have to be ordered better beyond chance.
 
     Args:
         rows: of ``candidate``, with those of `against`.
@@ -295,16 +335,23 @@ def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
         return Verdict(
             False, f"labels of {users} held-out users, at least {least} are needed (SGREC_JUDGE_TRAINING__MIN_USERS)"
         )
-    points, pairs = found["difference_point_acc"], found.get("difference_pair_auc")
-    words = f"PointAcc {_signed(points)} against the active judge"
-    if pairs:
-        words += f", PairAUC {_signed(pairs)}"
     failed, limit = found["failed_share"].value, settings.judge.max_failed_share
     if failed > limit:
         return Verdict(
             False, f"{failed:.1%} of its calls failed, at most {limit:.1%} may (SGREC_JUDGE__MAX_FAILED_SHARE)"
         )
-    if (points.lower or 0.0) <= 0:
+    points, pairs = found.get("difference_point_acc"), found.get("difference_pair_auc")
+    if points is None and pairs is None:
+        return Verdict(
+            False, "its rubric has other aspects or levels than the active judge's, and there are no pairs to compare"
+        )
+    words = ", ".join(
+        f"{name} {_signed(row)}" for name, row in (("PointAcc", points), ("PairAUC", pairs)) if row is not None
+    )
+    words += " against the active judge"
+    better = points or pairs
+    assert better is not None, "one of them is there"
+    if (better.lower or 0.0) <= 0:
         return Verdict(False, f"{words}: not surely better")
     tolerance = settings.judge_training.tolerance
     if pairs and (pairs.lower or 0.0) < -tolerance:

@@ -10,6 +10,7 @@ from sgrec_core.errors import ContractError, JudgeGoneError
 from sgrec_core.files import write_json
 from sgrec_core.job import Job
 from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
+from sgrec_core.judge.accepted import require_accepted
 from sgrec_core.judge.calls import (
     Call,
     Speed,
@@ -87,8 +88,10 @@ def plan_day(job: Job) -> Plan | None:
 
     Raises:
         ContractError: the day's tables do not fit together.
-        SettingsError: rubric or model setting are not valid.
+        SettingsError: rubric or model setting are not valid; nights may not use that judge.
     """
+    if not job.looks_only:
+        require_accepted(job.settings, job.day)
     items = day_texts(job.lake, job.day, job.settings)
     if not any(text for _, text in items.values()):
         return None

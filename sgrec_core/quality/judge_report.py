@@ -1,4 +1,4 @@
-"""The page about a judge that was trained: is it better, at what, how sure of itself, and where does it go wrong.
+"""The page about a judge that may become active: is it better, at what, how sure of itself, and where does it go wrong.
 
 ``reports/<day>/judge_training/index.html``, one file without scripts or outside resources; everything from data is escaped.
 """
@@ -10,8 +10,10 @@ from typing import Any
 from sgrec_core.files import read_json
 from sgrec_core.job import Job
 from sgrec_core.judge import is_meaningless
+from sgrec_core.judge.accepted import judge_in_words
 from sgrec_core.judge.comparison import Answers, Row, Verdict
 from sgrec_core.quality.report import page_environment
+from sgrec_core.settings import Settings
 
 TEMPLATE = "judge_report.html.jinja"
 TRAINED = ("train_judge", "train_judge_weights")
@@ -19,7 +21,11 @@ TRAINED = ("train_judge", "train_judge_weights")
 
 
 def write_judge_report(
-    job: Job, of_role: Mapping[str, Answers], rows: Mapping[str, Sequence[Row]], found: Verdict
+    job: Job,
+    roles: Mapping[str, Settings],
+    of_role: Mapping[str, Answers],
+    rows: Mapping[str, Sequence[Row]],
+    found: Verdict,
 ) -> Path:
     """Write the page and return its path."""
     page = job.reports / "index.html"
@@ -30,9 +36,8 @@ def write_judge_report(
         .render(
             day=job.day,
             verdict=found,
-            model=job.settings.judge.model,
             is_tiny=is_meaningless(job.settings),
-            versions={role: judge.version for role, judge in of_role.items()},
+            versions={role: (of_role[role].version, judge_in_words(settings)) for role, settings in roles.items()},
             figures=_figures(rows),
             calibration=_calibration(rows["candidate"]),
             confusion=_confusion(rows["candidate"], of_role["candidate"]),
