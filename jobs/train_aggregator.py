@@ -154,6 +154,7 @@ def _named_weights(
         settings.judge_training,
         adapter=adapter.path(settings),
         revision=settings.judge.revision,
+        max_model_len=settings.judge.max_model_len,
     )
     parts = []
     with job.progress_bar(len(wanted), "weighing") as advance:

@@ -44,7 +44,10 @@ def run(job: Job) -> None:
         use_threads(job.settings)
         rubric = load_rubric(has_context, job.settings.judge.rubric)
         training, held_out, users = _samples(job, rubric)
-        tuner = Tuner(model_path(job.settings), rubric, settings, revision=job.settings.judge.revision)
+        judge = job.settings.judge
+        tuner = Tuner(
+            model_path(job.settings), rubric, settings, revision=judge.revision, max_model_len=judge.max_model_len
+        )
         cut = max(1, round(len(training) * (1 - settings.grpo_share)))
         correct = {}
         with job.progress_bar(len(STAGES), "training") as advance:

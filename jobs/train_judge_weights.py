@@ -60,14 +60,15 @@ def run(job: Job) -> None:
             return
         use_threads(job.settings)
         rubric = load_rubric(has_context, job.settings.judge.rubric)
-        base, revision = model_path(job.settings), job.settings.judge.revision
-        of_aspects = Tuner(base, rubric, settings, adapter=judge.path(job.settings), revision=revision)
+        base = model_path(job.settings)
+        how = {"revision": job.settings.judge.revision, "max_model_len": job.settings.judge.max_model_len}
+        of_aspects = Tuner(base, rubric, settings, adapter=judge.path(job.settings), **how)
         training, held_out = (_scored(job, of_aspects, pairs[split], texts) for split in ("train", "validation"))
         if not training or not held_out:
             raise InputError(
                 f"{job.day}: the judge could not score the pairs of one side; none of their items has text"
             )
-        tuner = Tuner(base, rubric, settings, revision=revision)
+        tuner = Tuner(base, rubric, settings, **how)
         states = [pair.state for pair in held_out]
         right = {"uniform": ordered_pairs(held_out)}
         tuner.supervise_form_of_weights([pair.state for pair in training])

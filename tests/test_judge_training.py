@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from sgrec_core.errors import SettingsError
-from sgrec_core.judge import JudgeRequest, judge_version, load_rubric
+from sgrec_core.judge import JudgeRequest, LanguageModelEngine, judge_version, load_rubric
 from sgrec_core.judge.prompt import read_weights, weights_messages
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.judge.training import (
@@ -200,6 +201,41 @@ def test_fewer_prompts_than_a_batch_holds_are_trained_on_all_the_same(base: Path
     tuner.reinforce_labels(SAMPLES[:2])
     after = [parameter for parameter in tuner.model.parameters() if parameter.requires_grad]
     assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_training_cuts_histories_as_nights_do(base: Path) -> None:
+    """Else an adapter would be trained on prompts that nobody asks."""
+    rubric = load_rubric(False)
+    long = replace(request("good 1"), history_texts=tuple(f"good thing number {number}" for number in range(4)))
+    roomy = Tuner(base, rubric, JudgeTrainingSettings()).engine()
+    whole = len(roomy.backend.tokens(roomy.prompts(long)[0]) or [])
+    tuner = Tuner(base, rubric, JudgeTrainingSettings(), max_model_len=whole)
+    judge = JudgeSettings(engine="vllm", model=str(base), max_model_len=whole)
+    assert tuner.engine().prompts(long) == LanguageModelEngine(Settings(judge=judge), rubric).prompts(long)
+    _, user = tuner.engine().prompts(long)[0]
+    assert "number 3" in user["content"]
+    assert "number 1" not in user["content"], "the older half is gone, there was no room for the answer"
+    whole = len(roomy.backend.tokens(weights_messages(rubric, long)) or [])
+    _, user = Tuner(base, rubric, JudgeTrainingSettings(), max_model_len=whole)._weights_chat(long)
+    assert "number 3" in user["content"]
+    assert "number 1" not in user["content"], "the same of the question for weights"
+
+
+def test_a_label_of_several_tokens_cannot_be_trained(base: Path) -> None:
+    engine = Tuner(base, RUBRIC, JudgeTrainingSettings()).engine()
+    chat = engine.prompts(request("good 1"))[0]
+    with pytest.raises(SettingsError, match="writes label 'AA' with 2 tokens"):
+        engine.backend.label_log_probs([chat], [["AA", "B"]])
+
+
+def test_training_leaves_nothing_in_the_working_folder(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tuner = Tuner(base, RUBRIC, JudgeTrainingSettings(sft_batch_size=36, sft_epochs=1, grpo_batch_size=8))
+    tuner.supervise_labels(SAMPLES)
+    tuner.reinforce_labels(SAMPLES[:1])
+    assert not list(tmp_path.iterdir())
 
 
 def test_pairs_are_scored_by_the_judge(trained: tuple[list[float], Tuner, Path]) -> None:

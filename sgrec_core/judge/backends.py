@@ -69,7 +69,7 @@ def chat_tokens(tokenizer: Any, chat: Chat) -> list[int]:
     return found
 
 
-def _only_token(model: str, label: str, tokens: Sequence[int]) -> int:
+def only_token(model: str, label: str, tokens: Sequence[int]) -> int:
     """The one token of a label; SettingsError where it takes several."""
     if len(tokens) != 1:
         raise SettingsError(
@@ -134,9 +134,9 @@ class _Tokenizer:
         return self._loaded
 
 
-def _fits(backend: "Backend", settings: Settings, chat: Chat, answer_tokens: int) -> bool:
-    """Whether chat and answer fit into ``judge.max_model_len``; where nobody can count tokens it is taken to fit."""
-    room = settings.judge.max_model_len - answer_tokens
+def fits_into(max_model_len: int, backend: "Backend", chat: Chat, answer_tokens: int) -> bool:
+    """Whether chat and answer fit into so many tokens; where nobody can count them it is taken to fit."""
+    room = max_model_len - answer_tokens
     # A token is at least a byte, the template's own aside: most prompts need not be put into tokens to be seen to fit.
     if sum(len(message["content"].encode()) for message in chat) + TEMPLATE_TOKENS <= room:
         return True
@@ -163,7 +163,7 @@ class Vllm:
         return self._tokenizer.tokens(chat)
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
-        return _fits(self, self.settings, chat, answer_tokens)
+        return fits_into(self.settings.judge.max_model_len, self, chat, answer_tokens)
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
@@ -172,7 +172,7 @@ class Vllm:
         from vllm import SamplingParams
 
         tokens = {
-            label: _only_token(self.settings.judge.model, label, self._tokenizer.encode(label))
+            label: only_token(self.settings.judge.model, label, self._tokenizer.encode(label))
             for label in {label for of_chat in labels for label in of_chat}
         }
         sampling = [
@@ -340,7 +340,7 @@ class Server:
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
         # Without its tokenizer the server counts tokens, and its refusal is the failure.
-        return _fits(self, self.settings, chat, answer_tokens)
+        return fits_into(self.settings.judge.max_model_len, self, chat, answer_tokens)
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
@@ -492,4 +492,4 @@ class Server:
         root = str(self.settings.judge.server_url).rstrip("/").removesuffix("/v1")
         body = {"model": self._model, "prompt": label, "add_special_tokens": False}
         tokens = self._client.with_options(base_url=root).post("/tokenize", body=body, cast_to=object)["tokens"]
-        return _only_token(self._model, label, tokens)
+        return only_token(self._model, label, tokens)

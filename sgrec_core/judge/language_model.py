@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -193,18 +193,27 @@ class LanguageModelEngine:
         return True
 
     def _chat(self, request: JudgeRequest, question: str) -> Chat:
-        history = request.history_texts
-        while True:
-            shorter = replace(request, history_texts=history)
-            chat = [
+        def words(shorter: JudgeRequest) -> Chat:
+            return [
                 {"role": "system", "content": self._system},
                 {"role": "user", "content": user_message(self.rubric, shorter, question)},
             ]
-            if not history or self.backend.fits(chat, self.max_tokens):
-                return chat
-            # Of a longer history only these entries were in the prompt.
-            kept = min(len(history), self.rubric.limits.history_entries) // 2
-            history = history[len(history) - kept :]
+
+        return fitting_chat(request, self.rubric, words, lambda chat: self.backend.fits(chat, self.max_tokens))
+
+
+def fitting_chat(
+    request: JudgeRequest, rubric: Rubric, words: Callable[[JudgeRequest], Chat], fits: Callable[[Chat], bool]
+) -> Chat:
+    """What ``words`` makes of a request, whose history loses its older half until the chat fits or none is left."""
+    history = request.history_texts
+    while True:
+        chat = words(replace(request, history_texts=history))
+        if not history or fits(chat):
+            return chat
+        # Of a longer history only these entries were in the prompt.
+        kept = min(len(history), rubric.limits.history_entries) // 2
+        history = history[len(history) - kept :]
 
 
 def _model_identity(judge: JudgeSettings) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ folder (safetensors and JSON) that vLLM loads beside the base model.
 
 import contextlib
 import random
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgrec_core.judge.backends import CHAT_TEMPLATE_ARGUMENTS, Chat, Failed, chat_tokens
-from sgrec_core.judge.language_model import LanguageModelEngine
+from sgrec_core.judge.backends import CHAT_TEMPLATE_ARGUMENTS, Chat, Failed, chat_tokens, fits_into, only_token
+from sgrec_core.judge.language_model import LanguageModelEngine, fitting_chat
 from sgrec_core.judge.prompt import IMPORTANCE, label_question, read_weights, weights_messages
 from sgrec_core.judge.request import JudgeRequest, Usage
 from sgrec_core.judge.rubric import Aspect, Rubric
-from sgrec_core.settings import JudgeTrainingSettings, Settings
+from sgrec_core.settings import JudgeSettings, JudgeTrainingSettings, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class ScoredPair:
 class Tuner:
     """One base model and the stages that adapt it; ``model`` is a PEFT model whose adapter ``default`` is trained.
 
+    Prompts that are longer than ``max_model_len`` lose the older part of the history, as in nights.
+
     Raises:
         OSError: ``base`` is no model.
     """
@@ -70,11 +73,12 @@ class Tuner:
         *,
         adapter: Path | None = None,
         revision: str | None = None,
+        max_model_len: int = JudgeSettings().max_model_len,
     ):
         from peft import LoraConfig, PeftModel, get_peft_model
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.rubric, self.config = rubric, config
+        self.rubric, self.config, self.max_model_len = rubric, config, max_model_len
         torch.manual_seed(config.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
         with _quiet():
@@ -122,7 +126,7 @@ class Tuner:
         draw = random.Random(self.config.seed)
         self._supervise(
             {
-                "prompt": weights_messages(self.rubric, state),
+                "prompt": self._weights_chat(state),
                 "completion": [
                     {"role": "assistant", "content": " ".join(draw.choices(IMPORTANCE, k=len(self.rubric.aspects)))}
                 ],
@@ -143,13 +147,13 @@ class Tuner:
 
         rows = [
             {
-                "prompt": weights_messages(self.rubric, pair.state),
+                "prompt": self._weights_chat(pair.state),
                 "preferred": list(pair.preferred),
                 "other": list(pair.other),
             }
             for pair in pairs
         ]
-        self._reinforce(rows, reward, group=self.config.weights_group_size, tokens=2 * len(self.rubric.aspects))
+        self._reinforce(rows, reward, group=self.config.weights_group_size, tokens=self._weights_tokens)
 
     def weights(self, states: Sequence[JudgeRequest]) -> np.ndarray:
         """Weights [N, A] of the greedy answers; uniform where an answer is not in the form."""
@@ -157,9 +161,7 @@ class Tuner:
 
     def answered_weights(self, states: Sequence[JudgeRequest]) -> np.ndarray:
         """Weights [N, A] of the greedy answers; NaN where an answer is not in the form."""
-        answers = Transformers(self.model, self.tokenizer).complete(
-            [weights_messages(self.rubric, state) for state in states], None, 2 * len(self.rubric.aspects)
-        )
+        answers = self._backend().complete([self._weights_chat(state) for state in states], None, self._weights_tokens)
         weights = np.full((len(states), len(self.rubric.aspects)), np.nan)
         for row, answer in zip(weights, answers, strict=True):
             row[:] = read_weights(self.rubric, str(answer)) or np.nan
@@ -170,8 +172,25 @@ class Tuner:
         settings = Settings()
         judge = settings.judge.model_copy(update={"engine": "server", "mode": "labels"})
         engine = LanguageModelEngine(settings.model_copy(update={"judge": judge}), self.rubric)
-        engine.backend = Transformers(self.model, self.tokenizer)
+        engine.backend = self._backend()
         return engine
+
+    def _backend(self) -> "Transformers":
+        return Transformers(self.model, self.tokenizer, self.max_model_len)
+
+    @property
+    def _weights_tokens(self) -> int:
+        """Of the answer that names weights."""
+        return 2 * len(self.rubric.aspects)
+
+    def _weights_chat(self, state: JudgeRequest) -> Chat:
+        backend = self._backend()
+        return fitting_chat(
+            state,
+            self.rubric,
+            lambda shorter: weights_messages(self.rubric, shorter),
+            lambda chat: backend.fits(chat, self._weights_tokens),
+        )
 
     def _questions(self, samples: Sequence[Labelled]) -> Iterator[tuple[Chat, Aspect, str]]:
         engine = self.engine()
@@ -198,8 +217,9 @@ class Tuner:
         from transformers import PrinterCallback
         from trl import GRPOConfig, GRPOTrainer
 
-        with _quiet():
+        with _quiet(), tempfile.TemporaryDirectory() as scratch:
             arguments = GRPOConfig(
+                output_dir=scratch,
                 **_arguments(
                     epochs=self.config.grpo_epochs,
                     learning_rate=self.config.grpo_learning_rate,
@@ -246,8 +266,9 @@ def fine_tune(
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    with _quiet():
+    with _quiet(), tempfile.TemporaryDirectory() as scratch:
         arguments = SFTConfig(
+            output_dir=scratch,
             **_arguments(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed),
             max_length=None,
             completion_only_loss=completions_only,
@@ -265,7 +286,6 @@ def fine_tune(
 def _arguments(*, epochs: float, learning_rate: float, batch_size: int, seed: int) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     return {
-        "output_dir": "unused",
         "save_strategy": "no",
         "report_to": "none",
         "logging_strategy": "no",
@@ -351,8 +371,8 @@ class Transformers:
 
     BATCH = 32
 
-    def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, max_model_len: int):
+        self.model, self.tokenizer, self.max_model_len = model, tokenizer, max_model_len
         self.usage = Usage()
         self.gone: str | None = None
 
@@ -360,18 +380,22 @@ class Transformers:
         return chat_tokens(self.tokenizer, chat)
 
     def fits(self, chat: Chat, answer_tokens: int) -> bool:
-        return True
+        return fits_into(self.max_model_len, self, chat, answer_tokens)
 
     def label_log_probs(
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
     ) -> list[dict[str, float] | Failed]:
         answers: list[dict[str, float] | Failed] = [{}] * len(chats)
+        token_of = {
+            label: only_token(self.model.name_or_path, label, self.tokenizer.encode(label, add_special_tokens=False))
+            for label in {label for of_chat in labels for label in of_chat}
+        }
         for places, tokens, mask in self._batches(chats):
             with torch.inference_mode():
                 output = self.model(input_ids=tokens, attention_mask=mask, logits_to_keep=1)
             log_probs = output.logits[:, -1].float().log_softmax(dim=-1)
             for row, place in enumerate(places):
-                ids = [self.tokenizer.encode(label, add_special_tokens=False)[0] for label in labels[place]]
+                ids = [token_of[label] for label in labels[place]]
                 answers[place] = dict(zip(labels[place], log_probs[row, ids].tolist(), strict=True))
         return answers
 
