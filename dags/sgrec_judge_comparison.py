@@ -22,4 +22,4 @@ with DAG(
     tags=["sgrec"],
     **DAG_OPTIONS,
 ) as dag:
-    line_of(JUDGE_COMPARISON_STAGES)
+    line_of(JUDGE_COMPARISON_STAGES, environment="SGREC_JUDGE_TRAINING__CANDIDATE=settings")

@@ -137,12 +137,17 @@ class RetryCrashesOnly(RetryPolicy):
         return RetryDecision.fail(reason) if reason else RetryDecision.default()
 
 
-def job(task_id: str, module: str, engine: str, *, arguments: str = "", **options: Any) -> BashOperator:
-    """A task that runs ``python -m jobs.<module> --day <day>`` with the interpreter of its engine."""
+def job(
+    task_id: str, module: str, engine: str, *, arguments: str = "", environment: str = "", **options: Any
+) -> BashOperator:
+    """A task that runs ``python -m jobs.<module> --day <day>`` with the interpreter of its engine.
+
+    ``environment``: assignments before the command, as a shell reads them.
+    """
     interpreter = shlex.quote(getattr(settings.interpreters, engine))
     return BashOperator(
         task_id=task_id,
-        bash_command=f"{interpreter} -m jobs.{module} --day {DAY_OF_RUN}{arguments}",
+        bash_command=f"{environment} {interpreter} -m jobs.{module} --day {DAY_OF_RUN}{arguments}".lstrip(),
         cwd=str(PROJECT_ROOT),
         skip_on_exit_code=None,  # no exit code means "skip": a skipped stage would let the night end well
         **options,
@@ -159,12 +164,13 @@ def gpus_of(stage: Stage) -> int:
     return settings.judge.gpus if stage.engine == "judge" else 1
 
 
-def stage_job(stage: Stage) -> BashOperator:
+def stage_job(stage: Stage, environment: str = "") -> BashOperator:
     tables = ", ".join(f"`{table}`" for table in stage.publishes) or "no table"
     return job(
         stage.name,
         stage.name,
         stage.engine,
+        environment=environment,
         owner=owner(stage),
         pool=GPU_POOL if stage.uses_gpu else "default_pool",
         pool_slots=gpus_of(stage),
@@ -188,11 +194,11 @@ def gate_job(stage: Stage) -> BashOperator:
     )
 
 
-def line_of(stages: Iterable[Stage]) -> None:
-    """The stages one after another, each that publishes with its gate behind it."""
+def line_of(stages: Iterable[Stage], environment: str = "") -> None:
+    """The stages one after another, each that publishes with its gate behind it; ``environment`` as in `job`."""
     line = []
     for stage in stages:
-        line.append(stage_job(stage))
+        line.append(stage_job(stage, environment))
         if stage.publishes:
             line.append(gate_job(stage))
     chain(*line)

@@ -13,7 +13,8 @@ import pyarrow as pa
 from sgrec_core.active_judge import activate, activated, newest
 from sgrec_core.errors import InputError
 from sgrec_core.job import Job, stage_command
-from sgrec_core.judge.accepted import accept, accepted_judges, require_accepted, take_back
+from sgrec_core.judge.accepted import accept, take_back
+from sgrec_core.judge.calls import has_judged_nights
 from sgrec_core.judge.comparison import (
     Row,
     against,
@@ -53,14 +54,16 @@ def run(job: Job) -> None:
 
     adapter = trained_candidate(settings, job.day)
     if found.passed:
-        # Before any night: what the candidate was compared with is the home's first judge.
-        accepted_judges(settings) or require_accepted(roles["active"], job.day)
+        # In a home that never judged: what the candidate was compared with is accepted as well.
+        accept(roles["active"], job.day, "first", "the first candidate was compared with it")
         accept(roles["candidate"], job.day, "gate", found.reason)
         if adapter is not None:
             activate(settings, job.day, adapter)
     else:
-        # The same candidate, judged again by other rules; what another comparison of the day let pass stays.
-        take_back(settings, job.day, candidate.version)
+        # The same candidate, judged again by other rules; what another comparison of the day let pass stays, and nights that have
+        # judged with it must be able to run again.
+        if not has_judged_nights(job.lake, candidate.version):
+            take_back(settings, job.day, candidate.version)
         if adapter is not None and activated(settings, job.day) == adapter:
             activate(settings, job.day, None)
     registry, serving = Registry(settings), newest(settings)

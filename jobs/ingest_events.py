@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from sgrec_core.job import Job, stage_command
-from sgrec_core.judge.accepted import require_accepted
+from sgrec_core.judge.accepted import check_accepted
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.spark import publish_spark, spark_session
 from sgrec_core.logs import adaptors, landing, parsing
@@ -35,7 +35,7 @@ BATCH_ROWS = 5000
 def run(job: Job) -> None:
     settings = job.settings
     # The night would end at its judge: better before it has cost anything.
-    require_accepted(settings, job.day)
+    check_accepted(settings)
     source = adaptors.parse_source(settings.input)
     for rule in adaptors.declared_rules(source, settings.adaptor.days):
         job.note(rule)

@@ -41,13 +41,13 @@ def run(job: Job) -> None:
             job.count(f"judge_{name}", 0)
         return
     job.count("judge_version", plan.version)
-    if accepted := find_accepted(job.settings, plan.version):
-        job.count("judge_gate", f"{accepted.how}, {accepted.day}: {accepted.reason}")
     if is_meaningless(job.settings):
         job.note("the judge is the tiny untrained model: its scores are meaningless")
     expected = estimate(job, plan)
     helped = uncounted_workers(job, plan.version)
     spent = score_shards(job, [shard for of_worker in plan.shards for shard in of_worker], plan)
+    if accepted := find_accepted(job.settings, plan.version):
+        job.count("judge_gate", f"{accepted.how}, {accepted.day}: {accepted.reason}")
     facts = plan.facts()
     # What workers scored tonight was not in the table before tonight; what they failed at was asked again.
     scored = helped.asked - helped.failed

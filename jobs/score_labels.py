@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from sgrec_core.errors import JudgeGoneError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge import judge_version, make_engine
-from sgrec_core.judge.calls import Call, Spent, known_calls, remember_version, score_shard
+from sgrec_core.judge.calls import FOR_LABELS, Call, Spent, known_calls, remember_version, score_shard
 from sgrec_core.judge.comparison import held_out, requests_of, settings_of_roles
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.lake import Lake
@@ -44,8 +44,7 @@ def ask(settings: Settings, day: str, version: str, has_context: bool, requests:
     remember_version(lake, version, engine)
     for start in range(0, len(calls), settings.judge.shard_size):
         shard = dict(calls[start : start + settings.judge.shard_size])
-        # The day of no night, so that no night's limit is charged.
-        total += score_shard(lake, f"{day} labels", version, engine, shard)
+        total += score_shard(lake, day + FOR_LABELS, version, engine, shard)
         if engine.gone:
             raise JudgeGoneError(engine.gone)
     return total

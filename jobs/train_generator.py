@@ -14,7 +14,7 @@ from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.job import Job, stage_command
-from sgrec_core.judge.accepted import require_accepted
+from sgrec_core.judge.accepted import check_accepted
 from sgrec_core.judge.calls import CachedJudge
 from sgrec_core.night import (
     BUSINESS_REWARD,
@@ -159,7 +159,7 @@ def _train_on_policy(
     weights = job.lake.read("user_weights", where={"day": job.day})
     judge = None
     if weights.num_rows:
-        require_accepted(job.settings, job.day)
+        check_accepted(job.settings)
         judge = CachedJudge(job.settings, job.lake, job.day, state_ids)
     weight_of = {
         state: np.array(values)

@@ -33,7 +33,15 @@ def run(job: Job) -> None:
     fingerprint = job.inputs_fingerprint(
         {
             "training": settings.model_dump(
-                exclude={"labels", "simulated_labels", "max_pairs", "max_test_pairs", "min_users", "tolerance"}
+                exclude={
+                    "labels",
+                    "simulated_labels",
+                    "max_pairs",
+                    "max_test_pairs",
+                    "min_users",
+                    "tolerance",
+                    "candidate",
+                }
             ),
             "base": judge_version(with_adapter(job.settings, None), has_context),
         }

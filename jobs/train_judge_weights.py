@@ -37,7 +37,7 @@ def run(job: Job) -> None:
     fingerprint = job.inputs_fingerprint(
         {
             "training": settings.model_dump(
-                exclude={"labels", "simulated_labels", "grpo_share", "min_users", "tolerance"}
+                exclude={"labels", "simulated_labels", "grpo_share", "min_users", "tolerance", "candidate"}
             ),
             "pairs": job.settings.judge.seed,
             "network": job.settings.aggregator.model_dump(),
@@ -61,14 +61,15 @@ def run(job: Job) -> None:
         use_threads(job.settings)
         rubric = load_rubric(has_context, job.settings.judge.rubric)
         base = model_path(job.settings)
-        how = {"revision": job.settings.judge.revision, "max_model_len": job.settings.judge.max_model_len}
-        of_aspects = Tuner(base, rubric, settings, adapter=judge.path(job.settings), **how)
+        revision, room = job.settings.judge.revision, job.settings.judge.max_model_len
+        adapter = judge.path(job.settings)
+        of_aspects = Tuner(base, rubric, settings, adapter=adapter, revision=revision, max_model_len=room)
         training, held_out = (_scored(job, of_aspects, pairs[split], texts) for split in ("train", "validation"))
         if not training or not held_out:
             raise InputError(
                 f"{job.day}: the judge could not score the pairs of one side; none of their items has text"
             )
-        tuner = Tuner(base, rubric, settings, **how)
+        tuner = Tuner(base, rubric, settings, revision=revision, max_model_len=room)
         states = [pair.state for pair in held_out]
         right = {"uniform": ordered_pairs(held_out)}
         tuner.supervise_form_of_weights([pair.state for pair in training])

@@ -140,8 +140,9 @@ def compare_judge(day: LabelledDay, judge: Judge = None) -> None:
     from sgrec_core.orchestration import JUDGE_COMPARISON_DAG_ID
 
     choose_judge(judge)
-    # The other of the two may be of any engine; this environment has them all.
-    os.environ.setdefault("SGREC_INTERPRETERS__JUDGE", JUDGE_INTERPRETER)
+    if (PROJECT_ROOT / JUDGE_INTERPRETER).exists():
+        # The other of the two may be of any engine; this environment has them all.
+        os.environ.setdefault("SGREC_INTERPRETERS__JUDGE", JUDGE_INTERPRETER)
     weigh_judge(day, "judge comparison", JUDGE_COMPARISON_DAG_ID)
 
 

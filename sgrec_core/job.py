@@ -34,6 +34,8 @@ from sgrec_core.stages import BY_NAME, Stage
 
 T = TypeVar("T")
 
+DONE = ("finished", "skipped")
+"""States of a stage that came to its end."""
 PROGRESS_SECONDS = 1.0
 """At most one progress line in this time, so that the file stays short."""
 
@@ -55,7 +57,8 @@ class Job:
         self.reports = settings.reports(day, self.stage.folder)
         self._started = time.time()
         self._skipped = False
-        self._before: dict[str, Any] = {}
+        self._done: dict[str, Any] = {}
+        """Facts and notes of the last run that came to its end."""
 
     def count(self, name: str, value: Any) -> None:
         """A fact for the closing table, the report and the summary; ``value`` must be JSON."""
@@ -98,7 +101,7 @@ class Job:
 
     def keep_facts(self) -> None:
         """Nothing to compute: keep the facts and notes of the run that did, and mark this one as skipped."""
-        facts, notes = self._before.get("facts", {}), self._before.get("notes", [])
+        facts, notes = self._done.get("facts", {}), self._done.get("notes", [])
         self.facts = {**facts, **self.facts}
         self.notes = [*notes, *(note for note in self.notes if note not in notes)]
         self._skipped = True
@@ -141,6 +144,9 @@ class Job:
             "tables": {table: self.lake.version(table) for table in self.stage.publishes},
             "sgrec_version": __version__,
         }
+        if state not in DONE:
+            # Where a later run has nothing to compute, it goes on from these.
+            content["done"] = self._done
         write_json(self._facts_path, content)
 
     def execute(self, run: Callable[["Job"], None], console: Console) -> int:
@@ -165,8 +171,10 @@ class Job:
 
     def _write_facts_running(self) -> None:
         """A stage that is running, or was killed, must not show the success of an earlier run; its facts are kept."""
-        self._before = read_json(self._facts_path)
-        self.facts, self.notes = self._before.get("facts", {}), self._before.get("notes", [])
+        before = read_json(self._facts_path)
+        self.facts, self.notes = before.get("facts", {}), before.get("notes", [])
+        of_done = {"facts": self.facts, "notes": self.notes}
+        self._done = of_done if before.get("state") in DONE else before.get("done", {})
         self._write_facts("running")
         self.facts, self.notes = {}, []
 

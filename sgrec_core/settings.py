@@ -236,6 +236,11 @@ class JudgeTrainingSettings(Section):
     tolerance: float = Field(
         0.02, ge=0, description="how far below the active judge's PairAUC the interval of the difference may reach"
     )
+    candidate: Literal["trained", "settings"] = Field(
+        "trained",
+        description="what is compared with the judge of nights: the adapter that the day's training made, or the judge of the"
+        " settings (the DAG sgrec_judge_comparison), of judge.adapter=active the model without its adapter",
+    )
     seed: int = 0
 
     @model_validator(mode="after")

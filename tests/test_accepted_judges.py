@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ from typer.testing import CliRunner
 
 from jobs import estimate_judge, evaluate_judge, import_judge_labels, ingest_events, score_aspects, score_labels
 from sgrec_core.cli import app
-from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.job import Job
 from sgrec_core.judge import EmbeddingEngine, judge_version, load_rubric
 from sgrec_core.judge.accepted import (
+    Accepted,
     accept,
     accepted_judges,
+    check_accepted,
     find_accepted,
-    require_accepted,
     settings_of,
     take_back,
 )
 from sgrec_core.judge.comparison import settings_of_roles
 from sgrec_core.judge.labels import label_request
+from sgrec_core.judge.plan import work
 from sgrec_core.judge.rubric import DEFAULT
 from sgrec_core.lake import Lake
 from sgrec_core.settings import JudgeSettings, Settings
@@ -68,23 +71,42 @@ def model_folder(tmp_path: Path, name: str, weights: bytes = b"1") -> Path:
     return folder
 
 
-def test_a_homes_first_judge_is_accepted_with_and_without_context(home: Home) -> None:
+def first(settings: Settings) -> Accepted:
+    return accept(settings, DAY, "first", "the first judge of this home")
+
+
+def test_the_first_judge_that_scores_is_accepted_with_and_without_context(home: Home) -> None:
     settings = home()
-    found = require_accepted(settings, DAY)
+    check_accepted(settings)
+    publish_night(settings)
+    job = Job("score_aspects", DAY, settings)
+    score_aspects.run(job)
+    (found,) = accepted_judges(settings)
     assert (found.how, found.day) == ("first", DAY)
     assert found.versions == [judge_version(settings, True), judge_version(settings, False)]
-    assert require_accepted(settings, NEXT_DAY) == found
+    assert job.facts["judge_gate"] == f"first, {DAY}: the first judge of this home"
+    check_accepted(settings)
+
+
+def test_a_judge_that_never_answered_is_not_the_first(home: Home) -> None:
+    """As one whose address, name or revision is misspelt."""
+    unreachable = home(engine="server", served_name="x", server_url="http://127.0.0.1:9/v1", retries=0, timeout=1)
+    publish_night(home())
+    with pytest.raises(SgrecError):
+        score_aspects.run(Job("score_aspects", DAY, unreachable))
+    assert accepted_judges(home()) == []
+    score_aspects.run(Job("score_aspects", DAY, home()))
 
 
 def test_a_changed_word_is_refused_with_what_differs_and_what_to_do(home: Home, reworded: Path) -> None:
-    require_accepted(home(), DAY)
+    first(home())
     with pytest.raises(SettingsError) as refused:
-        require_accepted(home(rubric=reworded), NEXT_DAY)
+        check_accepted(home(rubric=reworded))
     words = str(refused.value)
-    assert judge_version(home(rubric=reworded), False) in words
-    assert judge_version(home(), False) in words
+    for version in (judge_version(chosen, context) for chosen in (home(), home(rubric=reworded)) for context in (True, False)):  # fmt: skip
+        assert version in words
     assert "They differ in SGREC_JUDGE__RUBRIC (" in words
-    assert f"sgrec compare-judge --day {NEXT_DAY}" in words
+    assert "sgrec compare-judge --day D" in words
     assert "sgrec accept-judge" in words
 
 
@@ -99,55 +121,85 @@ def test_a_changed_word_is_refused_with_what_differs_and_what_to_do(home: Home, 
     ],
 )  # fmt: skip
 def test_another_model_mode_or_engine_is_refused(home: Home, changes: dict[str, Any], named: str) -> None:
-    require_accepted(home(engine="vllm"), DAY)
+    first(home(engine="vllm"))
     with pytest.raises(SettingsError) as refused:
-        require_accepted(home(**changes), NEXT_DAY)
+        check_accepted(home(**changes))
     assert named in str(refused.value)
 
 
 def test_limits_and_speed_make_no_other_judge(home: Home) -> None:
-    require_accepted(home(engine="server", served_name="x", server_url="http://a/v1"), DAY)
-    elsewhere = home(engine="server", served_name="x", server_url="http://b/v1", max_calls=7, shard_size=3, workers=2)
-    assert require_accepted(elsewhere, NEXT_DAY).how == "first"
+    first(home(engine="server", served_name="x", server_url="http://me:secret@a/v1"))
+    check_accepted(home(engine="server", served_name="x", server_url="http://b/v1", max_calls=7, shard_size=3, workers=2))  # fmt: skip
+    with pytest.raises(SettingsError) as refused:
+        check_accepted(home(engine="server", served_name="y"))
+    assert "secret" not in str(refused.value)
 
 
 def test_a_model_whose_files_were_changed_is_refused(home: Home, tmp_path: Path) -> None:
     model = model_folder(tmp_path, "model")
     settings = home(engine="vllm", model=str(model))
-    require_accepted(settings, DAY)
+    first(settings)
     (model / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(SettingsError, match="They differ in the model's files, or in how this version of sgrec words"):
-        require_accepted(settings, NEXT_DAY)
+        check_accepted(settings)
+    with pytest.raises(InputError, match=r"cannot be asked any more.*sgrec accept-judge"):
+        settings_of_roles(comparing(settings), DAY)
     accept(settings, NEXT_DAY, "hand", "it was retrained")
-    assert require_accepted(settings, NEXT_DAY).reason == "it was retrained"
+    check_accepted(settings)
 
 
 def test_what_was_accepted_before_stays_accepted(home: Home, reworded: Path) -> None:
-    require_accepted(home(), DAY)
+    first(home())
     accept(home(rubric=reworded), NEXT_DAY, "hand", "clearer")
-    assert require_accepted(home(), NEXT_DAY).how == "first", "going back asks no gate"
+    check_accepted(home())
+    check_accepted(home(rubric=reworded))
     assert [judge.how for judge in accepted_judges(home())] == ["first", "hand"]
 
 
-def test_of_two_first_judges_one_counts(home: Home, reworded: Path) -> None:
-    together, results = threading.Barrier(8), []
+def test_an_aspect_that_the_judge_has_no_formula_for_matters_only_where_it_is_judged(
+    home: Home, tmp_path: Path
+) -> None:
+    """It needs a context, and the data have none."""
+    settings = home(rubric=rubric(tmp_path, "s9.yaml", lambda text: text.replace("id: s3", "id: s9")))
+    assert first(settings).versions == [judge_version(settings, False)]
+    check_accepted(settings)
 
-    def begin(settings: Settings) -> None:
+
+def at_once(*calls: Callable[[], Any]) -> None:
+    together = threading.Barrier(len(calls))
+
+    def begin(call: Callable[[], Any]) -> None:
         together.wait()
-        try:
-            results.append(require_accepted(settings, DAY).versions)
-        except SettingsError:
-            results.append(None)
+        call()
 
-    both = [home(), home(rubric=reworded)]
-    threads = [threading.Thread(target=begin, args=[both[number % 2]]) for number in range(8)]
+    threads = [threading.Thread(target=begin, args=[call]) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    (first,) = accepted_judges(home())
-    assert sorted(map(str, results)) == sorted([str(first.versions)] * 4 + ["None"] * 4)
+
+
+def test_of_two_first_judges_one_counts(home: Home, reworded: Path) -> None:
+    both = [home(), home(rubric=reworded)]
+    at_once(*[partial(first, settings) for settings in both * 4])
+    (found,) = accepted_judges(home())
+    assert found.versions in [[judge_version(settings, context) for context in (True, False)] for settings in both]
     assert not list((home().home / "judge").glob(".*")), "nothing is left lying about"
+
+
+def test_none_of_many_acceptances_is_lost(home: Home) -> None:
+    at_once(*[partial(accept, home(), DAY, "hand", f"reason {number}") for number in range(16)])
+    assert sorted(judge.reason for judge in accepted_judges(home())) == sorted(f"reason {n}" for n in range(16))
+
+
+def test_a_damaged_file_is_named_and_not_written_over(home: Home) -> None:
+    first(home())
+    path = home().home / "judge" / "accepted.json"
+    path.write_text('{"judges": [')
+    for call in (partial(check_accepted, home()), partial(accept, home(), DAY, "hand", "")):
+        with pytest.raises(SettingsError, match=r"accepted\.json: not what `sgrec` writes"):
+            call()
+    assert path.read_text() == '{"judges": ['
 
 
 def test_a_judge_can_be_asked_again_as_it_was(home: Home, tmp_path: Path, reworded: Path) -> None:
@@ -170,21 +222,22 @@ def test_a_judge_can_be_asked_again_as_it_was(home: Home, tmp_path: Path, reword
 
 def test_taking_back_forgets_what_that_comparison_let_pass_and_nothing_else(home: Home, reworded: Path) -> None:
     other = home(rubric=reworded)
-    version = judge_version(other, False)
-    require_accepted(home(), DAY)
+    ours, theirs = judge_version(home(), False), judge_version(other, False)
+    first(home())
     accept(other, DAY, "gate", "better")
-    take_back(home(), NEXT_DAY, version)
-    assert find_accepted(home(), version)
-    take_back(home(), DAY, version)
-    assert not find_accepted(home(), version)
-    take_back(home(), DAY, judge_version(home(), False))
-    assert [judge.how for judge in accepted_judges(home())] == ["first"]
+    accept(home(), DAY, "gate", "better still")
+    take_back(home(), NEXT_DAY, theirs)
+    assert find_accepted(home(), theirs)
+    for version in (ours, theirs):
+        take_back(home(), DAY, version)
+    assert not find_accepted(home(), theirs)
+    assert [judge.how for judge in accepted_judges(home())] == ["first"], "how it got in at first still stands"
 
 
 def test_a_night_ends_before_it_has_cost_anything(
     home: Home, reworded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    require_accepted(home(), DAY)
+    first(home())
     job = Job("ingest_events", DAY, home(rubric=reworded))
     assert job.execute(ingest_events.run, Console(quiet=True)) == 2
     assert "has passed no gate" in capsys.readouterr().err
@@ -200,6 +253,8 @@ def test_nobody_is_asked_and_nothing_written_by_a_judge_that_is_not_accepted(hom
     other = home(rubric=reworded)
     with pytest.raises(SettingsError, match="has passed no gate"):
         score_aspects.run(Job("score_aspects", DAY, other))
+    with pytest.raises(SettingsError, match="has passed no gate"):
+        work(Job("score_aspects", DAY, other), 0)
     assert lake.version("aspect_scores") == version
     # What it would cost may be asked all the same.
     estimate_judge.print_estimate(Job("score_aspects", DAY, other, looks_only=True))
@@ -215,14 +270,14 @@ def test_the_command_accepts_the_judge_of_the_settings(
     home: Home, reworded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = home()
-    require_accepted(settings, DAY)
+    first(settings)
     (settings.home / "source.json").write_text('{"input": "simulator"}')
     monkeypatch.setenv("SGREC_HOME", str(settings.home))
     monkeypatch.setenv("SGREC_JUDGE__RUBRIC", str(reworded))
     done = CliRunner().invoke(app, ["accept-judge", "--reason", "ticket 7"], catch_exceptions=False)
     assert done.exit_code == 0
     version = judge_version(home(rubric=reworded), False)
-    assert f"nights may use judge {version} (engine embedding, rubric " in done.stdout.replace("\n", "")
+    assert f" / {version} (engine embedding, rubric " in done.stdout.replace("\n", "")
     found = find_accepted(settings, version)
     assert found is not None
     assert (found.how, found.reason) == ("hand", "ticket 7")
@@ -236,9 +291,10 @@ def flattened(text: str) -> str:
     return text.replace("value: 0.5", "value: -0.97").replace("value: 0.0", "value: -0.98").replace("value: -0.5", "value: -0.99")  # fmt: skip
 
 
-def comparing(home: Settings, labels: Path, rubric: Path | None = None) -> Settings:
-    training = {"labels": labels, "max_test_pairs": 0, "min_users": 5}
-    return Settings(home=home.home, judge={"rubric": rubric}, judge_training=training, states={"validation_share": 0.5})
+def comparing(settings: Settings, labels: Path | None = None) -> Settings:
+    """As in the DAG sgrec_judge_comparison."""
+    training = {"labels": labels, "max_test_pairs": 0, "min_users": 5, "candidate": "settings"}
+    return Settings(home=settings.home, judge=settings.judge, judge_training=training, states={"validation_share": 0.5})
 
 
 def compare(settings: Settings) -> Job:
@@ -301,25 +357,54 @@ def test_a_better_rubric_passes_its_gate_and_a_worse_one_does_not(home: Home, la
     assert compare(better).facts["activated"]
     assert lake.version("judge_evaluations") == version
     worse = rubric(tmp_path, "worse.yaml", lambda text: flattened(text) + "# otherwise the same\n")
-    job = compare(comparing(home(), labelled, worse))
+    job = compare(comparing(home(rubric=worse), labelled))
     assert not job.facts["activated"]
     assert "not surely better" in job.facts["reason"]
     with pytest.raises(SettingsError, match="has passed no gate"):
-        score_aspects.run(Job("score_aspects", NEXT_DAY, comparing(home(), labelled, worse)))
+        score_aspects.run(Job("score_aspects", NEXT_DAY, comparing(home(rubric=worse), labelled)))
+
+
+def test_what_has_judged_a_night_stays_though_its_gate_says_otherwise_now(
+    home: Home, labelled: Path, tmp_path: Path
+) -> None:
+    """Its nights must be able to run again."""
+    publish_night(home())
+    score_aspects.run(Job("score_aspects", DAY, home(rubric=rubric(tmp_path, "flat.yaml", flattened))))
+    better = comparing(home(), labelled)
+    strict = better.model_copy(update={"judge_training": better.judge_training.model_copy(update={"min_users": 1000})})
+    assert compare(better).facts["activated"]
+    assert not compare(strict).facts["activated"]
+    assert not find_accepted(better, judge_version(better, False))
+    assert compare(better).facts["activated"]
+    publish_night(home(), day=NEXT_DAY)
+    score_aspects.run(Job("score_aspects", NEXT_DAY, better))
+    assert not compare(strict).facts["activated"]
+    score_aspects.run(Job("score_aspects", NEXT_DAY, better))
 
 
 def test_the_night_decides_whom_a_candidate_is_compared_with(home: Home, reworded: Path, tmp_path: Path) -> None:
     publish_night(home())
-    score_aspects.run(Job("score_aspects", DAY, home()))
-    with pytest.raises(InputError) as refused:
-        job = Job("score_aspects", DAY, home())
-        job.execute(score_aspects.run, Console(quiet=True))
-        settings_of_roles(home(), DAY)
-    assert "is the only one of" in str(refused.value)
-    accept(home(rubric=reworded), DAY, "hand", "")
     third = home(rubric=rubric(tmp_path, "third.yaml", lambda text: text + "# third\n"))
-    roles = settings_of_roles(third, DAY)
-    assert roles["candidate"] == third
+    with pytest.raises(InputError, match="no judge of .* was accepted yet: run a night"):
+        settings_of_roles(comparing(third), DAY)
+    score_aspects.run(Job("score_aspects", DAY, home()))
+    with pytest.raises(InputError, match="is the only one of"):
+        settings_of_roles(comparing(home()), DAY)
+    accept(home(rubric=reworded), DAY, "hand", "")
+    # A run that was refused does not change what the night judged with.
+    assert Job("score_aspects", DAY, third).execute(score_aspects.run, Console(quiet=True)) == 2
+    roles = settings_of_roles(comparing(third), DAY)
+    assert roles["candidate"].judge == third.judge
     assert judge_version(roles["active"], False) == judge_version(home(), False), "what the night judged with"
-    roles = settings_of_roles(third, NEXT_DAY)
+    roles = settings_of_roles(comparing(third), NEXT_DAY)
     assert judge_version(roles["active"], False) == judge_version(home(rubric=reworded), False), "accepted last"
+    with pytest.raises(InputError, match="no judge was trained for"):
+        settings_of_roles(third, DAY)
+
+
+def test_a_day_without_a_night_is_no_day_to_compare_on(home: Home, labelled: Path, reworded: Path) -> None:
+    first(home())
+    settings = comparing(home(rubric=reworded), labelled)
+    import_judge_labels.run(Job("import_judge_labels", DAY, settings))
+    with pytest.raises(InputError, match=f"user_states has nothing of {DAY}: compare judges on a day whose night has"):
+        score_labels.run(Job("score_labels", DAY, settings))

@@ -234,7 +234,11 @@ def test_a_judge_that_needs_no_training_is_compared_when_a_person_asks(bag: Any)
     ]
     assert sorted(lines) == sorted(COMPARISON_GRAPH.strip().splitlines())
     assert comparison.timetable.can_be_scheduled is False
-    assert comparison.get_task("score_labels").bash_command.startswith(f"'{JUDGE}' -m jobs.score_labels --day ")
+    for name in ("score_labels", "evaluate_judge"):
+        command = comparison.get_task(name).bash_command
+        assert command.startswith("SGREC_JUDGE_TRAINING__CANDIDATE=settings "), "not what the day's training made"
+        assert f" -m jobs.{name} --day " in command
+    assert comparison.get_task("score_labels").bash_command.split(" ", 1)[1].startswith(f"'{JUDGE}' ")
     assert comparison.user_defined_macros["day_of_run"](None, {"day": "2026-01-05"}) == "2026-01-05"
 
 

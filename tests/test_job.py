@@ -73,6 +73,27 @@ def test_a_second_run_commits_nothing_and_keeps_the_facts(home: Path) -> None:
     assert events[-1]["event"] == "skipped"
 
 
+def test_a_failure_between_does_not_lose_the_facts(home: Path) -> None:
+    """The gate reads them, and a run that has nothing to compute has no others."""
+
+    def refused(job: Job) -> None:
+        job.count("rows_in", 1)
+        raise InputError("a setting is wrong")
+
+    def killed(job: Job) -> None:
+        raise KeyboardInterrupt
+
+    _, before, _ = execute(home)
+    for _ in range(2):
+        assert execute(home, refused)[1]["facts"] == {"rows_in": 1}
+        with pytest.raises(KeyboardInterrupt):
+            execute(home, killed)
+    _, after, _ = execute(home)
+    assert after["state"] == "skipped"
+    assert (after["facts"], after["notes"]) == (before["facts"], before["notes"])
+    assert "done" not in after
+
+
 def test_force_computes_again(home: Path) -> None:
     _, before, _ = execute(home)
     _, after, _ = execute(home, force=True)

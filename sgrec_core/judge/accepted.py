@@ -5,15 +5,22 @@ the judge refuse one that is not in ``<home>/judge/accepted.json``; beside it li
 when another is to be compared with it (`comparison`).
 """
 
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sgrec_core.active_judge import judge_folder, rubric_digest
 from sgrec_core.errors import SettingsError
-from sgrec_core.files import read_json, write_json, write_json_once, write_text_once
+from sgrec_core.files import write_json, write_text_once
 from sgrec_core.judge import judge_version, load_rubric
+from sgrec_core.judge.backends import is_known_to_the_server_alone
 from sgrec_core.settings import Settings
+
+How = Literal["first", "gate", "hand"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,61 +35,81 @@ class Accepted:
     """Digest of the rubric."""
     day: str
     """Of the night, or the comparison, that it was accepted for."""
-    how: Literal["first", "gate", "hand"]
+    how: How
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.versions[-1]} ({_in_words(self.judge, self.rubric)})"
+        return f"{' / '.join(dict.fromkeys(self.versions))} ({_in_words(self.judge, self.rubric)})"
 
 
 def accepted_judges(settings: Settings) -> list[Accepted]:
-    """The oldest first."""
-    return [Accepted(**fields) for fields in read_json(_path(settings)).get("judges", [])]
+    """The oldest first; a judge that was accepted more than once is there as often.
+
+    Raises:
+        SettingsError: the file that keeps them was damaged.
+    """
+    path = judge_folder(settings) / "accepted.json"
+    try:
+        return [Accepted(**fields) for fields in json.loads(path.read_text())["judges"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(
+            f"{path}: not what `sgrec` writes ({error}); put it right, or remove it: the judge of the next night is accepted then"
+        ) from error
 
 
 def find_accepted(settings: Settings, version: str) -> Accepted | None:
-    """The judge whose ``judge_version`` is ``version``, if nights may use it."""
+    """What says that nights may use judge ``version``, if anything does."""
     return next((one for one in reversed(accepted_judges(settings)) if version in one.versions), None)
 
 
-def require_accepted(settings: Settings, day: str) -> Accepted:
-    """What says that night ``day`` may use the judge of ``settings``; a home's first judge is accepted here.
+def check_accepted(settings: Settings) -> None:
+    """Raise where nights may not use the judge of ``settings``. The first one that scores anything in a home is accepted.
 
     Raises:
         SettingsError: it passed no gate, and nobody accepted it.
     """
-    wanted = _record(settings, day, "first", "the first judge of this home")
-    if not _path(settings).exists():
-        _keep_rubric(settings, wanted)
-        write_json_once(_path(settings), {"judges": [asdict(wanted)]})
-    found = find_accepted(settings, wanted.versions[-1])
-    if found is None:
-        *_, last = accepted_judges(settings)
+    accepted = accepted_judges(settings)
+    if not accepted:
+        return
+    wanted, last = _record(settings, "", "hand", ""), accepted[-1]
+    if not any(set(one.versions) & set(wanted.versions) for one in accepted):
         raise SettingsError(
             f"judge {wanted} has passed no gate, and nobody has accepted it; accepted last in {settings.home}: {last}."
-            f" {_difference(wanted, last)}. Compare the two on labels (`sgrec compare-judge --day {day}`), accept it without that"
-            " (`sgrec accept-judge`), or go back"
+            f" {_difference(wanted, last)}. Compare the two on the labels of a day whose night has run (`sgrec compare-judge --day D`),"
+            " accept it without that (`sgrec accept-judge`), or go back"
         )
-    return found
 
 
-def accept(settings: Settings, day: str, how: Literal["gate", "hand"], reason: str) -> Accepted:
-    """Let nights use the judge of ``settings``."""
+def accept(settings: Settings, day: str, how: How, reason: str) -> Accepted:
+    """Let nights use the judge of ``settings``; as ``first`` only where none was accepted before."""
     judge = _record(settings, day, how, reason)
-    _keep_rubric(settings, judge)
-    others = [one for one in accepted_judges(settings) if one.versions != judge.versions]
-    _write(settings, [*others, judge])
+    write_text_once(_rubric_path(settings, judge), load_rubric(True, settings.judge.rubric).text)
+    with _changing(settings) as judges:
+        if not (how == "first" and judges):
+            judges[:] = [one for one in judges if one != judge] + [judge]
     return judge
 
 
 def take_back(settings: Settings, day: str, version: str) -> None:
     """Forget that the comparison of ``day`` let the judge pass, for example because other rules hold now."""
-    kept = [
-        one
-        for one in accepted_judges(settings)
-        if not (version in one.versions and (one.how, one.day) == ("gate", day))
-    ]
-    _write(settings, kept)
+    with _changing(settings) as judges:
+        judges[:] = [one for one in judges if not (version in one.versions and (one.how, one.day) == ("gate", day))]
+
+
+@contextmanager
+def _changing(settings: Settings) -> Iterator[list[Accepted]]:
+    """The accepted judges, to be changed in place by one process at a time."""
+    folder = judge_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "accepted.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = accepted_judges(settings)
+        after = list(before)
+        yield after
+        if after != before:
+            write_json(folder / "accepted.json", {"judges": [asdict(one) for one in after]})
 
 
 def settings_of(settings: Settings, judge: Accepted) -> Settings:
@@ -98,15 +125,31 @@ def judge_in_words(settings: Settings) -> str:
     return _in_words(_judge(settings), rubric_digest(settings))
 
 
+def versions_of(settings: Settings) -> list[str]:
+    """``judge_version`` with and without a context, as far as the judge can do each.
+
+    Raises:
+        SettingsError: it can do neither.
+    """
+    versions, problems = [], []
+    for has_context in (True, False):
+        try:
+            versions.append(judge_version(settings, has_context))
+        except SettingsError as error:
+            problems.append(error)
+    if not versions:
+        raise problems[0]
+    return versions
+
+
 def _in_words(judge: dict[str, Any], rubric: str) -> str:
-    shown = {name: value for name, value in judge.items() if value is not None} | {"rubric": rubric}
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+    shown = {name: value for name, value in judge.items() if value is not None and name != "server_url"}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in (shown | {"rubric": rubric}).items())
 
 
-def _record(settings: Settings, day: str, how: Literal["first", "gate", "hand"], reason: str) -> Accepted:
-    with_context = (True, False) if load_rubric(True, settings.judge.rubric).aspects_for(False) else (True,)
+def _record(settings: Settings, day: str, how: How, reason: str) -> Accepted:
     return Accepted(
-        versions=[judge_version(settings, has_context) for has_context in with_context],
+        versions=versions_of(settings),
         judge=_judge(settings),
         rubric=rubric_digest(settings),
         day=day,
@@ -120,7 +163,9 @@ def _judge(settings: Settings) -> dict[str, Any]:
     fields: dict[str, Any] = {"engine": judge.engine, "adapter": None}
     if judge.engine == "embedding":
         return fields
-    fields |= {name: getattr(judge, name) for name in ("model", "revision", "mode", "max_model_len")}
+    fields |= {name: getattr(judge, name) for name in ("model", "revision", "mode")}
+    if not is_known_to_the_server_alone(judge):
+        fields["max_model_len"] = judge.max_model_len
     if judge.mode == "reasoning":
         fields["reasoning_characters"] = judge.reasoning_characters
     if judge.engine == "server":
@@ -142,20 +187,5 @@ def _difference(wanted: Accepted, last: Accepted) -> str:
     )
 
 
-def _path(settings: Settings) -> Path:
-    return judge_folder(settings) / "accepted.json"
-
-
 def _rubric_path(settings: Settings, judge: Accepted) -> Path:
     return judge_folder(settings) / f"rubric-{judge.rubric}.yaml"
-
-
-def _keep_rubric(settings: Settings, judge: Accepted) -> None:
-    write_text_once(_rubric_path(settings, judge), load_rubric(True, settings.judge.rubric).text)
-
-
-def _write(settings: Settings, judges: list[Accepted]) -> None:
-    if judges:
-        write_json(_path(settings), {"judges": [asdict(one) for one in judges]})
-    else:
-        _path(settings).unlink(missing_ok=True)

@@ -22,6 +22,8 @@ from sgrec_core.lake import Lake
 from sgrec_core.sampling import hash_share
 from sgrec_core.settings import Settings
 
+FOR_LABELS = " labels"
+"""Ends the day in commits whose calls belong to no night, so that no night's limit is charged."""
 Call = tuple[str, str, str]
 """state_id, item_id, item_hash."""
 Texts = Mapping[str, tuple[str, str]]
@@ -277,6 +279,11 @@ def paid_before(lake: Lake, day: str, version: str, table_version: int | None = 
     """Calls that earlier runs for ``day`` paid to judge ``version``, from the commits of the table."""
     commits = [commit for commit in _commits(lake, version, table_version) if commit["sgrec.day"] == day]
     return sum(spent.asked - spent.unanswered for spent in map(Spent.of_commit, commits))
+
+
+def has_judged_nights(lake: Lake, version: str) -> bool:
+    """Whether any calls of judge ``version`` were made for a night, and not just for labels."""
+    return any(not commit["sgrec.day"].endswith(FOR_LABELS) for commit in _commits(lake, version, None))
 
 
 def spent_by_workers(lake: Lake, day: str, version: str, after: int) -> Spent:

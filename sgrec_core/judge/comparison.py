@@ -18,11 +18,11 @@ from sgrec_core.active_judge import Adapter, trained, with_adapter
 from sgrec_core.errors import InputError
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
-from sgrec_core.files import read_json
 from sgrec_core.judge import day_has_context, judge_version, load_rubric
-from sgrec_core.judge.accepted import accepted_judges, settings_of
+from sgrec_core.judge.accepted import accepted_judges, settings_of, versions_of
 from sgrec_core.judge.calls import Call, Pair, day_pairs, day_states, day_texts, request
 from sgrec_core.judge.labels import call_of, label_request
+from sgrec_core.judge.plan import judged_with
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.lake import Lake
@@ -58,8 +58,10 @@ def held_out(lake: Lake, settings: Settings, day: str) -> HeldOut:
     """What the day's tables hold.
 
     Raises:
-        InputError: no label of a held-out user is there.
+        InputError: the day's night has not run, or no label of a held-out user is there.
     """
+    if not lake.count("user_states", where={"day": day}):
+        raise InputError(f"user_states has nothing of {day}: compare judges on a day whose night has run")
     has_context = day_has_context(lake, day)
     rubric = load_rubric(has_context, settings.judge.rubric)
     rows = lake.read("judge_labels", where={"day": day, "split": "validation"}).to_pylist()
@@ -90,35 +92,52 @@ def requests_of(lake: Lake, settings: Settings, day: str, held: HeldOut) -> dict
 
 
 def trained_candidate(settings: Settings, day: str) -> Adapter | None:
-    """The adapter that the day's training made for the judge in ``settings``, unless these name one themselves."""
+    """The adapter that the day's training made, where that is the candidate (``judge_training.candidate``).
+
+    Raises:
+        InputError: nothing was trained for the day.
+    """
+    if settings.judge_training.candidate == "settings":
+        return None
     made = trained(settings, day)
-    return made if made and made.fits(settings) and settings.judge.adapter is None else None
+    if made is None:
+        raise InputError(f"no judge was trained for {day}; run `python -m jobs.train_judge --day {day}` first")
+    return made
 
 
 def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
     """Settings of the ``candidate``, and of the ``active`` judge that it is compared with.
 
-    The candidate is what the day's training made, or the judge in ``settings`` where it made nothing for that. The active judge is the one
-    that the day's night judged with, else the one accepted last; before any was accepted, the candidate's model without its adapter.
+    The active judge is the one that the day's night judged with, else the one accepted last; in a home that never judged, a trained
+    candidate's model without its adapter.
 
     Raises:
-        InputError: there is no other judge to compare the candidate with.
+        InputError: there is no other judge to compare the candidate with, or it cannot be asked any more.
+        SettingsError: the candidate was trained for another model or rubric.
     """
-    candidate = settings
-    if made := trained_candidate(settings, day):
-        candidate = with_adapter(settings, made)
-    version = judge_version(candidate, has_context=True)
-    night = read_json(settings.reports(day) / "stages" / "score_aspects.json").get("facts", {}).get("judge_version")
-    others = [one for one in accepted_judges(settings) if version not in one.versions]
-    of_night = [one for one in others if night in one.versions]
-    if others:
-        return {"candidate": candidate, "active": settings_of(settings, (of_night or others)[-1])}
-    if candidate.judge.adapter is not None:
+    made = trained_candidate(settings, day)
+    candidate = settings if made is None else with_adapter(settings, made)
+    accepted, versions, night = accepted_judges(settings), versions_of(candidate), judged_with(settings, day)
+    if not accepted and (made is None or night):
+        raise InputError(
+            f"no judge of {settings.home} was accepted yet: run a night with the judge that it has, then compare"
+        )
+    if not accepted:
         return {"candidate": candidate, "active": with_adapter(candidate, None)}
-    raise InputError(
-        f"judge {version} is the only one of {settings.home}: nothing to compare it with; set SGREC_JUDGE__* to the judge that is to be"
-        " compared with it, or train one with `sgrec train-judge`"
-    )
+    others = [one for one in accepted if not set(one.versions) & set(versions)]
+    if not others:
+        raise InputError(
+            f"judge {' / '.join(versions)} is the only one of {settings.home}: nothing to compare it with; set SGREC_JUDGE__* to the one"
+            " that is to be compared with it, or train one with `sgrec train-judge`"
+        )
+    *_, other = [one for one in others if night in one.versions] or others
+    active = settings_of(settings, other)
+    if not set(versions_of(active)) & set(other.versions):
+        raise InputError(
+            f"judge {other} cannot be asked any more: its model's files have changed, or this version of sgrec words prompts otherwise;"
+            " let the new one in with `sgrec accept-judge`"
+        )
+    return {"candidate": candidate, "active": active}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +278,7 @@ def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resampl
             metric=f"difference_{metric}", value=found.value, lower=found.lower, upper=found.upper, count=ours.size
         )
 
-    users = np.array([sample["user_id"] for sample in held.samples])
+    users = np.array([sample["user_id"] for sample in held.samples]) if alike else _pair_users(held)
     yield Row(metric="compared_users", value=len(set(users)), count=len(users))
     if held.samples and alike:
         yield difference("point_acc", lambda version: _points(held, version)[0].mean(axis=1), users)
@@ -333,7 +352,8 @@ def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
     users, least = int(found["compared_users"].value), settings.judge_training.min_users
     if users < least:
         return Verdict(
-            False, f"labels of {users} held-out users, at least {least} are needed (SGREC_JUDGE_TRAINING__MIN_USERS)"
+            False,
+            f"labels or pairs of {users} held-out users, at least {least} are needed (SGREC_JUDGE_TRAINING__MIN_USERS)",
         )
     failed, limit = found["failed_share"].value, settings.judge.max_failed_share
     if failed > limit:

@@ -1,16 +1,15 @@
 """What a night asks the judge: which calls, in which shards, at what price; and making them."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sgrec_core.errors import ContractError, JudgeGoneError
-from sgrec_core.files import write_json
+from sgrec_core.files import read_json, write_json
 from sgrec_core.job import Job
 from sgrec_core.judge import Engine, day_has_context, judge_version, make_engine
-from sgrec_core.judge.accepted import require_accepted
+from sgrec_core.judge.accepted import accept, check_accepted
 from sgrec_core.judge.calls import (
     Call,
     Speed,
@@ -33,6 +32,9 @@ from sgrec_core.rewards.fusion import UNGATED
 from sgrec_core.rewards.table import varied_groups
 from sgrec_core.sampling import hash_share
 from sgrec_core.settings import Settings
+
+COUNTED = "judge_counted.json"
+"""Below ``reports/<day>``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ def plan_day(job: Job) -> Plan | None:
         SettingsError: rubric or model setting are not valid; nights may not use that judge.
     """
     if not job.looks_only:
-        require_accepted(job.settings, job.day)
+        check_accepted(job.settings)
     items = day_texts(job.lake, job.day, job.settings)
     if not any(text for _, text in items.values()):
         return None
@@ -193,6 +195,9 @@ def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, worker: str 
             advance(len(shard))
             if plan.engine.gone:
                 raise JudgeGoneError(plan.engine.gone)
+    if plan.known or total.asked > total.failed:
+        # Not before it has shown that it can be loaded and answers.
+        accept(job.settings, job.day, "first", "the first judge of this home")
     return total
 
 
@@ -201,6 +206,11 @@ def work(job: Job, worker: int) -> None:
     plan = plan_day(job)
     if plan is not None:
         score_shards(job, plan.shards[worker], plan, worker=str(worker))
+
+
+def judged_with(settings: Settings, day: str) -> str | None:
+    """The judge version with which the stage score_aspects of ``day`` came to its end last; None where it never did."""
+    return next(reversed(read_json(settings.reports(day) / COUNTED)), None)
 
 
 def uncounted_workers(job: Job, version: str) -> Spent:
@@ -212,16 +222,13 @@ def count_workers(job: Job, version: str) -> None:
     """Remember that the stage has counted what workers have spent so far."""
     table_version = job.lake.version("aspect_scores")
     if table_version is not None:
-        write_json(job.reports / "judge_counted.json", {**_counted(job), version: table_version})
+        others = {other: counted for other, counted in _counted(job).items() if other != version}
+        write_json(job.reports / COUNTED, {**others, version: table_version})
 
 
 def _counted(job: Job) -> dict[str, int]:
-    """judge_version -> version of the table up to which workers are counted."""
-    try:
-        counted: dict[str, int] = json.loads((job.reports / "judge_counted.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return counted
+    """judge_version -> version of the table up to which workers are counted; the version that judged last stands last."""
+    return read_json(job.reports / COUNTED)
 
 
 def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:

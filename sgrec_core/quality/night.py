@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from sgrec_core.files import read_json
+from sgrec_core.job import DONE
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, gate_path, rows_of_day
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
 from sgrec_core.settings import Settings
 from sgrec_core.stages import STAGES
 
-DONE = ("finished", "skipped")
 REPORT = STAGES[-1].name
 SAMPLES_PER_REASON = 3
 MAX_NOTE = 1000
