@@ -21,14 +21,14 @@ stage then does what they left and counts what they paid as its own.
 """
 
 from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import Engine, is_meaningless
+from sgrec_core.judge import is_meaningless
 from sgrec_core.judge.accepted import find_accepted
 from sgrec_core.judge.drift import DRIFTED, drift
-from sgrec_core.judge.plan import count_workers, estimate, plan_day, score_shards, uncounted_workers
-from sgrec_core.judge.prompt import flags
+from sgrec_core.judge.plan import Plan, count_workers, estimate, plan_day, score_shards, uncounted_workers
+from sgrec_core.judge.prompt import flags, texts_of
 
 FLAGGED_SHOWN = 50
-"""Items with suspicious texts that the morning page lists."""
+"""Items, and users, with suspicious texts that the morning page lists."""
 
 
 def run(job: Job) -> None:
@@ -69,14 +69,15 @@ def run(job: Job) -> None:
         job.count("judge_tokens_estimated", expected["prompt tokens"])
         job.count("judge_tokens_computed_estimated", expected["of them computed"])
         job.count("judge_gpu_hours_estimated", expected["GPU hours"])
-    flagged = _flagged(job, {item for _, item, _ in plan.wanted}, plan.engine)
-    job.count("judge_flagged", len(flagged))
-    if flagged:
-        job.count("judge_flagged_items", dict(list(flagged.items())[:FLAGGED_SHOWN]))
-        job.note(
-            f"{len(flagged)} judged items have texts with markup, chat markers, hidden characters or words that address the"
-            " judge; they were judged as data, look at them: " + ", ".join(list(flagged)[:5])
-        )
+    items, users = _flagged(job, plan)
+    for name, flagged in (("items", items), ("users", users)):
+        job.count(f"judge_flagged_{name}", len(flagged))
+        if flagged:
+            job.count(f"judge_flagged_{name}_shown", dict(list(flagged.items())[:FLAGGED_SHOWN]))
+            job.note(
+                f"{len(flagged)} {name} have texts with markup, chat markers, hidden characters or words that address the"
+                " judge; they were read as data, look at them: " + ", ".join(list(flagged)[:5])
+            )
     compared = drift(job.settings, job.lake, job.day, plan.version)
     if compared is not None:
         before, indices = compared
@@ -99,17 +100,41 @@ def run(job: Job) -> None:
     count_workers(job, plan.version)
 
 
-def _flagged(job: Job, wanted: set[str], engine: Engine) -> dict[str, list[str]]:
-    """item_id -> what is suspicious about its texts as they came, the most suspicious first."""
+def _flagged(job: Job, plan: Plan) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What is suspicious about the texts that the judge reads, as they came: by item_id, and by user_id of profile or context.
+
+    The most suspicious first.
+    """
+    limits = plan.engine.rubric.limits
+    asked = {state for state, _, _ in plan.wanted}
+    columns = ["state_id", "user_id", "history", "profile", "context"]
+    rows = job.lake.read("user_states", where={"day": job.day}, columns=columns).to_pylist()
+    states = [row for row in rows if row["state_id"] in asked]
+    read = {item for _, item, _ in plan.wanted} | {item for row in states for item in row["history"]}
     columns = ["item_id", "title", "brand", "category", "description"]
     rows = job.lake.read("items", where={"day": job.day}, columns=columns).to_pylist()
-    found = {
-        row["item_id"]: flags("\n".join(row[name] for name in columns[1:] if row[name]), engine.rubric.limits.item)
+    items = {
+        row["item_id"]: flags("\n".join(row[name] for name in columns[1:] if row[name]), limits.item)
         for row in rows
-        if row["item_id"] in wanted
+        if row["item_id"] in read
     }
+    users: dict[str, list[str]] = {}
+    for user, document, limit in sorted(
+        {
+            (row["user_id"], row[name], limit)
+            for row in states
+            for name, limit in (("profile", limits.profile), ("context", limits.context))
+            if row[name]
+        }
+    ):
+        signs = users.setdefault(user, [])
+        signs += [sign for sign in flags(texts_of(document), limit) if sign not in signs]
+    return _most_suspicious_first(items), _most_suspicious_first(users)
+
+
+def _most_suspicious_first(found: dict[str, list[str]]) -> dict[str, list[str]]:
     return dict(
-        sorted(((item, signs) for item, signs in found.items() if signs), key=lambda pair: (-len(pair[1]), pair[0]))
+        sorted(((name, signs) for name, signs in found.items() if signs), key=lambda pair: (-len(pair[1]), pair[0]))
     )
 
 

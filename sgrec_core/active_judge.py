@@ -37,10 +37,9 @@ class Adapter:
         return judge_folder(settings) / self.folder
 
     def fits(self, settings: Settings) -> bool:
-        """Whether it was trained for the judge's model and rubric, and for how the judge is asked."""
-        judge = settings.judge
-        of_judge = (judge.model, judge.revision, rubric_digest(settings))
-        return (self.model, self.revision, self.rubric) == of_judge and (judge.engine, judge.mode) == ("vllm", "labels")
+        """Whether it was trained for the judge's model and rubric."""
+        of_judge = (settings.judge.model, settings.judge.revision, rubric_digest(settings))
+        return (self.model, self.revision, self.rubric) == of_judge
 
 
 def rubric_digest(settings: Settings) -> str:
@@ -121,9 +120,8 @@ def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
     if adapter is not None and not adapter.fits(settings):
         raise SettingsError(
             f"the adapter that the training of {adapter.day} made is for judge.model={adapter.model!r}"
-            f" (revision {adapter.revision}) and rubric {adapter.rubric}, with engine=vllm and mode=labels, not for"
-            f" {settings.judge.model!r} (revision {settings.judge.revision}) and rubric {rubric_digest(settings)}, with"
-            f" engine={settings.judge.engine} and mode={settings.judge.mode}; go back to these"
+            f" (revision {adapter.revision}) and rubric {adapter.rubric}, not for {settings.judge.model!r} (revision"
+            f" {settings.judge.revision}) and rubric {rubric_digest(settings)}; go back to these"
             " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days with the new one"
         )
     path = None if adapter is None else adapter.path(settings)

@@ -140,7 +140,8 @@ FACTS: dict[str, dict[str, Any]] = {
     "score_aspects": {
         "judge_engine": "embedding", "judge_version": JUDGE_VERSION, "judge_asked": 120,
         "judge_cached": 20, "judge_skipped": 8, "judge_unaffordable": 0, "judge_paid": 92, "judge_failed": 1,
-        "judge_left_format": 0.031, "judge_drift": {"s0": 0.0123, "s1": 0.3}, "judge_flagged": 1, "judge_flagged_items": {"i<3>": ["markup", "chat marker"]},
+        "judge_left_format": 0.031, "judge_drift": {"s0": 0.0123, "s1": 0.3}, "judge_flagged_items": 1, "judge_flagged_items_shown": {"i<3>": ["markup", "chat marker"]},
+        "judge_flagged_users": 2, "judge_flagged_users_shown": {"u</code>": ["instruction"]},
     },
     "materialize_rewards": {
         "agreement_rate": 0.513, "mean_gate": 0.182, "groups": 30, "groups_with_business_variance": 29,

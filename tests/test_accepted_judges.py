@@ -399,7 +399,7 @@ def test_the_night_decides_whom_a_candidate_is_compared_with(home: Home, reworde
     roles = settings_of_roles(comparing(third), NEXT_DAY)
     assert judge_version(roles["active"], False) == judge_version(home(rubric=reworded), False), "accepted last"
     with pytest.raises(InputError, match="no judge was trained for"):
-        settings_of_roles(third, DAY)
+        settings_of_roles(home(engine="vllm"), DAY)
 
 
 def test_a_day_without_a_night_is_no_day_to_compare_on(home: Home, labelled: Path, reworded: Path) -> None:

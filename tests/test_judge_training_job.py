@@ -24,6 +24,7 @@ from sgrec_core import active_judge
 from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.job import Job
 from sgrec_core.judge import judge_version, load_rubric
+from sgrec_core.judge.accepted import accept, accepted_judges, check_accepted
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.lake import Lake
 from sgrec_core.registry import Registry
@@ -230,7 +231,11 @@ def test_training_again_registers_nothing(trained: Settings) -> None:
 
 @pytest.mark.vllm
 def test_a_better_judge_becomes_active_and_nights_after_it_use_it(trained: Settings) -> None:
+    """Nights had the embedding judge so far: each is asked in its own way, in one environment."""
+    embedding = trained.model_copy(update={"judge": trained.judge.model_copy(update={"engine": "embedding"})})
+    accept(embedding, DAY, "first", "the first judge of this home")
     facts = score_labels(trained)
+    assert facts["active_version"] == judge_version(embedding, False)
     assert facts["candidate_failed"] == facts["active_failed"] == 0
     assert facts["candidate_paid"] == facts["active_paid"] > 0
     job = execute("evaluate_judge", trained)
@@ -249,6 +254,12 @@ def test_a_better_judge_becomes_active_and_nights_after_it_use_it(trained: Setti
     assert judge_version(of_day[DAY], False) == base, "the day's own night has run before"
     assert judge_version(of_day[NEXT_DAY], False) == facts["candidate_version"] != base
     assert Registry(trained).aliases("sgrec-judge")["active"] == "1"
+    *_, accepted = accepted_judges(trained)
+    assert (accepted.how, accepted.day, accepted.reason) == ("gate", DAY, job.facts["reason"])
+    assert facts["candidate_version"] in accepted.versions
+    check_accepted(of_day[NEXT_DAY])
+    with pytest.raises(SettingsError, match="has passed no gate"):
+        check_accepted(trained)
 
     rows = Lake(trained.lake_root).read("judge_evaluations").to_pylist()
     assert {row["role"] for row in rows} == {"candidate", "active"}

@@ -86,8 +86,10 @@ def test_a_good_night(good_night: Path) -> None:
         "failed": 1,
         "left_format": 0.031,
         "drift": {"s0": 0.0123, "s1": 0.3},
-        "flagged": 1,
-        "flagged_items": {"i<3>": ["markup", "chat marker"]},
+        "flagged_items": 1,
+        "flagged_items_shown": {"i<3>": ["markup", "chat marker"]},
+        "flagged_users": 2,
+        "flagged_users_shown": {"u</code>": ["instruction"]},
     }
     assert summary["reward"] == FACTS["materialize_rewards"]
     evaluation = summary["evaluation"]

@@ -23,6 +23,7 @@ from sgrec_core.judge.accepted import accepted_judges, settings_of, versions_of
 from sgrec_core.judge.calls import Call, Pair, day_pairs, day_states, day_texts, request
 from sgrec_core.judge.labels import call_of, label_request
 from sgrec_core.judge.plan import judged_with
+from sgrec_core.judge.registered import check_trainable
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.lake import Lake
@@ -96,9 +97,11 @@ def trained_candidate(settings: Settings, day: str) -> Adapter | None:
 
     Raises:
         InputError: nothing was trained for the day.
+        SettingsError: the judge in ``settings`` is not of the kind that is trained.
     """
     if settings.judge_training.candidate == "settings":
         return None
+    check_trainable(settings)
     made = trained(settings, day)
     if made is None:
         raise InputError(f"no judge was trained for {day}; run `python -m jobs.train_judge --day {day}` first")
@@ -113,7 +116,7 @@ def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
 
     Raises:
         InputError: there is no other judge to compare the candidate with, or it cannot be asked any more.
-        SettingsError: the candidate was trained for another model or rubric.
+        SettingsError: the candidate was trained for another judge.
     """
     made = trained_candidate(settings, day)
     candidate = settings if made is None else with_adapter(settings, made)

@@ -116,6 +116,28 @@ def describe(document: str | None, limit: int) -> str | None:
     return "\n".join(described) or None
 
 
+def texts_of(document: str | None) -> str:
+    """Keys and values of a JSON document (profile, context), a line each, as they came: for `flags`."""
+    if document is None:
+        return ""
+    try:
+        tree = json.loads(document)
+    except (ValueError, RecursionError):
+        return document
+    found: list[str] = []
+    left = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            found += node.keys()
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+        elif isinstance(node, str):
+            found.append(node)
+    return "\n".join(found)
+
+
 def _lines(name: str, tree: Any) -> Any:
     if isinstance(tree, dict):
         for key, value in tree.items():
