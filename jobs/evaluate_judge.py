@@ -1,7 +1,7 @@
 """Compare the candidate with the active judge on held-out labels and pairs, and let nights use it if it is better.
 
-The candidate is what the day's training made, else the judge that the settings name. All figures are rows of ``judge_evaluations``, and a
-page for people is written to ``reports/<day>/judge_training/index.html``. Nights after the day that have ``judge.adapter=active`` use
+The candidate is what the day's training made, or the judge that the settings name (``judge_training.candidate``). All figures are rows of ``judge_evaluations``, and a
+page for people is written to ``reports/<day>/judge_training/<version>.html``; ``index.html`` there is the newest. Nights after the day that have ``judge.adapter=active`` use
 an adapter that was activated; a candidate that was not accepted is no failure of the stage.
 """
 
@@ -50,12 +50,10 @@ def run(job: Job) -> None:
     rows["candidate"] += against(held, candidate, active, **how)
     if active.version != candidate.version:
         rows["active"] = list(measures(held, active, **how))
-    found = verdict(rows, settings)
+    found = verdict(rows, settings, active.version)
 
     adapter = trained_candidate(settings, job.day)
     if found.passed:
-        # In a home that never judged: what the candidate was compared with is accepted as well.
-        accept(roles["active"], job.day, "first", "the first candidate was compared with it")
         accept(roles["candidate"], job.day, "gate", found.reason)
         if adapter is not None:
             activate(settings, job.day, adapter)
@@ -72,21 +70,23 @@ def run(job: Job) -> None:
     fingerprint = job.inputs_fingerprint(
         {"rows": [[role, of_role[role].version, *map(asdict, of)] for role, of in rows.items()], "verdict": vars(found)}
     )
+    partition = {"day": job.day, "candidate_version": candidate.version}
+    its = {"day": date.fromisoformat(job.day), "candidate_version": candidate.version}
     columns = [
-        {"day": date.fromisoformat(job.day), "judge_version": of_role[role].version, "role": role, **asdict(row)}
+        {**its, "judge_version": of_role[role].version, "role": role, **asdict(row)}
         for role, of in rows.items()
         for row in of
     ]
     table = pa.Table.from_pylist(columns, schema=load_contract("judge_evaluations").arrow_schema)
-    if not job.skip_if_published({"judge_evaluations": {"day": job.day}}, fingerprint):
-        job.lake.publish("judge_evaluations", table, partition={"day": job.day}, fingerprint=fingerprint)
+    if not job.skip_if_published({"judge_evaluations": partition}, fingerprint):
+        job.lake.publish("judge_evaluations", table, partition=partition, fingerprint=fingerprint)
     for role, of in rows.items():
         for row in of:
             if row.metric in ("point_acc", "pair_auc", "calibration_error") and row.aspect == row.bucket == "all":
                 job.count(f"{row.metric}_{role}", round(row.value, 4))
     job.count("activated", found.passed)
     job.count("reason", found.reason)
-    page = write_judge_report(job, roles, of_role, rows, found)
+    page = write_judge_report(job, roles, of_role, rows, found, was_trained=adapter is not None)
     job.count("report", str(page))
     name = f"judge {candidate.version}" + (f" ({JUDGE} version {adapter.version})" if adapter else "")
     job.note(f"{name} {'activated' if found.passed else 'not activated'}: {found.reason}")

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from sgrec_core.active_judge import unpin
+from sgrec_core.errors import SettingsError
 from sgrec_core.job import Job, stage_command
 from sgrec_core.judge.accepted import check_accepted
+from sgrec_core.judge.plan import judged_with
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.spark import publish_spark, spark_session
 from sgrec_core.logs import adaptors, landing, parsing
@@ -34,8 +37,14 @@ BATCH_ROWS = 5000
 
 def run(job: Job) -> None:
     settings = job.settings
-    # The night would end at its judge: better before it has cost anything.
-    check_accepted(settings)
+    try:
+        # The night would end at its judge: better before it has cost anything.
+        check_accepted(settings)
+    except SettingsError:
+        if judged_with(settings, job.day) is None:
+            # It has not begun: what is activated until it does is its judge then.
+            unpin(settings, job.day)
+        raise
     source = adaptors.parse_source(settings.input)
     for rule in adaptors.declared_rules(source, settings.adaptor.days):
         job.note(rule)

@@ -85,7 +85,7 @@ def of_night(settings: Settings, day: str, *, pin: bool = False) -> Adapter | No
 
     ``pin`` makes this the first time: a training that ends while the night runs, or after it, changes nothing about it.
     """
-    path = settings.reports(day) / "judge.json"
+    path = _pin(settings, day)
     if not path.exists():
         found = active(settings, day)
         if not pin:
@@ -93,6 +93,11 @@ def of_night(settings: Settings, day: str, *, pin: bool = False) -> Adapter | No
         write_json_once(path, found and asdict(found))
     fields = json.loads(path.read_text())
     return Adapter(**fields) if fields else None
+
+
+def unpin(settings: Settings, day: str) -> None:
+    """Forget which adapter night ``day`` began with."""
+    _pin(settings, day).unlink(missing_ok=True)
 
 
 def settings_of_stage(settings: Settings, stage: Stage, day: str, *, pin: bool = True) -> Settings:
@@ -131,6 +136,10 @@ def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
 def judge_folder(settings: Settings) -> Path:
     """Where adapters lie."""
     return settings.home.resolve() / "judge"
+
+
+def _pin(settings: Settings, day: str) -> Path:
+    return settings.reports(day) / "judge.json"
 
 
 def _read(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,12 @@ from typing import Any
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` atomically, indented, with a final newline."""
-    with _beside(path, _as_json(content)) as part:
+    write_text(path, _as_json(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` atomically."""
+    with _beside(path, text) as part:
         part.replace(path)
 
 

@@ -6,6 +6,7 @@ which the terminal, the morning page and the night's summary are made.
 """
 
 import json
+import math
 import sys
 import time
 import traceback
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 DONE = ("finished", "skipped")
 """States of a stage that came to its end."""
+RUNS_KEPT = 3
+"""Earlier runs whose facts a stage that failed keeps."""
 PROGRESS_SECONDS = 1.0
 """At most one progress line in this time, so that the file stays short."""
 
@@ -57,8 +60,9 @@ class Job:
         self.reports = settings.reports(day, self.stage.folder)
         self._started = time.time()
         self._skipped = False
-        self._done: dict[str, Any] = {}
-        """Facts and notes of the last run that came to its end."""
+        self._fingerprint: str | None = None
+        self._earlier: list[dict[str, Any]] = []
+        """Fingerprint, facts and notes of earlier runs, the newest first."""
 
     def count(self, name: str, value: Any) -> None:
         """A fact for the closing table, the report and the summary; ``value`` must be JSON."""
@@ -91,6 +95,7 @@ class Job:
 
         When it is so, the facts of the run that published them stand as they are.
         """
+        self._fingerprint = fingerprint
         if self.force:
             return False
         wanted = transaction_version(fingerprint)
@@ -101,7 +106,9 @@ class Job:
 
     def keep_facts(self) -> None:
         """Nothing to compute: keep the facts and notes of the run that did, and mark this one as skipped."""
-        facts, notes = self._done.get("facts", {}), self._done.get("notes", [])
+        same = [run for run in self._earlier if run["fingerprint"] == self._fingerprint]
+        run = next(iter(same or self._earlier), {})
+        facts, notes = run.get("facts", {}), run.get("notes", [])
         self.facts = {**facts, **self.facts}
         self.notes = [*notes, *(note for note in self.notes if note not in notes)]
         self._skipped = True
@@ -139,14 +146,15 @@ class Job:
             "message": message,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self._started, 2),
-            "facts": self.facts,
+            "facts": _finite(self.facts),
             "notes": self.notes,
+            "fingerprint": self._fingerprint,
             "tables": {table: self.lake.version(table) for table in self.stage.publishes},
             "sgrec_version": __version__,
         }
         if state not in DONE:
             # Where a later run has nothing to compute, it goes on from these.
-            content["done"] = self._done
+            content["earlier"] = self._earlier
         write_json(self._facts_path, content)
 
     def execute(self, run: Callable[["Job"], None], console: Console) -> int:
@@ -173,8 +181,15 @@ class Job:
         """A stage that is running, or was killed, must not show the success of an earlier run; its facts are kept."""
         before = read_json(self._facts_path)
         self.facts, self.notes = before.get("facts", {}), before.get("notes", [])
-        of_done = {"facts": self.facts, "notes": self.notes}
-        self._done = of_done if before.get("state") in DONE else before.get("done", {})
+        last = {"fingerprint": before.get("fingerprint"), "facts": self.facts, "notes": self.notes}
+        self._earlier = before.get("earlier", [])
+        # One that failed may have published before: its facts are then those of the table.
+        published = before.get("state") == "failed" and last["fingerprint"] not in {
+            None,
+            *(run["fingerprint"] for run in self._earlier),
+        }
+        if before.get("state") in DONE or published:
+            self._earlier = [last, *self._earlier][:RUNS_KEPT]
         self._write_facts("running")
         self.facts, self.notes = {}, []
 
@@ -309,6 +324,15 @@ def _headline(facts: Mapping[str, Any]) -> str:
     """The first few scalar facts, for one line on the terminal."""
     shown = [(name, value) for name, value in facts.items() if isinstance(value, (int, float, str, bool))]
     return ", ".join(f"{name.replace('_', ' ')} {_format(value)}" for name, value in shown[:4])
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null in place of what is no number: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _format(value: Any) -> str:

@@ -117,7 +117,7 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
              "raw_text": '{"sample_id": "l99"} ' + attack},
         ],
         "judge_evaluations": [
-            {"day": the_day, "judge_version": "j2", "role": "candidate", "metric": "point_acc", "aspect": aspect, "bucket": "all",
+            {"day": the_day, "candidate_version": "j2", "judge_version": "j2", "role": "candidate", "metric": "point_acc", "aspect": aspect, "bucket": "all",
              "value": 0.61, "lower": 0.55, "upper": 0.66, "count": USERS}
             for aspect in ("all", *ASPECTS)
         ],

@@ -32,6 +32,7 @@ from sgrec_core.judge.labels import label_request
 from sgrec_core.judge.plan import work
 from sgrec_core.judge.rubric import DEFAULT
 from sgrec_core.lake import Lake
+from sgrec_core.quality.gates import check_stage
 from sgrec_core.settings import JudgeSettings, Settings
 
 RUBRIC = DEFAULT.read_text()
@@ -359,6 +360,13 @@ def test_a_better_rubric_passes_its_gate_and_a_worse_one_does_not(home: Home, la
     worse = rubric(tmp_path, "worse.yaml", lambda text: flattened(text) + "# otherwise the same\n")
     job = compare(comparing(home(rubric=worse), labelled))
     assert not job.facts["activated"]
+    # What the first comparison of the day found is still there, row by row and as a page.
+    rows = lake.read("judge_evaluations", columns=["candidate_version"])["candidate_version"].to_pylist()
+    assert set(rows) == {judge_version(better, False), judge_version(home(rubric=worse), False)}
+    assert check_stage(better, "evaluate_judge", DAY).state == "finished"
+    pages = {path.stem for path in better.reports(DAY, "judge_training").glob("*.html")}
+    assert pages == {"index", *rows}
+    assert (better.reports(DAY, "judge_training") / f"{found.versions[1]}.html").read_text() == page
     assert "not surely better" in job.facts["reason"]
     with pytest.raises(SettingsError, match="has passed no gate"):
         score_aspects.run(Job("score_aspects", NEXT_DAY, comparing(home(rubric=worse), labelled)))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -91,7 +92,40 @@ def test_a_failure_between_does_not_lose_the_facts(home: Path) -> None:
     _, after, _ = execute(home)
     assert after["state"] == "skipped"
     assert (after["facts"], after["notes"]) == (before["facts"], before["notes"])
-    assert "done" not in after
+    assert "earlier" not in after
+
+
+def test_what_a_failed_run_published_keeps_its_own_facts(home: Path) -> None:
+    """And the facts of what was there before are not taken for them."""
+
+    def run(job: Job, names: tuple[str, ...], then: Exception | None = None) -> None:
+        fingerprint = job.inputs_fingerprint({"names": names})
+        if job.skip_if_published({"users": {"day": job.day}}, fingerprint):
+            return
+        job.count("rows_in", len(names))
+        job.lake.publish("users", users(*names), partition={"day": job.day}, fingerprint=fingerprint)
+        if then:
+            raise then
+
+    execute(home, partial(run, names=("a", "b")))
+    execute(home, partial(run, names=("a", "b", "c"), then=InputError("behind the publication")))
+    execute(home, _refused)
+    _, after, _ = execute(home, partial(run, names=("a", "b", "c")))
+    assert (after["state"], after["facts"]) == ("skipped", {"rows_in": 3})
+
+
+def _refused(job: Job) -> None:
+    raise InputError("a setting is wrong")
+
+
+def test_a_fact_that_is_no_number_does_not_stop_the_stage(home: Path) -> None:
+    def diverged(job: Job) -> None:
+        job.count("loss", float("nan"))
+        job.count("of_step", {"1": [float("inf"), 0.5]})
+
+    code, facts, events = execute(home, diverged)
+    assert (code, events[-1]["event"]) == (0, "finished")
+    assert facts["facts"] == {"loss": None, "of_step": {"1": [None, 0.5]}}
 
 
 def test_force_computes_again(home: Path) -> None:

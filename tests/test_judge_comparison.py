@@ -176,7 +176,7 @@ def rows(points: tuple[float, float] | None, pairs: tuple[float, float] | None =
     ],
 )
 def test_the_gate_of_a_version(given: dict[str, list[Row]], passed: bool, words: str) -> None:
-    decided = verdict(given, Settings(judge=JudgeSettings()))
+    decided = verdict(given, Settings(judge=JudgeSettings()), "j1")
     assert decided.passed is passed
     import re
 

@@ -17,7 +17,7 @@ from sgrec_core.active_judge import judge_folder, rubric_digest
 from sgrec_core.errors import SettingsError
 from sgrec_core.files import write_json, write_text_once
 from sgrec_core.judge import judge_version, load_rubric
-from sgrec_core.judge.backends import is_known_to_the_server_alone
+from sgrec_core.judge.backends import is_known_to_the_server_alone, served_model
 from sgrec_core.settings import Settings
 
 How = Literal["first", "gate", "hand"]
@@ -79,6 +79,11 @@ def check_accepted(settings: Settings) -> None:
             f"judge {wanted} has passed no gate, and nobody has accepted it; accepted last in {settings.home}: {last}."
             f" {_difference(wanted, last)}. Compare the two on the labels of a day whose night has run (`sgrec compare-judge --day D`),"
             " accept it without that (`sgrec accept-judge`), or go back"
+            + (
+                f"; of this judge both need SGREC_JUDGE__ADAPTER={settings.judge.adapter}"
+                if wanted.judge["adapter"]
+                else ""
+            )
         )
 
 
@@ -87,8 +92,8 @@ def accept(settings: Settings, day: str, how: How, reason: str) -> Accepted:
     judge = _record(settings, day, how, reason)
     write_text_once(_rubric_path(settings, judge), load_rubric(True, settings.judge.rubric).text)
     with _changing(settings) as judges:
-        if not (how == "first" and judges):
-            judges[:] = [one for one in judges if one != judge] + [judge]
+        if judge not in judges and not (how == "first" and judges):
+            judges.append(judge)
     return judge
 
 
@@ -113,10 +118,18 @@ def _changing(settings: Settings) -> Iterator[list[Accepted]]:
 
 
 def settings_of(settings: Settings, judge: Accepted) -> Settings:
-    """``settings`` with the judge that was accepted; what does not change scores (limits, memory, speed) stays."""
+    """``settings`` with the judge that was accepted; what does not change scores (limits, memory, speed) stays.
+
+    So does the address of the server, where the settings name a server by the same name.
+    """
     folder = judge_folder(settings)
     adapter = judge.judge["adapter"]
     update = {**judge.judge, "rubric": _rubric_path(settings, judge), "adapter": adapter and folder / adapter}
+    ours = settings.judge
+    if ours.engine == judge.judge["engine"] == "server" and served_model(ours) == (
+        judge.judge["served_name"] or judge.judge["model"]
+    ):
+        update["server_url"] = ours.server_url
     return settings.model_copy(update={"judge": settings.judge.model_copy(update=update)})
 
 

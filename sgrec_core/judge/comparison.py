@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.active_judge import Adapter, trained, with_adapter
-from sgrec_core.errors import InputError
+from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.judge import day_has_context, judge_version, load_rubric
@@ -111,8 +111,7 @@ def trained_candidate(settings: Settings, day: str) -> Adapter | None:
 def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
     """Settings of the ``candidate``, and of the ``active`` judge that it is compared with.
 
-    The active judge is the one that the day's night judged with, else the one accepted last; in a home that never judged, a trained
-    candidate's model without its adapter.
+    The active judge is the one that the day's night judged with, else the one accepted last.
 
     Raises:
         InputError: there is no other judge to compare the candidate with, or it cannot be asked any more.
@@ -121,13 +120,11 @@ def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
     made = trained_candidate(settings, day)
     candidate = settings if made is None else with_adapter(settings, made)
     accepted, versions, night = accepted_judges(settings), versions_of(candidate), judged_with(settings, day)
-    if not accepted and (made is None or night):
+    others = [one for one in accepted if not set(one.versions) & set(versions)]
+    if not accepted:
         raise InputError(
             f"no judge of {settings.home} was accepted yet: run a night with the judge that it has, then compare"
         )
-    if not accepted:
-        return {"candidate": candidate, "active": with_adapter(candidate, None)}
-    others = [one for one in accepted if not set(one.versions) & set(versions)]
     if not others:
         raise InputError(
             f"judge {' / '.join(versions)} is the only one of {settings.home}: nothing to compare it with; set SGREC_JUDGE__* to the one"
@@ -135,10 +132,14 @@ def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
         )
     *_, other = [one for one in others if night in one.versions] or others
     active = settings_of(settings, other)
-    if not set(versions_of(active)) & set(other.versions):
+    gone = "its model's files have changed, or this version of sgrec words prompts otherwise"
+    try:
+        can_be_asked = bool(set(versions_of(active)) & set(other.versions))
+    except SettingsError as error:
+        can_be_asked, gone = False, str(error)
+    if not can_be_asked:
         raise InputError(
-            f"judge {other} cannot be asked any more: its model's files have changed, or this version of sgrec words prompts otherwise;"
-            " let the new one in with `sgrec accept-judge`"
+            f"judge {other} cannot be asked any more ({gone}); let the new one in with `sgrec accept-judge`"
         )
     return {"candidate": candidate, "active": active}
 
@@ -342,7 +343,7 @@ class Verdict:
     reason: str
 
 
-def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
+def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
     """The gate of a new version: more labels hit beyond chance, pairs not ordered worse, and few failed calls.
 
     It has to be better, not just no worse: a new version pays for all scores anew. Where the two rubrics have other aspects or levels, labels
@@ -350,6 +351,7 @@ def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
 
     Args:
         rows: of ``candidate``, with those of `against`.
+        active: version of the judge that it was compared with.
     """
     found = {row.metric: row for row in rows["candidate"] if row.aspect == row.bucket == "all"}
     users, least = int(found["compared_users"].value), settings.judge_training.min_users
@@ -371,7 +373,7 @@ def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings) -> Verdict:
     words = ", ".join(
         f"{name} {_signed(row)}" for name, row in (("PointAcc", points), ("PairAUC", pairs)) if row is not None
     )
-    words += " against the active judge"
+    words += f" against judge {active}"
     better = points or pairs
     assert better is not None, "one of them is there"
     if (better.lower or 0.0) <= 0:

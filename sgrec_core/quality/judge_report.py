@@ -1,13 +1,14 @@
 """The page about a judge that may become active: is it better, at what, how sure of itself, and where does it go wrong.
 
-``reports/<day>/judge_training/index.html``, one file without scripts or outside resources; everything from data is escaped.
+``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from data is escaped.
+``index.html`` beside it is the same page of the newest comparison.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgrec_core.files import read_json
+from sgrec_core.files import read_json, write_text
 from sgrec_core.job import Job
 from sgrec_core.judge import is_meaningless
 from sgrec_core.judge.accepted import judge_in_words
@@ -26,11 +27,11 @@ def write_judge_report(
     of_role: Mapping[str, Answers],
     rows: Mapping[str, Sequence[Row]],
     found: Verdict,
+    *,
+    was_trained: bool,
 ) -> Path:
-    """Write the page and return its path."""
-    page = job.reports / "index.html"
-    part = page.with_name(".index.html.part")
-    part.write_text(
+    """Write the page and return its path; ``was_trained``: the candidate is what the day's training made."""
+    text = (
         page_environment()
         .get_template(TEMPLATE)
         .render(
@@ -41,12 +42,13 @@ def write_judge_report(
             figures=_figures(rows),
             calibration=_calibration(rows["candidate"]),
             confusion=_confusion(rows["candidate"], of_role["candidate"]),
-            training=_training(job),
-            notes=_notes(job),
-        ),
-        encoding="utf-8",
+            training=_training(job) if was_trained else [],
+            notes=_notes(job, TRAINED if was_trained else ()),
+        )
     )
-    part.replace(page)
+    page = job.reports / f"{of_role['candidate'].version}.html"
+    for path in (job.reports / "index.html", page):
+        write_text(path, text)
     return page
 
 
@@ -101,8 +103,8 @@ def _training(job: Job) -> list[dict[str, Any]]:
     return [{"stage": stage, "facts": _stage(job, stage).get("facts", {})} for stage in TRAINED]
 
 
-def _notes(job: Job) -> list[str]:
-    return [note for stage in ("import_judge_labels", *TRAINED) for note in _stage(job, stage).get("notes", [])]
+def _notes(job: Job, stages: Sequence[str]) -> list[str]:
+    return [note for stage in ("import_judge_labels", *stages) for note in _stage(job, stage).get("notes", [])]
 
 
 def _stage(job: Job, stage: str) -> dict[str, Any]:
