@@ -3,13 +3,14 @@
 It compares the judge of the settings with the one that nights use, on labels and pairs of held-out users, and lets nights use it if it is
 better. Nights refuse a judge that passed no gate.
 
-    airflow dags test sgrec_judge_comparison --conf '{"day": "2026-01-05"}'
+    airflow dags trigger sgrec_judge_comparison --conf '{"day": "2026-01-05", "judge": {"rubric": "/rubrics/clearer.yaml"}}'
 
-Change ``SGREC_JUDGE__*`` for nights after it has passed: until then they go on with the judge they have.
+Change ``SGREC_JUDGE__*`` for nights after it has passed: until then they go on with the judge they have. The interpreter
+``SGREC_INTERPRETERS__JUDGE`` has to run both judges; ``.venv-judge`` runs any.
 """
 
 from airflow.sdk import DAG
-from sgrec_tasks import DAG_OPTIONS, PARAM_DAY, line_of
+from sgrec_tasks import DAG_OPTIONS, PARAM_DAY, PARAM_JUDGE, line_of
 
 from sgrec_core.stages import JUDGE_COMPARISON_STAGES
 
@@ -18,8 +19,10 @@ with DAG(
     description="compare the judge of the settings with the one that nights use, and accept it if it is better",
     doc_md=__doc__,
     schedule=None,
-    params={"day": PARAM_DAY},
+    params={"day": PARAM_DAY, "judge": PARAM_JUDGE},
     tags=["sgrec"],
     **DAG_OPTIONS,
 ) as dag:
-    line_of(JUDGE_COMPARISON_STAGES, environment="SGREC_JUDGE_TRAINING__CANDIDATE=settings")
+    line_of(
+        JUDGE_COMPARISON_STAGES, environment="SGREC_JUDGE_TRAINING__CANDIDATE=settings {{ judge_settings(params) }}"
+    )

@@ -82,6 +82,13 @@ def day_of_run(partition_key: str | None, params: Mapping[str, Any]) -> str:
     return day_of_night(partition_key, params.get("day"), params.get("days_back", 0))
 
 
+def judge_settings(params: Mapping[str, Any]) -> str:
+    """The parameter ``judge`` of a run as assignments before a command."""
+    return " ".join(
+        f"SGREC_JUDGE__{name.upper()}={shlex.quote(str(value))}" for name, value in sorted(params["judge"].items())
+    )
+
+
 def day_of_context(context: Context) -> str:
     return day_of_run(context.get("partition_key"), context["params"])
 
@@ -213,11 +220,19 @@ PARAM_DAY = Param(
     description="only for runs without a partition key",
 )
 
+PARAM_JUDGE = Param(
+    {},
+    type="object",
+    propertyNames={"pattern": "^[a-z_]+$"},
+    additionalProperties={"type": ["string", "number"]},
+    description='what the judge has that is not that of the nights, for example {"rubric": "/rubrics/clearer.yaml"}',
+)
+
 DAG_OPTIONS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "catchup": False,
     "max_active_runs": 1,
-    "user_defined_macros": {"day_of_run": day_of_run},
+    "user_defined_macros": {"day_of_run": day_of_run, "judge_settings": judge_settings},
     "default_args": {
         "retries": settings.airflow.retries,
         "retry_delay": timedelta(seconds=settings.airflow.retry_delay_seconds),

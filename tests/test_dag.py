@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -234,11 +235,26 @@ def test_a_judge_that_needs_no_training_is_compared_when_a_person_asks(bag: Any)
     ]
     assert sorted(lines) == sorted(COMPARISON_GRAPH.strip().splitlines())
     assert comparison.timetable.can_be_scheduled is False
-    for name in ("score_labels", "evaluate_judge"):
-        command = comparison.get_task(name).bash_command
-        assert command.startswith("SGREC_JUDGE_TRAINING__CANDIDATE=settings "), "not what the day's training made"
-        assert f" -m jobs.{name} --day " in command
-    assert comparison.get_task("score_labels").bash_command.split(" ", 1)[1].startswith(f"'{JUDGE}' ")
+    params = {"day": "2026-01-05", "judge": {"rubric": "/rubrics/it's clearer.yaml", "max_model_len": 4096}}
+    commands = {
+        name: comparison.get_template_env()
+        .from_string(comparison.get_task(name).bash_command)
+        .render(params=params, partition_key=None)
+        for name in ("import_judge_labels", "score_labels", "evaluate_judge")
+    }
+    for name, command in commands.items():
+        assert shlex.split(command)[:3] == [
+            "SGREC_JUDGE_TRAINING__CANDIDATE=settings",
+            "SGREC_JUDGE__MAX_MODEL_LEN=4096",
+            "SGREC_JUDGE__RUBRIC=/rubrics/it's clearer.yaml",
+        ], "not what the day's training made"
+        assert command.endswith(f" -m jobs.{name} --day 2026-01-05")
+    assert shlex.split(commands["score_labels"])[3] == JUDGE
+    from airflow.sdk.exceptions import ParamValidationError
+
+    for wrong in ({"RUBRIC=1 rm": "x"}, {"rubric": ["x"]}):
+        with pytest.raises(ParamValidationError):
+            comparison.params["judge"] = wrong
     assert comparison.user_defined_macros["day_of_run"](None, {"day": "2026-01-05"}) == "2026-01-05"
 
 
