@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jobs import estimate_judge, evaluate_judge, import_judge_labels, ingest_events, score_aspects, score_labels
+from sgrec_core.active_judge import Adapter, activate, rubric_digest, with_adapter
 from sgrec_core.cli import app
 from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.job import Job
@@ -219,6 +220,61 @@ def test_a_judge_can_be_asked_again_as_it_was(home: Home, tmp_path: Path, reword
     shutil.copytree(now.home, tmp_path / "moved")
     moved = settings_of(now.model_copy(update={"home": tmp_path / "moved"}), accepted)
     assert moved.judge.adapter == tmp_path / "moved" / "judge" / "sgrec-judge-1"
+
+
+def test_a_judge_that_moved_is_asked_where_it_is(home: Home, tmp_path: Path, reworded: Path) -> None:
+    """Nights go on: address and path are no part of the version."""
+    old, new = (home(engine="server", served_name="x", server_url=f"http://{name}/v1") for name in ("old", "new"))
+    accepted = accept(old, DAY, "hand", "")
+    check_accepted(new)
+    assert settings_of(new, accepted).judge.server_url == "http://new/v1"
+    assert settings_of(home(), accepted).judge.server_url == "http://old/v1"
+
+
+def test_a_judge_whose_model_is_gone_is_named_with_the_way_on(home: Home, tmp_path: Path) -> None:
+    model = model_folder(tmp_path, "model")
+    first(home(engine="vllm", model=str(model)))
+    shutil.rmtree(model)
+    with pytest.raises(InputError, match=r"cannot be asked any more \(judge.model=.* is no folder.*sgrec accept-judge"):
+        settings_of_roles(comparing(home()), DAY)
+
+
+@pytest.fixture
+def adapter(home: Home) -> Adapter:
+    """One that a training of `DAY` made for the tiny model."""
+    made = Adapter(
+        day=DAY, folder="sgrec-judge-1", model="tiny", revision=None, rubric=rubric_digest(home()), version="1"
+    )
+    folder = made.path(home())
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    return made
+
+
+def test_a_refused_night_takes_what_is_activated_until_it_begins(home: Home, adapter: Adapter) -> None:
+    """Its first stage was refused; then the training passed its gate."""
+    first(home())
+    following = home(engine="vllm", adapter="active")
+    job = Job("ingest_events", NEXT_DAY, following)
+    with pytest.raises(SettingsError, match="has passed no gate"):
+        ingest_events.run(job)
+    activate(home(), DAY, adapter)
+    with pytest.raises(SettingsError, match=r"SGREC_JUDGE__ADAPTER=\S+sgrec-judge-1$"):
+        ingest_events.run(Job("ingest_events", NEXT_DAY, following))
+    accept(with_adapter(following, adapter), DAY, "gate", "better")
+    check_accepted(Job("ingest_events", NEXT_DAY, following).settings)
+
+
+def test_the_command_accepts_the_active_adapter(home: Home, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    first(home())
+    activate(home(), DAY, adapter)
+    (home().home / "source.json").write_text('{"input": "simulator"}')
+    for name, value in {"HOME": str(home().home), "JUDGE__ENGINE": "vllm", "JUDGE__ADAPTER": "active"}.items():
+        monkeypatch.setenv(f"SGREC_{name}", value)
+    monkeypatch.setenv("SGREC_INTERPRETERS__JUDGE", "python")
+    done = CliRunner().invoke(app, ["accept-judge"], catch_exceptions=False)
+    assert "adapter sgrec-judge-1" in done.stdout
+    check_accepted(with_adapter(home(engine="vllm", adapter="active"), adapter))
 
 
 def test_taking_back_forgets_what_that_comparison_let_pass_and_nothing_else(home: Home, reworded: Path) -> None:

@@ -30,6 +30,7 @@ from sgrec_core.generator.recommend import Recommender
 from sgrec_core.items import TOKENIZER
 from sgrec_core.job import Job
 from sgrec_core.judge import judge_version
+from sgrec_core.judge.accepted import accept
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night import BUSINESS_REWARD, SUPERVISED, generator_of_day, of_night
 from sgrec_core.offline import evaluate_version
@@ -474,6 +475,14 @@ def test_on_policy_training_pays_no_more_than_it_may(two_nights: Any, tmp_path: 
 def test_on_policy_training_refuses_an_engine_of_another_environment(two_nights: Any) -> None:
     settings = world_settings(two_nights[0].home, policy={"mode": "on_policy"}, judge={"engine": "vllm"})
     with pytest.raises(SettingsError, match="policy.mode=stored"):
+        jobs.train_generator.run(Job("train_generator", NEXT_DAY, settings))
+
+
+def test_on_policy_training_asks_no_judge_that_passed_no_gate(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    accept(world_settings(home, judge={"engine": "vllm"}), NEXT_DAY, "first", "the first judge of this home")
+    settings = world_settings(home, policy={"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3})
+    with pytest.raises(SettingsError, match="has passed no gate"):
         jobs.train_generator.run(Job("train_generator", NEXT_DAY, settings))
 
 
