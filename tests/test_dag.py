@@ -78,11 +78,15 @@ def test_dags_import_without_errors(bag: Any) -> None:
     assert sorted(bag.dags) == ["sgrec_judge_comparison", "sgrec_judge_training", "sgrec_nightly"]
 
 
-def test_task_graph(dag: Any) -> None:
-    lines = [
+def edges(dag: Any) -> list[str]:
+    """A line for each task and what comes after it, sorted."""
+    return sorted(
         f"{task.task_id} -> {', '.join(sorted(task.downstream_task_ids))}".strip() for task in dag.topological_sort()
-    ]
-    assert sorted(lines) == sorted(GRAPH.strip().splitlines())
+    )
+
+
+def test_task_graph(dag: Any) -> None:
+    assert edges(dag) == sorted(GRAPH.strip().splitlines())
 
 
 def test_one_night_at_a_time_and_none_for_the_past(dag: Any) -> None:
@@ -203,8 +207,7 @@ def test_the_judge_is_trained_weekly_on_the_day_before(bag: Any) -> None:
     from pendulum import instance
 
     training = bag.dags["sgrec_judge_training"]
-    lines = [f"{task.task_id} -> {', '.join(task.downstream_task_ids)}".strip() for task in training.topological_sort()]
-    assert sorted(lines) == sorted(TRAINING_GRAPH.strip().splitlines())
+    assert edges(training) == sorted(TRAINING_GRAPH.strip().splitlines())
     assert training.get_task("score_labels").bash_command.startswith(f"'{JUDGE}' -m jobs.score_labels --day ")
     assert {training.get_task(name).pool for name in ("train_judge", "score_labels")} == {"gpu"}
     earliest = instance(datetime(2026, 1, 6, tzinfo=UTC))
@@ -230,10 +233,7 @@ check_evaluate_judge ->
 
 def test_a_judge_that_needs_no_training_is_compared_when_a_person_asks(bag: Any) -> None:
     comparison = bag.dags["sgrec_judge_comparison"]
-    lines = [
-        f"{task.task_id} -> {', '.join(task.downstream_task_ids)}".strip() for task in comparison.topological_sort()
-    ]
-    assert sorted(lines) == sorted(COMPARISON_GRAPH.strip().splitlines())
+    assert edges(comparison) == sorted(COMPARISON_GRAPH.strip().splitlines())
     assert comparison.timetable.can_be_scheduled is False
     params = {"day": "2026-01-05", "judge": {"rubric": "/rubrics/it's clearer.yaml", "max_model_len": 4096}}
     commands = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from sgrec_core.files import write_json
+from sgrec_core.files import write_json, write_text
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.validation import short
 from sgrec_core.settings import Settings
@@ -66,9 +66,7 @@ def write_report(
     page = settings.reports(day) / "index.html"
     summary = summary_of_night(night, page, data_docs)
     write_json(page.parent / "summary.json", summary)
-    part = page.with_name(".index.html.part")
-    part.write_text(render_page(night, summary), encoding="utf-8")
-    part.replace(page)
+    write_text(page, render_page(night, summary))
     return summary, page
 
 
