@@ -46,10 +46,10 @@ def run(job: Job) -> None:
                 f" pairs of {job.day}; run `python -m jobs.score_labels --day {job.day}` first"
             )
     how = {"seed": settings.evaluation.seed, "resamples": settings.evaluation.bootstrap_samples}
-    rows: dict[str, list[Row]] = {"candidate": list(measures(held, candidate, **how))}
-    rows["candidate"] += against(held, candidate, active, **how)
-    if active.version != candidate.version:
-        rows["active"] = list(measures(held, active, **how))
+    rows: dict[str, list[Row]] = {
+        "candidate": [*measures(held, candidate, **how), *against(held, candidate, active, **how)],
+        "active": list(measures(held, active, **how)),
+    }
     found = verdict(rows, settings, active.version)
 
     adapter = trained_candidate(settings, job.day)
