@@ -29,10 +29,10 @@ from benchmarks.world import Decisions, World
 from sgrec_core.evaluation.metrics import hit_rate, ndcg, per_user, target_ranks
 from sgrec_core.evaluation.significance import Interval, relative_gain
 from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, rank_items, train_supervised
-from sgrec_core.night import device
+from sgrec_core.generator.device import device
+from sgrec_core.hashing import digest
 from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
 from sgrec_core.rewards import fusion
-from sgrec_core.sampling import digest
 
 GROUP = 16
 BEAM, LIST = 50, 20

@@ -39,8 +39,8 @@ from benchmarks.sasrec import SASRecConfig
 from sgrec_core.evaluation.metrics import CUTOFFS, coverage, gini, hit_rate, ndcg, target_ranks
 from sgrec_core.evaluation.significance import relative_gain
 from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, rank_items, train_supervised
-from sgrec_core.night import device
-from sgrec_core.sampling import digest
+from sgrec_core.generator.device import device
+from sgrec_core.hashing import digest
 
 SHAPE = {"width": 128, "layers": 2, "heads": 4}
 TRAINING = {"batch_size": 128, "learning_rate": 1e-3, "weight_decay": 0.1, "label_smoothing": 0.0, "bfloat16": True}

@@ -21,8 +21,10 @@ import numpy as np
 
 from benchmarks.report import Claim, write
 from sgrec_core.errors import SgrecError
-from sgrec_core.judge import JudgeRequest, LanguageModelEngine, load_rubric
-from sgrec_core.judge.backends import Backend, Chat, Failed
+from sgrec_core.judge.engines import LanguageModelEngine
+from sgrec_core.judge.engines.backends import Backend, Chat, Failed
+from sgrec_core.judge.request import JudgeRequest
+from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.logs.adaptors import parse_source, read_public_set
 from sgrec_core.settings import JudgeSettings, Settings
 

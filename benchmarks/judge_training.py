@@ -37,11 +37,12 @@ from benchmarks.report import Claim, write
 from sgrec_core.aggregator.weights import Pairs, fit, state_features
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import paired_bootstrap, relative_gain
-from sgrec_core.judge import JudgeRequest, Rubric, load_rubric
-from sgrec_core.judge.labels import nearest_label
+from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.prompt import label_question, system_message, user_message
-from sgrec_core.judge.tiny_model import make_tiny_model
-from sgrec_core.judge.training import (
+from sgrec_core.judge.request import JudgeRequest
+from sgrec_core.judge.rubric import Rubric, load_rubric
+from sgrec_core.judge.training.labels import nearest_label
+from sgrec_core.judge.training.tuner import (
     Labelled,
     Preference,
     ScoredPair,
@@ -52,9 +53,9 @@ from sgrec_core.judge.training import (
     ordered_pairs,
     scored_pairs,
 )
-from sgrec_core.logs import simulator
-from sgrec_core.logs.vocabulary import CATEGORIES, OCCASIONS
 from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, SimulatorSettings
+from sgrec_core.simulator import marketplace as simulator
+from sgrec_core.simulator.vocabulary import CATEGORIES, OCCASIONS
 
 WORLD = 100
 """Seed of the simulated users; settings were chosen in world 200."""

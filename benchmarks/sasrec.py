@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sgrec_core.evaluation.metrics import ndcg, target_ranks
+from sgrec_core.generator.device import device
 from sgrec_core.generator.training import Windows, catalogue_loss, optimiser_of
-from sgrec_core.night import device
 
 
 @dataclass(frozen=True, kw_only=True)

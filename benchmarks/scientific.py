@@ -17,8 +17,8 @@ from benchmarks import data
 from benchmarks.world import Decisions, World
 from sgrec_core.aggregator import weights
 from sgrec_core.generator.training import cut_windows
-from sgrec_core.judge import load_rubric
-from sgrec_core.judge.embedding import EmbeddingEngine
+from sgrec_core.judge.engines.embedding import EmbeddingEngine
+from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.settings import Settings
 

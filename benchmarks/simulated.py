@@ -22,19 +22,17 @@ from benchmarks.world import Decisions, World
 from sgrec_core.aggregator.weights import Pairs, fit, state_features
 from sgrec_core.generator import ItemTrie
 from sgrec_core.generator.training import Windows, cut_windows
+from sgrec_core.hashing import hash_share
 from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.items.codes import assign_codes
 from sgrec_core.items.fitting import fit_quantiser
-from sgrec_core.judge.embedding import EmbeddingEngine
+from sgrec_core.judge.engines.embedding import EmbeddingEngine
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
-from sgrec_core.logs import simulator
 from sgrec_core.logs.context import DAYPARTS
 from sgrec_core.logs.parsing import canonical_json
-from sgrec_core.logs.vocabulary import PLACEMENTS
 from sgrec_core.policy.trainer import BusinessReward, SemanticReward
 from sgrec_core.rewards.business import BusinessContext, EcpmModel
-from sgrec_core.sampling import hash_share
 from sgrec_core.settings import (
     AggregatorSettings,
     BusinessSettings,
@@ -44,6 +42,8 @@ from sgrec_core.settings import (
     SimulatorSettings,
     StateSettings,
 )
+from sgrec_core.simulator import marketplace as simulator
+from sgrec_core.simulator.vocabulary import PLACEMENTS
 
 MAX_HISTORY = 20
 PAIR_ACCURACY = 0.87

@@ -12,7 +12,7 @@ Change ``SGREC_JUDGE__*`` for nights after it has passed: until then they go on 
 from airflow.sdk import DAG
 from sgrec_tasks import DAG_OPTIONS, PARAM_DAY, PARAM_JUDGE, line_of
 
-from sgrec_core.stages import JUDGE_COMPARISON_STAGES
+from sgrec_core.runtime.stages import JUDGE_COMPARISON_STAGES
 
 with DAG(
     dag_id="sgrec_judge_comparison",

@@ -12,7 +12,7 @@ passes its gate becomes active: nights with ``SGREC_JUDGE__ADAPTER=active`` use 
 from airflow.sdk import DAG, CronPartitionTimetable, Param
 from sgrec_tasks import DAG_OPTIONS, PARAM_DAY, line_of
 
-from sgrec_core.stages import JUDGE_TRAINING_STAGES
+from sgrec_core.runtime.stages import JUDGE_TRAINING_STAGES
 
 with DAG(
     dag_id="sgrec_judge_training",

@@ -1,4 +1,4 @@
-"""The night as an Airflow DAG. Wiring only: a stage is a module of ``jobs/``, the list is `sgrec_core.stages`.
+"""The night as an Airflow DAG. Wiring only: a stage is a module of ``jobs/``, the list is `sgrec_core.runtime.stages`.
 
 A night is a partition. The run at 02:00 UTC on D+1 has the partition key D, scheduled or from ``airflow
 backfill create``; a run without a key (``airflow dags test``, a manual trigger) takes the parameter ``day``.
@@ -30,8 +30,8 @@ from sgrec_tasks import (
     stage_job,
 )
 
+from sgrec_core.runtime.stages import STAGES, Stage
 from sgrec_core.settings import PROJECT_ROOT
-from sgrec_core.stages import STAGES, Stage
 
 
 def judge_workers(stage: Stage) -> BashOperator:

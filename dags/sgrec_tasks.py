@@ -13,8 +13,8 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import Asset, Context, Param, RetryDecision, RetryPolicy, chain
 from airflow.sdk.exceptions import AirflowFailException
 
+from sgrec_core.runtime.stages import ALL_STAGES, BY_NAME, Stage
 from sgrec_core.settings import PROJECT_ROOT, Settings
-from sgrec_core.stages import ALL_STAGES, BY_NAME, Stage
 
 settings = Settings()
 # A relative home is relative to where the jobs run, whatever folder the scheduler was started from.

@@ -1,40 +1,18 @@
-"""Turn the day's events into decision points, and slates into pairs of preferred and passed-over items.
+"""Turn the day's events into decision points, and slates into pairs of preferred and passed-over items (`sgrec_core.states`)."""
 
-A decision is one positive item (clicked or bought) of one request. Its state is what was known strictly before the
-request's first event: the items that the user chose before, the profile and the context. Label events of leave-one-out
-sets (role ``validation``) become decisions to evaluate on; they, like role ``test``, are never history.
-
-All of it is Spark SQL: memory is bounded by the longest history that is kept, not by the most active user.
-"""
-
-from collections.abc import Iterator
-from datetime import date, timedelta
-from typing import TYPE_CHECKING
-
-import pandas as pd
-
-from sgrec_core.job import Job, stage_command
+from sgrec_core.lake.queries import days_until
 from sgrec_core.lake.spark import publish_spark, read_spark, spark_session
-from sgrec_core.logs.context import DAYPARTS
-from sgrec_core.sampling import is_validation_user
-from sgrec_core.settings import StateSettings
-
-if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.states.decisions import chosen_items, decision_points, history_lengths, with_split, with_states
+from sgrec_core.states.pairs import sampled_pairs, shown_pairs
 
 REVISION = 3
 """Raise it when the same events give other states."""
 
-SAMPLED_TRIES = 8
-"""Items drawn for a sampled pair; the first that the user has not chosen before is taken."""
-
 
 def run(job: Job) -> None:
     settings = job.settings.states
-    days = [
-        (date.fromisoformat(job.day) - timedelta(days=back)).isoformat()
-        for back in reversed(range(settings.history_days))
-    ]
+    days = days_until(job.day, settings.history_days)
     fingerprint = job.inputs_fingerprint(
         {
             "revision": REVISION,
@@ -78,201 +56,13 @@ def run(job: Job) -> None:
 
     published = job.lake.read("user_states", where=partition, columns=["split", "user_id"]).to_pandas()
     sources = job.lake.read("preference_pairs", where=partition, columns=["source"]).to_pandas()["source"]
-    job.count("states", count)
+    job.fact("states", count)
     for split in ("train", "validation"):
-        job.count(f"states_{split}", int((published["split"] == split).sum()))
-    job.count("users", int(published["user_id"].nunique()))
-    job.count("decisions_without_history", too_early)
-    job.count("preference_pairs", pair_count)
-    job.count("pairs_by_source", {name: int(number) for name, number in sources.value_counts().sort_index().items()})
-
-
-def decision_points(today: "DataFrame", day: str) -> "DataFrame":
-    """One row per request and positive item of the day, with moment, context and place among the user's decisions.
-
-    Clicking and then buying one item of a request is one decision.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    request = ["user_id", "request_id", "role"]
-    requests = today.groupBy(*request).agg(
-        F.min("event_time").alias("as_of"), F.min_by("placement", F.struct("event_time", "event_id")).alias("placement")
-    )
-    hour = F.hour("as_of")
-    daypart = F.lit(None).cast("string")
-    for name, hours in DAYPARTS.items():
-        daypart = F.when(hour.between(hours.start, hours.stop - 1), name).otherwise(daypart)
-    # Sorted names, no spaces: the text is canonical.
-    context = F.to_json(
-        F.struct(daypart.alias("daypart"), "placement", F.date_format("as_of", "EEEE").alias("weekday"))
-    )
-    decisions = (
-        today.where("event_type IN ('click', 'conversion')")
-        .groupBy(*request, F.col("item_id").alias("target_item"))
-        # Of the two words the later in the alphabet is the stronger signal.
-        .agg(F.max("event_type").alias("target_type"), F.min("event_time").alias("chosen_at"))
-        .join(requests, request)
-    )
-    order = Window.partitionBy("user_id").orderBy("as_of", "request_id", "chosen_at", "target_item", "role")
-    return decisions.select(
-        "user_id",
-        "request_id",
-        "role",
-        "as_of",
-        "target_item",
-        "target_type",
-        F.when(F.col("placement").isNotNull(), context).alias("context"),
-        (F.row_number().over(order) - 1).alias("position"),
-        _digest("user_id", "request_id", "target_item", F.lit(day)).alias("decision_id"),
-    )
-
-
-def chosen_items(events: "DataFrame", items: "DataFrame") -> "DataFrame":
-    """What users chose, one row per request and item, numbered from 1 in order of time; consecutive repeats are kept.
-
-    ``content`` is the item and what the day's catalogue says of it.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    order = Window.partitionBy("user_id").orderBy("chosen_at", "request_id", "item_id")
-    return (
-        events.where("event_type IN ('click', 'conversion')")
-        .groupBy("user_id", "request_id", "item_id")
-        .agg(F.min("event_time").alias("chosen_at"))
-        .withColumn("number", F.row_number().over(order))
-        .join(items.select("item_id", "item_hash"), "item_id", "left")
-        .withColumn("content", F.struct("item_id", "item_hash"))
-        .drop("item_hash")
-    )
-
-
-def history_lengths(today: "DataFrame", chosen: "DataFrame") -> "DataFrame":
-    """For each user and moment of a request: how many items the user had chosen strictly before it."""
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    moments = today.groupBy("user_id", "request_id", "role").agg(F.min("event_time").alias("as_of"))
-    moments = moments.select("user_id", F.col("as_of").alias("time"), F.lit(0).alias("is_choice")).distinct()
-    choices = chosen.select("user_id", F.col("chosen_at").alias("time"), F.lit(1).alias("is_choice"))
-    strictly_before = (
-        Window.partitionBy("user_id").orderBy(F.unix_micros("time")).rangeBetween(Window.unboundedPreceding, -1)
-    )
-    return (
-        moments.unionByName(choices)
-        .withColumn("number", F.coalesce(F.sum("is_choice").over(strictly_before), F.lit(0)).cast("int"))
-        .where("is_choice = 0")
-        .select("user_id", F.col("time").alias("as_of"), "number")
-    )
-
-
-def with_states(
-    decisions: "DataFrame", chosen: "DataFrame", profiles: "DataFrame", settings: StateSettings
-) -> "DataFrame":
-    """Decisions with history (oldest first, at most ``max_history`` items), profile and the hash of the state.
-
-    The hash is of what a judge would read: an item of the history with a new title makes another state.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    # The last items up to and including each choice, so that a decision looks its history up by number.
-    latest = Window.partitionBy("user_id").orderBy("number").rowsBetween(1 - settings.max_history, 0)
-    histories = chosen.select("user_id", "number", F.collect_list("content").over(latest).alias("contents"))
-    states = decisions.join(histories, ["user_id", "number"], "left").join(
-        profiles.select("user_id", "profile"), "user_id", "left"
-    )
-    states = states.withColumn("history", F.coalesce("contents.item_id", F.array().cast("array<string>")))
-    return states.withColumn("state_id", _digest(F.to_json(F.struct("contents", "profile", "context")))).drop(
-        "contents"
-    )
-
-
-def with_split(states: "DataFrame", settings: StateSettings, has_labels: bool) -> "DataFrame":
-    """Who is held out: the label events where the source brings them, a hashed share of users elsewhere."""
-    from pyspark.sql import functions as F
-
-    if has_labels:
-        return states.withColumn("split", F.when(F.col("role") == "validation", "validation").otherwise("train"))
-    share = settings.validation_share
-
-    def held_out(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        for users in batches:
-            yield pd.Series(is_validation_user(users, share))
-
-    is_held_out = F.pandas_udf(held_out, "boolean")  # type: ignore[call-overload]
-    users = states.select("user_id").distinct().withColumn("held_out", is_held_out("user_id"))
-    return states.join(users, "user_id").withColumn("split", F.when(F.col("held_out"), "validation").otherwise("train"))
-
-
-def shown_pairs(states: "DataFrame", today: "DataFrame", settings: StateSettings) -> "DataFrame":
-    """The chosen item over those that the same request showed and the user passed over or disliked.
-
-    At most ``max_pairs_per_decision`` a decision: disliked ones first, then by hash.
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    def seen(*types: str) -> "Column":
-        return F.max(F.col("event_type").isin(*types))
-
-    passed_over = (
-        today.groupBy("user_id", "request_id", F.col("item_id").alias("other_item"))
-        .agg(seen("dislike").alias("disliked"), seen("click", "conversion").alias("positive"))
-        .where("NOT positive")
-    )
-    best = Window.partitionBy("decision_id").orderBy(
-        F.desc("disliked"), F.xxhash64("decision_id", "other_item"), "other_item"
-    )
-    return (
-        states.join(passed_over, ["user_id", "request_id"])
-        .withColumn("choice", F.row_number().over(best))
-        .where(F.col("choice") <= settings.max_pairs_per_decision)
-        .select(
-            "decision_id",
-            "state_id",
-            F.col("target_item").alias("preferred_item"),
-            "other_item",
-            F.when(F.col("disliked"), "dislike").otherwise("impression").alias("source"),
-        )
-    )
-
-
-def sampled_pairs(train: "DataFrame", chosen: "DataFrame", items: "DataFrame") -> "DataFrame":
-    """The chosen item over one of the catalogue, drawn by hash, that the user had not chosen before."""
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    catalogue = items.select(
-        F.col("item_id").alias("other_item"), (F.row_number().over(Window.orderBy("item_id")) - 1).alias("index")
-    )
-    size = items.count()
-    drawn = train.select("decision_id", "state_id", "user_id", "as_of", "target_item", F.explode(
-        F.sequence(F.lit(0), F.lit(SAMPLED_TRIES - 1))).alias("try"))  # fmt: skip
-    drawn = (
-        drawn.withColumn("index", F.pmod(F.xxhash64("decision_id", "try"), F.lit(size)).cast("int"))
-        .join(F.broadcast(catalogue), "index")
-        .where("other_item <> target_item")
-    )
-    earlier = chosen.select("user_id", F.col("item_id").alias("other_item"), "chosen_at")
-    earlier = earlier.groupBy("user_id", "other_item").agg(F.min("chosen_at").alias("first_chosen"))
-    drawn = drawn.join(earlier, ["user_id", "other_item"], "left").where(
-        "first_chosen IS NULL OR first_chosen >= as_of"
-    )
-    return (
-        drawn.groupBy("decision_id", "state_id", F.col("target_item").alias("preferred_item"))
-        .agg(F.min_by("other_item", "try").alias("other_item"))
-        .withColumn("source", F.lit("sampled"))
-    )
-
-
-def _digest(*parts: "Column | str") -> "Column":
-    """32 hex characters; the parts' lengths keep ("ab", "c") and ("a", "bc") apart."""
-    from pyspark.sql import functions as F
-
-    columns = [F.col(part) if isinstance(part, str) else part for part in parts]
-    return F.left(F.sha2(F.concat_ws(":", *(F.concat_ws(":", F.length(c), c) for c in columns)), 256), F.lit(32))
+        job.fact(f"states_{split}", int((published["split"] == split).sum()))
+    job.fact("users", int(published["user_id"].nunique()))
+    job.fact("decisions_without_history", too_early)
+    job.fact("preference_pairs", pair_count)
+    job.fact("pairs_by_source", {name: int(number) for name, number in sources.value_counts().sort_index().items()})
 
 
 main = stage_command("build_states", run)

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sgrec_core.errors import SgrecError
-from sgrec_core.job import load_settings, valid_day
 from sgrec_core.quality.gates import Gate, check_stage, stop_on_critical
-from sgrec_core.stages import ALL_STAGES, BY_NAME
+from sgrec_core.runtime.job import load_settings, valid_day
+from sgrec_core.runtime.stages import ALL_STAGES, BY_NAME
 
 GATED = [stage.name for stage in ALL_STAGES if stage.publishes]
 

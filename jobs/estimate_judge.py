@@ -6,8 +6,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_core.job import Job, errors_in_words, load_settings, valid_day
-from sgrec_core.judge.plan import estimate, plan_day
+from sgrec_core.judge.calls.plan import estimate, plan_day
+from sgrec_core.runtime.job import Job, errors_in_words, load_settings, valid_day
 
 
 def estimate_judge(

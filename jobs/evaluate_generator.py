@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from sgrec_core.errors import InputError
 from sgrec_core.evaluation.significance import Interval, paired_bootstrap
-from sgrec_core.job import Job, stage_command
+from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import load_contract
-from sgrec_core.night import day_catalogue, days_until, of_night, use_threads
-from sgrec_core.offline import (
+from sgrec_core.lake.queries import days_until
+from sgrec_core.night.evaluation import (
     CUTOFF,
     Ranking,
     Verdict,
@@ -25,7 +25,11 @@ from sgrec_core.offline import (
     rank_by_popularity,
     rank_with_generator,
 )
-from sgrec_core.registry import GENERATOR, ModelVersion, Registry
+from sgrec_core.night.generators import day_catalogue
+from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry.nights import of_night
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import GENERATOR
 
 
 def run(job: Job) -> None:
@@ -45,7 +49,7 @@ def run(job: Job) -> None:
     if job.skip_if_published({"evaluations": {"day": job.day}}, fingerprint):
         return
 
-    use_threads(job.settings)
+    use_threads(job.settings.threads)
     try:
         states = held_out_decisions(job.lake, job.day, "validation")
     except InputError as error:
@@ -67,12 +71,12 @@ def run(job: Job) -> None:
     for role in rankings:
         for name, value in figures([row for row in rows if row["role"] == role]).items():
             if name in ("hr@10", "ndcg@10"):
-                job.count(f"{name}_{role}", value)
-    job.count("challenger_version", challenger.version)
-    job.count("champion_version", champion.version if champion else None)
-    job.count("decisions", 0 if states is None else states.num_rows)
-    job.count("promoted", promoted)
-    job.count("reason", reason)
+                job.fact(f"{name}_{role}", value)
+    job.fact("challenger_version", challenger.version)
+    job.fact("champion_version", champion.version if champion else None)
+    job.fact("decisions", 0 if states is None else states.num_rows)
+    job.fact("promoted", promoted)
+    job.fact("reason", reason)
     job.note(f"challenger {challenger} {'promoted' if promoted else 'not promoted'}: {reason}")
 
 

@@ -10,12 +10,11 @@ from datetime import date
 
 import pyarrow as pa
 
-from sgrec_core.active_judge import activate, activated, newest
 from sgrec_core.errors import InputError
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge.accepted import accept, take_back
-from sgrec_core.judge.calls import has_judged_nights
-from sgrec_core.judge.comparison import (
+from sgrec_core.judge.calls.scores import has_judged_nights
+from sgrec_core.judge.versions.accepted import accept, take_back
+from sgrec_core.judge.versions.adapters import activate, activated, newest, resolve_adapter
+from sgrec_core.judge.versions.comparison import (
     Row,
     against,
     answers,
@@ -25,15 +24,17 @@ from sgrec_core.judge.comparison import (
     trained_candidate,
     verdict,
 )
-from sgrec_core.judge.registered import JUDGE
 from sgrec_core.lake import load_contract
 from sgrec_core.quality.judge_report import write_judge_report
 from sgrec_core.registry import Registry
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import JUDGE
 
 ACTIVE = "active"
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     settings = job.settings
     held = held_out(job.lake, settings, job.day)
     roles = settings_of_roles(settings, job.day)
@@ -83,11 +84,11 @@ def run(job: Job) -> None:
     for role, of in rows.items():
         for row in of:
             if row.metric in ("point_acc", "pair_auc", "calibration_error") and row.aspect == row.bucket == "all":
-                job.count(f"{row.metric}_{role}", round(row.value, 4))
-    job.count("activated", found.passed)
-    job.count("reason", found.reason)
+                job.fact(f"{row.metric}_{role}", round(row.value, 4))
+    job.fact("activated", found.passed)
+    job.fact("reason", found.reason)
     page = write_judge_report(job, roles, of_role, rows, found, was_trained=adapter is not None)
-    job.count("report", str(page))
+    job.fact("report", str(page))
     name = f"judge {candidate.version}" + (f" ({JUDGE} version {adapter.version})" if adapter else "")
     job.note(f"{name} {'activated' if found.passed else 'not activated'}: {found.reason}")
 

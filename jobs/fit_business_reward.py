@@ -5,10 +5,11 @@ model learns from a window of days up to the night's and reads nothing of valida
 next-item ranking reward (MiniOneRec; papers.md section 2), which needs no fit.
 """
 
-from sgrec_core.job import Job, stage_command
-from sgrec_core.night import BUSINESS_REWARD, mark_of_night
 from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.rewards.business import BusinessContext, EcpmModel, window_days
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import BUSINESS_REWARD
 
 RANKING_RULE = (
     "the logs have no impressions with bids: the business reward is the next-item ranking reward (1 for the item chosen; "
@@ -40,7 +41,7 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
     context = BusinessContext.from_lake(job.lake, job.day, job.settings)
     tables = {table: job.lake.version(table) for table in job.stage.reads}
     if not context.has_impressions_with_bids:
-        job.count("business_reward", "next-item ranking")
+        job.fact("business_reward", "next-item ranking")
         job.note(RANKING_RULE)
         return registry.register(
             BUSINESS_REWARD,
@@ -57,9 +58,9 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
         learning_rate=settings.learning_rate,
         threads=job.settings.threads,
     )
-    job.count("business_reward", "eCPM")
+    job.fact("business_reward", "eCPM")
     for name, value in model.metrics.items():
-        job.count(name, value)
+        job.fact(name, value)
     job.note(
         "eCPM = 1000 x calibrated click probability x the item's last bid before the decision; calibration error and AUC "
         "are of users that neither the trees nor the calibration saw"

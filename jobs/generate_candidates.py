@@ -10,19 +10,16 @@ import pyarrow as pa
 from sgrec_core.errors import SgrecError
 from sgrec_core.generator import Beams, rank_items
 from sgrec_core.generator.dataset import Catalogue, history_matrix
-from sgrec_core.job import Job, stage_command
-from sgrec_core.night import (
-    BUSINESS_REWARD,
-    SUPERVISED,
-    business_reward,
-    decisions,
-    generator_of_day,
-    of_night,
-    use_threads,
-)
+from sgrec_core.generator.device import use_threads
+from sgrec_core.hashing import hash_share
+from sgrec_core.lake.queries import decisions
+from sgrec_core.night.generators import generator_of_day
+from sgrec_core.night.rewards import business_reward
 from sgrec_core.registry import Registry
+from sgrec_core.registry.nights import of_night
 from sgrec_core.rewards.fusion import standardise
-from sgrec_core.sampling import hash_share
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import BUSINESS_REWARD, SUPERVISED
 
 
 def run(job: Job) -> None:
@@ -40,7 +37,7 @@ def run(job: Job) -> None:
     if job.skip_if_published({"candidates": {"day": job.day}}, fingerprint):
         return
 
-    use_threads(job.settings)
+    use_threads(job.settings.threads)
     model, catalogue = generator_of_day(job.lake, registry, policy, job.day)
     model = model.without_memory()
     states = _chosen_states(job, catalogue)
@@ -65,13 +62,13 @@ def run(job: Job) -> None:
     job.lake.publish("candidates", rows, partition={"day": job.day}, fingerprint=fingerprint)
 
     with_variance = int(standardise(rewards).any(axis=1).sum())
-    job.count("groups", len(items))
-    job.count("candidates", items.size)
-    job.count("groups_with_target", int((items == targets[:, None]).any(axis=1).sum()))
-    job.count("groups_with_business_variance", with_variance)
-    job.count("mean_business_reward", float(rewards.mean()))
-    job.count("business_reward", "next-item ranking" if business_config["kind"] == "ranking" else "eCPM")
-    job.count("policy_version", policy.version)
+    job.fact("groups", len(items))
+    job.fact("candidates", items.size)
+    job.fact("groups_with_target", int((items == targets[:, None]).any(axis=1).sum()))
+    job.fact("groups_with_business_variance", with_variance)
+    job.fact("mean_business_reward", float(rewards.mean()))
+    job.fact("business_reward", "next-item ranking" if business_config["kind"] == "ranking" else "eCPM")
+    job.fact("policy_version", policy.version)
     if not with_variance:
         job.note("no group has business variance: nothing can be learnt from these candidates")
 

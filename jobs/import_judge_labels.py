@@ -1,6 +1,6 @@
 """Read the label files of the judge: every row ends in ``judge_labels``, or in ``judge_labels_rejected`` with its reason.
 
-Files lie in ``judge_training.labels``; their form is in `sgrec_core.judge.labels`. A simulated home needs none: what the
+Files lie in ``judge_training.labels``; their form is in `sgrec_core.judge.training.labels`. A simulated home needs none: what the
 simulator knows of the day's impressions is written as a label file and read like any other.
 """
 
@@ -10,16 +10,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import Rubric, load_rubric
-from sgrec_core.judge.calls import day_texts
-from sgrec_core.judge.labels import label_files, read_labels, simulated_labels
+from sgrec_core.judge.calls.scores import day_texts
+from sgrec_core.judge.rubric import Rubric, load_rubric
+from sgrec_core.judge.training.labels import label_files, read_labels, simulated_labels
+from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake import load_contract
 from sgrec_core.logs.landing import file_digests, write_jsonl
 from sgrec_core.logs.readers import Limits
+from sgrec_core.runtime.job import Job, stage_command
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     settings = job.settings
     rubric = load_rubric(True, settings.judge.rubric)
     folder = settings.judge_training.labels or _simulated(job, rubric)
@@ -39,11 +41,11 @@ def run(job: Job) -> None:
         return
     accepted, rejected = read_labels(folder, rubric, limits, settings.states.validation_share)
     reasons = Counter(row.reason for row in rejected)
-    job.count("rows_in", len(accepted) + len(rejected))
-    job.count("labelled_samples", len(accepted))
-    job.count("rejected_by_reason", dict(sorted(reasons.items())))
+    job.fact("rows_in", len(accepted) + len(rejected))
+    job.fact("labelled_samples", len(accepted))
+    job.fact("rejected_by_reason", dict(sorted(reasons.items())))
     for name in ("split", "source"):
-        job.count(f"samples_by_{name}", dict(sorted(Counter(row[name] for row in accepted).items())))
+        job.fact(f"samples_by_{name}", dict(sorted(Counter(row[name] for row in accepted).items())))
     job.lake.publish(
         "judge_labels_rejected",
         _table("judge_labels_rejected", [row._asdict() for row in rejected]),

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from sgrec_core.active_judge import unpin
 from sgrec_core.errors import SettingsError
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge.accepted import check_accepted
-from sgrec_core.judge.plan import judged_with
+from sgrec_core.judge.calls.plan import judged_with
+from sgrec_core.judge.versions.accepted import check_accepted
+from sgrec_core.judge.versions.adapters import resolve_adapter, unpin
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.spark import publish_spark, spark_session
 from sgrec_core.logs import adaptors, landing, parsing
 from sgrec_core.logs.landing import RawFile, Record
 from sgrec_core.logs.readers import Limits
+from sgrec_core.night.sources import prepare_landing
+from sgrec_core.runtime.job import Job, stage_command
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -36,6 +37,7 @@ BATCH_ROWS = 5000
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     settings = job.settings
     try:
         # The night would end at its judge: better before it has cost anything.
@@ -48,7 +50,7 @@ def run(job: Job) -> None:
     source = adaptors.parse_source(settings.input)
     for rule in adaptors.declared_rules(source, settings.adaptor.days):
         job.note(rule)
-    landing_root = adaptors.prepare_landing(settings, job.day)
+    landing_root = prepare_landing(settings, job.day)
     files = landing.raw_files(landing_root, job.day)
     limits = Limits(line_bytes=settings.ingest.max_line_bytes, raw_text=settings.ingest.max_raw_text)
 
@@ -102,17 +104,17 @@ def run(job: Job) -> None:
         spark.stop()
 
     assert rows_in == sum(accepted.values()) + rows_rejected, f"{rows_in} != {accepted} + {rows_rejected}"
-    job.count("raw_files", len(files))
-    job.count("rows_in", rows_in)
-    job.count("rows_accepted", sum(accepted.values()))
-    job.count("rows_rejected", rows_rejected)
-    job.count("rejected_by_reason", dict(sorted(by_reason.items())))
-    job.count("events", accepted["event"])
+    job.fact("raw_files", len(files))
+    job.fact("rows_in", rows_in)
+    job.fact("rows_accepted", sum(accepted.values()))
+    job.fact("rows_rejected", rows_rejected)
+    job.fact("rejected_by_reason", dict(sorted(by_reason.items())))
+    job.fact("events", accepted["event"])
     for role in ("validation", "test"):
         if labels := job.lake.count("events", where={**partition, "role": role}):
-            job.count(f"{role}_labels", labels)
-    job.count("items", accepted["item"])
-    job.count("users", accepted["user"])
+            job.fact(f"{role}_labels", labels)
+    job.fact("items", accepted["item"])
+    job.fact("users", accepted["user"])
 
 
 REJECTED = "record string, reason string, detail string, file string, line long, raw_text string"

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from sgrec_core.errors import SettingsError
-from sgrec_core.job import Job, errors_in_words, load_settings, valid_day
-from sgrec_core.judge.plan import work
+from sgrec_core.judge.calls.plan import work
+from sgrec_core.runtime.job import Job, errors_in_words, load_settings, valid_day
 
 
 def judge_worker(

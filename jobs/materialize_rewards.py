@@ -7,14 +7,17 @@ makes other rows beside these.
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.hashing import digest
+from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.judge.versions.adapters import resolve_adapter
+from sgrec_core.night.rewards import version_of_day
 from sgrec_core.rewards.fusion import UNGATED
-from sgrec_core.rewards.table import fuse_rewards, varied_groups, version_of_day
-from sgrec_core.sampling import digest
+from sgrec_core.rewards.table import fuse_rewards, varied_groups
+from sgrec_core.runtime.job import Job, stage_command
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     candidates = job.lake.read("candidates", where={"day": job.day})
     items = job.lake.read("items", where={"day": job.day}, columns=["item_id", "item_hash"])
     judge = judge_version(job.settings, day_has_context(job.lake, job.day))
@@ -38,9 +41,9 @@ def run(job: Job) -> None:
     job.lake.publish("rewards", rewards.rows, partition=partition, fingerprint=fingerprint)
 
     for name, value in rewards.facts.items():
-        job.count(name, value)
-    job.count("reward_version", version)
-    job.count("objective", fusion.objective)
+        job.fact(name, value)
+    job.fact("reward_version", version)
+    job.fact("objective", fusion.objective)
     groups, covered = rewards.facts["groups_with_business_variance"], rewards.facts["covered_groups"]
     if covered < groups:
         fate = "get no advantage" if fusion.objective in UNGATED else "keep their business advantage"

@@ -1,7 +1,7 @@
 """Write the Data Docs, the on-call page and the summary of the night, whether it succeeded or stopped."""
 
-from sgrec_core.job import Job, stage_command
 from sgrec_core.quality.report import write_report
+from sgrec_core.runtime.job import Job, stage_command
 
 
 def run(job: Job) -> None:
@@ -17,10 +17,10 @@ def run(job: Job) -> None:
         summary, page = write_report(job.settings, job.day, problem=problem)
     else:
         summary, page = write_report(job.settings, job.day, data_docs=data_docs)
-        job.count("data_docs", str(data_docs))
-    job.count("night", summary["status"] if summary["status"] == "succeeded" else f"stopped at {summary['stopped_at']}")
-    job.count("checks", summary["checks"])
-    job.count("report", str(page))
+        job.fact("data_docs", str(data_docs))
+    job.fact("night", summary["status"] if summary["status"] == "succeeded" else f"stopped at {summary['stopped_at']}")
+    job.fact("checks", summary["checks"])
+    job.fact("report", str(page))
 
 
 main = stage_command("report_quality", run)

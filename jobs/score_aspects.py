@@ -20,60 +20,62 @@ cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have gone be
 stage then does what they left and counts what they paid as its own.
 """
 
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import is_meaningless
-from sgrec_core.judge.accepted import find_accepted
-from sgrec_core.judge.drift import DRIFTED, drift
-from sgrec_core.judge.plan import Plan, count_workers, estimate, plan_day, score_shards, uncounted_workers
+from sgrec_core.judge.calls.drift import DRIFTED, drift
+from sgrec_core.judge.calls.plan import Plan, count_workers, estimate, plan_day, score_shards, uncounted_workers
+from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.prompt import flags, texts_of
+from sgrec_core.judge.versions.accepted import find_accepted
+from sgrec_core.judge.versions.adapters import resolve_adapter
+from sgrec_core.runtime.job import Job, stage_command
 
 FLAGGED_SHOWN = 50
 """Items, and users, with suspicious texts that the morning page lists."""
 
 
 def run(job: Job) -> None:
-    job.count("judge_engine", job.settings.judge.engine)
-    job.count("judge_meaningless", is_meaningless(job.settings))
+    resolve_adapter(job)
+    job.fact("judge_engine", job.settings.judge.engine)
+    job.fact("judge_meaningless", is_meaningless(job.settings))
     plan = plan_day(job)
     if plan is None:
         job.note("no item text: business reward only; nothing was judged")
         for name in ("asked", "cached", "skipped", "unaffordable", "without_text", "paid", "unanswered", "failed"):
-            job.count(f"judge_{name}", 0)
+            job.fact(f"judge_{name}", 0)
         return
-    job.count("judge_version", plan.version)
+    job.fact("judge_version", plan.version)
     if is_meaningless(job.settings):
         job.note("the judge is the tiny untrained model: its scores are meaningless")
     expected = estimate(job, plan)
     helped = uncounted_workers(job, plan.version)
     spent = score_shards(job, [shard for of_worker in plan.shards for shard in of_worker], plan)
     if accepted := find_accepted(job.settings, plan.version):
-        job.count("judge_gate", f"{accepted.how}, {accepted.day}: {accepted.reason}")
+        job.fact("judge_gate", f"{accepted.how}, {accepted.day}: {accepted.reason}")
     facts = plan.facts()
     # What workers scored tonight was not in the table before tonight; what they failed at was asked again.
     scored = helped.asked - helped.failed
     facts["judge_cached"] -= scored
     for name, value in facts.items():
-        job.count(name, value)
-    job.count("judge_paid", spent.asked - spent.unanswered + scored)
-    job.count("judge_unanswered", spent.unanswered)
-    job.count("judge_failed", spent.failed)
+        job.fact(name, value)
+    job.fact("judge_paid", spent.asked - spent.unanswered + scored)
+    job.fact("judge_unanswered", spent.unanswered)
+    job.fact("judge_failed", spent.failed)
     spent = spent + helped
     if spent.format_measured:
-        job.count("judge_left_format", spent.left_format / spent.format_measured)
+        job.fact("judge_left_format", spent.left_format / spent.format_measured)
     if spent.prompt:
-        job.count("judge_tokens_prompt", spent.prompt)
-        job.count("judge_tokens_cached", spent.cached)
-        job.count("judge_tokens_generated", spent.generated)
-        job.count("judge_gpu_hours", job.settings.judge.gpus * spent.seconds / 3600)
+        job.fact("judge_tokens_prompt", spent.prompt)
+        job.fact("judge_tokens_cached", spent.cached)
+        job.fact("judge_tokens_generated", spent.generated)
+        job.fact("judge_gpu_hours", job.settings.judge.gpus * spent.seconds / 3600)
     if expected is not None and not helped.prompt:
-        job.count("judge_tokens_estimated", expected["prompt tokens"])
-        job.count("judge_tokens_computed_estimated", expected["of them computed"])
-        job.count("judge_gpu_hours_estimated", expected["GPU hours"])
+        job.fact("judge_tokens_estimated", expected["prompt tokens"])
+        job.fact("judge_tokens_computed_estimated", expected["of them computed"])
+        job.fact("judge_gpu_hours_estimated", expected["GPU hours"])
     items, users = _flagged(job, plan)
     for name, flagged in (("items", items), ("users", users)):
-        job.count(f"judge_flagged_{name}", len(flagged))
+        job.fact(f"judge_flagged_{name}", len(flagged))
         if flagged:
-            job.count(f"judge_flagged_{name}_shown", dict(list(flagged.items())[:FLAGGED_SHOWN]))
+            job.fact(f"judge_flagged_{name}_shown", dict(list(flagged.items())[:FLAGGED_SHOWN]))
             job.note(
                 f"{len(flagged)} {name} have texts with markup, chat markers, hidden characters or words that address the"
                 " judge; they were read as data, look at them: " + ", ".join(list(flagged)[:5])
@@ -81,7 +83,7 @@ def run(job: Job) -> None:
     compared = drift(job.settings, job.lake, job.day, plan.version)
     if compared is not None:
         before, indices = compared
-        job.count("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
+        job.fact("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
         if drifted := [aspect for aspect, index in indices.items() if index > DRIFTED]:
             job.note(
                 f"the scores of {', '.join(drifted)} are distributed otherwise than on {before} (stability index"

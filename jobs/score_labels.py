@@ -8,19 +8,21 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
 from sgrec_core.errors import JudgeGoneError
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import judge_version, make_engine
-from sgrec_core.judge.calls import FOR_LABELS, Call, Spent, known_calls, remember_version, score_shard
-from sgrec_core.judge.comparison import held_out, requests_of, settings_of_roles
+from sgrec_core.judge.calls.scores import FOR_LABELS, Call, Spent, known_calls, remember_version, score_shard
+from sgrec_core.judge.engines import judge_version, make_engine
 from sgrec_core.judge.request import JudgeRequest
+from sgrec_core.judge.versions.adapters import resolve_adapter
+from sgrec_core.judge.versions.comparison import held_out, requests_of, settings_of_roles
 from sgrec_core.lake import Lake
+from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.settings import Settings
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     held = held_out(job.lake, job.settings, job.day)
-    job.count("held_out_labels", len(held.samples))
-    job.count("held_out_pairs", len(held.pairs))
+    job.fact("held_out_labels", len(held.samples))
+    job.fact("held_out_pairs", len(held.pairs))
     roles = settings_of_roles(job.settings, job.day)
     for role, settings in job.progress(roles.items(), len(roles), "judges"):
         version = judge_version(settings, held.has_context)
@@ -31,10 +33,10 @@ def run(job: Job) -> None:
         if missing:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 spent = process.submit(ask, settings, job.day, version, held.has_context, missing).result()
-        job.count(f"{role}_version", version)
-        job.count(f"{role}_cached", len(requests) - len(missing))
-        job.count(f"{role}_paid", spent.asked)
-        job.count(f"{role}_failed", spent.failed)
+        job.fact(f"{role}_version", version)
+        job.fact(f"{role}_cached", len(requests) - len(missing))
+        job.fact(f"{role}_paid", spent.asked)
+        job.fact(f"{role}_failed", spent.failed)
 
 
 def ask(settings: Settings, day: str, version: str, has_context: bool, requests: dict[Call, JudgeRequest]) -> Spent:

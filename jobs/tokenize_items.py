@@ -14,15 +14,16 @@ import pyarrow as pa
 import torch
 
 from sgrec_core.errors import InputError
-from sgrec_core.items import TOKENIZER, TextEncoder, embeddings_cache, item_text
+from sgrec_core.generator.device import device, use_threads
+from sgrec_core.hashing import digest
+from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.items.codes import Codes, assign_codes, id_shape, resolve_supplied_codes
 from sgrec_core.items.diagnostics import diagnostics
 from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.items.quantiser import Quantiser
-from sgrec_core.job import Job, stage_command
-from sgrec_core.night import device, use_threads
 from sgrec_core.registry import ModelVersion, Registry
-from sgrec_core.sampling import digest
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import TOKENIZER
 
 SMALLEST_SUPPLIED_CODEBOOK = 256
 """Later nights may bring larger supplied codes than the first one showed."""
@@ -80,14 +81,14 @@ def run(job: Job) -> None:
 
     # A resolver may add a code; an item has moved when those that it wanted are others.
     moved = sum(w is not None and codes[item["item_id"]][: len(w)] != w for item, w in zip(new, wanted, strict=True))
-    job.count("items", len(items))
-    job.count("new_items", len(new))
-    job.count("moved_by_collisions", moved)
-    job.count("moved_share", round(moved / len(new), 4) if new else 0.0)
-    job.count("tokenizer_version", version)
-    job.count("codes", f"{config['levels']} levels of {config['codebook_size']}, from {kind}")
+    job.fact("items", len(items))
+    job.fact("new_items", len(new))
+    job.fact("moved_by_collisions", moved)
+    job.fact("moved_share", round(moved / len(new), 4) if new else 0.0)
+    job.fact("tokenizer_version", version)
+    job.fact("codes", f"{config['levels']} levels of {config['codebook_size']}, from {kind}")
     for name, value in config["diagnostics"].items():
-        job.count(f"at_fit_{name}", value)
+        job.fact(f"at_fit_{name}", value)
 
 
 def _kind(job: Job, items: list[dict[str, Any]], texts: list[str]) -> str:
@@ -123,7 +124,7 @@ def _find_or_fit(
     made_by: dict[str, Any]
     if kind == "text":
         embeddings = encoder.encode(texts, progress=job.progress)
-        use_threads(job.settings)
+        use_threads(job.settings.threads)
         quantiser = fit_quantiser(
             settings.quantiser,
             embeddings,

@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 
 from sgrec_core import __version__
-from sgrec_core.active_judge import with_adapter
 from sgrec_core.aggregator.weights import AspectWeights, Pairs, day_features, fit
 from sgrec_core.errors import SettingsError
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import day_has_context, judge_version, load_rubric
-from sgrec_core.judge.backends import model_path
-from sgrec_core.judge.calls import day_states, day_texts, split_pairs, state_request
-from sgrec_core.judge.registered import JUDGE_WEIGHTS, MODEL_TAG, lay_out, model_tag
-from sgrec_core.night import mark_of_night, of_night
+from sgrec_core.hashing import digest
+from sgrec_core.judge.calls.scores import day_states, day_texts, split_pairs, state_request
+from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.judge.engines.backends import model_path
+from sgrec_core.judge.rubric import load_rubric
+from sgrec_core.judge.versions.adapters import resolve_adapter, with_adapter
+from sgrec_core.judge.versions.registered import MODEL_TAG, lay_out, model_tag
 from sgrec_core.registry import ModelVersion, Registry
-from sgrec_core.sampling import digest
-
-AGGREGATOR = "sgrec-aggregator"
+from sgrec_core.registry.nights import mark_of_night, of_night
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import AGGREGATOR, JUDGE_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Scores:
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     pairs = split_pairs(job.lake, job.day, "train")
     candidates = job.lake.read("candidates", where={"day": job.day}, columns=["state_id"])
     wanted = sorted(set(candidates["state_id"].to_pylist()))
@@ -63,7 +64,7 @@ def run(job: Job) -> None:
         return
     if not scores.of:
         job.note("no aspect scores: no weights; rewards are business only")
-        job.count("weighted_states", 0)
+        job.fact("weighted_states", 0)
         job.lake.publish(
             "user_weights", _rows([], "", [], np.empty((0, 0))), partition=partition, fingerprint=fingerprint
         )
@@ -88,16 +89,16 @@ def run(job: Job) -> None:
         version = fitted.version
         if wanted:
             weights = module.weights(np.stack([states[state] for state in wanted]))
-        job.count("preference_pairs", len(pairs))
-        job.count("judged_pairs", len(judged))
+        job.fact("preference_pairs", len(pairs))
+        job.fact("judged_pairs", len(judged))
     rows = _rows(wanted, version, scores.aspects, weights)
     job.lake.publish("user_weights", rows, partition=partition, fingerprint=fingerprint)
-    job.count("aggregator_engine", settings.engine)
-    job.count("weighted_states", len(wanted))
+    job.fact("aggregator_engine", settings.engine)
+    job.fact("weighted_states", len(wanted))
     if wanted:
         means = zip(scores.aspects, weights.mean(axis=0).tolist(), strict=True)
-        job.count("mean_weights", {aspect: round(mean, 4) for aspect, mean in means})
-        job.count("weight_deviation", round(float(weights.std(axis=0).mean()), 4))
+        job.fact("mean_weights", {aspect: round(mean, 4) for aspect, mean in means})
+        job.fact("weight_deviation", round(float(weights.std(axis=0).mean()), 4))
 
 
 def _adapter(job: Job, registry: Registry) -> ModelVersion:
@@ -140,7 +141,7 @@ def _named_weights(
     job: Job, registry: Registry, version: ModelVersion, wanted: list[str], aspects: list[str]
 ) -> np.ndarray:
     """Weights [N, A] that the adapter names for states ``wanted``; uniform where it leaves the form."""
-    from sgrec_core.judge.training import Tuner
+    from sgrec_core.judge.training.tuner import Tuner
 
     adapter = lay_out(job.settings, registry, version, version.day)
     settings = with_adapter(job.settings, adapter)
@@ -217,7 +218,7 @@ def _train(
     elif figures.get("pair_auc_gain_lower", 0.0) <= 0:
         job.note("the learnt weights order held-out pairs no better than uniform ones, beyond chance")
     for name, value in figures.items():
-        job.count(name, round(value, 4))
+        job.fact(name, round(value, 4))
     module_hash = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.tensors().items()):
         module_hash.update(name.encode() + tensor.numpy().tobytes())

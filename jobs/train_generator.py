@@ -13,21 +13,14 @@ import pyarrow.compute as pc
 from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge.accepted import check_accepted
-from sgrec_core.judge.calls import CachedJudge
-from sgrec_core.night import (
-    BUSINESS_REWARD,
-    SUPERVISED,
-    business_reward,
-    decisions,
-    generator_of_day,
-    mark_of_night,
-    of_night,
-    register_generator,
-    table_versions,
-    use_threads,
-)
+from sgrec_core.generator.device import use_threads
+from sgrec_core.hashing import hash_share
+from sgrec_core.judge.calls.scores import CachedJudge
+from sgrec_core.judge.versions.accepted import check_accepted
+from sgrec_core.judge.versions.adapters import resolve_adapter
+from sgrec_core.lake.queries import decisions, table_versions
+from sgrec_core.night.generators import generator_of_day, register_generator
+from sgrec_core.night.rewards import business_reward, version_of_day
 from sgrec_core.policy import (
     PolicyConfig,
     RolloutConfig,
@@ -36,12 +29,14 @@ from sgrec_core.policy import (
     train_on_policy,
     train_stored,
 )
-from sgrec_core.registry import CHALLENGER, GENERATOR, ModelVersion, Registry
-from sgrec_core.rewards.table import version_of_day
-from sgrec_core.sampling import hash_share
+from sgrec_core.registry import CHALLENGER, ModelVersion, Registry
+from sgrec_core.registry.nights import mark_of_night, of_night
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR, SUPERVISED
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     settings = job.settings.policy
     if settings.mode == "on_policy" and job.settings.judge.engine == "vllm":
         raise SettingsError(
@@ -73,7 +68,7 @@ def run(job: Job) -> None:
         job.keep_facts()
         return
 
-    use_threads(job.settings)
+    use_threads(job.settings.threads)
     model, catalogue = generator_of_day(job.lake, registry, start, job.day)
     config = PolicyConfig(
         epochs=settings.epochs,
@@ -110,14 +105,14 @@ def run(job: Job) -> None:
         tags={"sgrec.reward_version": reward_version, "sgrec.policy_version": start.version},
     )
     _nominate(job, registry, version)
-    job.count("challenger_version", version.version)
-    job.count("started_from", str(start))
-    job.count("groups", len(groups.items))
-    job.count("groups_with_advantage", used)
-    job.count("steps", len(log))
+    job.fact("challenger_version", version.version)
+    job.fact("started_from", str(start))
+    job.fact("groups", len(groups.items))
+    job.fact("groups_with_advantage", used)
+    job.fact("steps", len(log))
     for name in ("loss", "kl_reference", "clip_fraction", "entropy", "agreement_rate", "mean_gate", "covered_groups"):
         if name in statistics:
-            job.count(name, statistics[name])
+            job.fact(name, statistics[name])
     if not used:
         job.note("no candidate has any advantage: the challenger equals the night's starting policy")
 
@@ -203,7 +198,7 @@ def _train_on_policy(
         # What was paid is kept, whatever happened.
         if judge is not None:
             judge.publish()
-    job.count("on_policy_judge_paid", judge.paid if judge is not None else 0)
+    job.fact("on_policy_judge_paid", judge.paid if judge is not None else 0)
     return log
 
 

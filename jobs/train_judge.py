@@ -8,25 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from sgrec_core.active_judge import remember, with_adapter
 from sgrec_core.errors import InputError
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import day_has_context, judge_version, load_rubric
-from sgrec_core.judge.backends import model_path
-from sgrec_core.judge.labels import call_of, label_request
-from sgrec_core.judge.registered import check_trainable, lay_out, register_adapter, trained_before
-from sgrec_core.judge.rubric import Rubric
-from sgrec_core.judge.training import Labelled, Tuner, correct_points
-from sgrec_core.night import mark_of_night, use_threads
+from sgrec_core.generator.device import use_threads
+from sgrec_core.hashing import hash_share
+from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.judge.engines.backends import model_path
+from sgrec_core.judge.rubric import Rubric, load_rubric
+from sgrec_core.judge.training.labels import call_of, label_request
+from sgrec_core.judge.training.tuner import Labelled, Tuner, correct_points
+from sgrec_core.judge.versions.adapters import remember, resolve_adapter, with_adapter
+from sgrec_core.judge.versions.registered import check_trainable, lay_out, register_adapter, trained_before
 from sgrec_core.registry import Registry
-from sgrec_core.sampling import hash_share
+from sgrec_core.registry.nights import mark_of_night
+from sgrec_core.runtime.job import Job, stage_command
 
 STAGES = ("base", "supervised", "grpo")
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     settings = job.settings.judge_training
     check_trainable(job.settings)
     has_context = day_has_context(job.lake, job.day)
@@ -49,7 +51,7 @@ def run(job: Job) -> None:
     registry = Registry(job.settings)
     version = trained_before(job, registry, fingerprint)
     if version is None:
-        use_threads(job.settings)
+        use_threads(job.settings.threads)
         rubric = load_rubric(has_context, job.settings.judge.rubric)
         training, held_out, users = _samples(job, rubric)
         judge = job.settings.judge
@@ -67,12 +69,12 @@ def run(job: Job) -> None:
                 correct[stage] = correct_points(tuner.engine(), held_out)
                 advance(1)
         version = register_adapter(job, registry, tuner, fingerprint, _figures(correct, users, settings.seed))
-        job.count("supervised_samples", cut)
-        job.count("grpo_samples", len(training) - cut)
-        job.count("held_out_samples", len(held_out))
+        job.fact("supervised_samples", cut)
+        job.fact("grpo_samples", len(training) - cut)
+        job.fact("held_out_samples", len(held_out))
     mark_of_night(registry, version)
     remember(job.settings, lay_out(job.settings, registry, version, job.day))
-    job.count("judge_model_version", version.version)
+    job.fact("judge_model_version", version.version)
 
 
 def _samples(job: Job, rubric: Rubric) -> tuple[list[Labelled], list[Labelled], list[str]]:

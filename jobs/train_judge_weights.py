@@ -9,22 +9,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sgrec_core.active_judge import trained, with_adapter
 from sgrec_core.aggregator.weights import Pairs, day_features, fit
 from sgrec_core.errors import InputError
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
-from sgrec_core.job import Job, stage_command
-from sgrec_core.judge import JudgeRequest, day_has_context, judge_version, load_rubric
-from sgrec_core.judge.backends import model_path
-from sgrec_core.judge.calls import Pair, Texts, day_pairs, day_states, day_texts, request
-from sgrec_core.judge.registered import check_trainable, lay_out, register_adapter, trained_before
-from sgrec_core.judge.training import Preference, ScoredPair, Tuner, ordered_pairs, scored_pairs
-from sgrec_core.night import mark_of_night, use_threads
+from sgrec_core.generator.device import use_threads
+from sgrec_core.judge.calls.scores import Pair, Texts, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.judge.engines.backends import model_path
+from sgrec_core.judge.request import JudgeRequest
+from sgrec_core.judge.rubric import load_rubric
+from sgrec_core.judge.training.tuner import Preference, ScoredPair, Tuner, ordered_pairs, scored_pairs
+from sgrec_core.judge.versions.adapters import resolve_adapter, trained, with_adapter
+from sgrec_core.judge.versions.registered import check_trainable, lay_out, register_adapter, trained_before
 from sgrec_core.registry import Registry
+from sgrec_core.registry.nights import mark_of_night
+from sgrec_core.runtime.job import Job, stage_command
 
 
 def run(job: Job) -> None:
+    resolve_adapter(job)
     settings = job.settings.judge_training
     check_trainable(job.settings)
     if not settings.max_pairs:
@@ -58,7 +62,7 @@ def run(job: Job) -> None:
                 f" {len(pairs['validation'])} of held-out users; weights need both: none were trained"
             )
             return
-        use_threads(job.settings)
+        use_threads(job.settings.threads)
         rubric = load_rubric(has_context, job.settings.judge.rubric)
         base = model_path(job.settings)
         revision, room = job.settings.judge.revision, job.settings.judge.max_model_len
@@ -82,12 +86,12 @@ def run(job: Job) -> None:
         if figures["pair_auc_gain_grpo_over_network_lower"] <= 0:
             job.note("the named weights order held-out pairs no better than the small network's, beyond chance")
         version = register_adapter(job, registry, tuner, fingerprint, figures)
-        job.count("training_pairs", len(training))
-        job.count("held_out_pairs", len(held_out))
-        job.count("mean_weights", dict(zip(rubric.aspect_ids, weights.mean(axis=0).round(4).tolist(), strict=True)))
+        job.fact("training_pairs", len(training))
+        job.fact("held_out_pairs", len(held_out))
+        job.fact("mean_weights", dict(zip(rubric.aspect_ids, weights.mean(axis=0).round(4).tolist(), strict=True)))
     mark_of_night(registry, version)
     lay_out(job.settings, registry, version, job.day)
-    job.count("weights_model_version", version.version)
+    job.fact("weights_model_version", version.version)
 
 
 def _scored(job: Job, tuner: Tuner, pairs: Sequence[Pair], texts: Texts) -> list[ScoredPair]:

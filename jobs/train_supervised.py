@@ -15,23 +15,15 @@ from sgrec_core.errors import InputError
 from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, train_supervised
 from sgrec_core.generator.checkpoints import Checkpoints
 from sgrec_core.generator.dataset import Catalogue, chain_decisions
+from sgrec_core.generator.device import device, use_threads
 from sgrec_core.generator.train import read_results, train_in_processes, write_inputs
 from sgrec_core.generator.training import cut_windows
-from sgrec_core.items import current_tokenizer
-from sgrec_core.job import Job, stage_command
-from sgrec_core.night import (
-    SUPERVISED,
-    day_catalogue,
-    days_until,
-    decisions,
-    device,
-    load_generator,
-    mark_of_night,
-    register_generator,
-    table_versions,
-    use_threads,
-)
+from sgrec_core.lake.queries import days_until, decisions, table_versions
+from sgrec_core.night.generators import day_catalogue, load_generator, register_generator
 from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry.nights import current_tokenizer, mark_of_night
+from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.stages import SUPERVISED
 
 COLUMNS = ["user_id", "as_of", "position", "history", "target_item"]
 NO_SHAPE = ("dropout", "item_weight", "followers", "memory_weight")
@@ -60,7 +52,7 @@ def run(job: Job) -> None:
         job.keep_facts()
         return
 
-    use_threads(job.settings)
+    use_threads(job.settings.threads)
     torch.manual_seed(settings.seed)
     states = decisions(job.lake, days, "train", COLUMNS)
     sequences = chain_decisions(states, catalogue, job.settings.states.max_history)
@@ -111,15 +103,15 @@ def run(job: Job) -> None:
         tags={"sgrec.warm_started_from": str(champion) if warm else "scratch"},
     )
     shutil.rmtree(work, ignore_errors=True)
-    job.count("policy_version", version.version)
-    job.count("decisions", sequences.decisions)
-    job.count("sequences", len(sequences.items))
-    job.count("items", len(catalogue))
-    job.count("parameters", sum(parameter.numel() for parameter in model.parameters()))
-    job.count("epochs", training.epochs)
-    job.count("loss_first_epoch", losses[0])
-    job.count("loss", losses[-1])
-    job.count("warm_started_from", str(champion) if warm else "scratch")
+    job.fact("policy_version", version.version)
+    job.fact("decisions", sequences.decisions)
+    job.fact("sequences", len(sequences.items))
+    job.fact("items", len(catalogue))
+    job.fact("parameters", sum(parameter.numel() for parameter in model.parameters()))
+    job.fact("epochs", training.epochs)
+    job.fact("loss_first_epoch", losses[0])
+    job.fact("loss", losses[-1])
+    job.fact("warm_started_from", str(champion) if warm else "scratch")
 
 
 def _work_folder(job: Job, fingerprint: str) -> Path:

@@ -199,8 +199,8 @@ class JudgeSettings(Section):
 
     @property
     def adapter_folder(self) -> Path | None:
-        """The adapter's folder, once `sgrec_core.active_judge` has said which is the active one."""
-        assert self.adapter != "active", "sgrec_core.active_judge.settings_of_stage comes first"
+        """The adapter's folder, once `sgrec_core.judge.versions.adapters` has said which is the active one."""
+        assert self.adapter != "active", "sgrec_core.judge.versions.adapters.settings_of_stage comes first"
         return self.adapter
 
     @property
@@ -224,7 +224,7 @@ class JudgeTrainingSettings(Section):
     clip: float = Field(0.2, gt=0, lt=1)
     kl_weight: float = Field(0.04, ge=0)
     labels: Path | None = Field(
-        None, description="folder of the label files (sgrec_core.judge.labels); the simulator can do without"
+        None, description="folder of the label files (sgrec_core.judge.training.labels); the simulator can do without"
     )
     simulated_labels: int = Field(2000, ge=10, description="labels that the simulator gives where there are no files")
     grpo_share: float = Field(
@@ -358,5 +358,5 @@ class Settings(BaseSettings):
         return self.input.partition(":")[0]
 
     def reports(self, day: str, folder: str = "") -> Path:
-        """The folder of a day's report, summary, stage facts and progress; ``folder`` as in `sgrec_core.stages.Stage`."""
+        """The folder of a day's report, summary, stage facts and progress; ``folder`` as in `sgrec_core.runtime.stages.Stage`."""
         return self.home.resolve() / "reports" / day / folder

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,80 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def test_the_core_imports_neither_airflow_nor_spark_outside_lake_and_logs() -> None:
+FLOORS = (
+    ("errors", "settings", "hashing", "files"),
+    ("lake",),
+    ("runtime",),
+    ("logs",),
+    ("simulator",),
+    ("states",),
+    ("items",),
+    ("generator",),
+    ("rewards",),
+    ("policy",),
+    ("aggregator",),
+    ("evaluation",),
+    ("registry",),
+    ("judge",),
+    ("night",),
+    ("quality",),
+    ("cli",),
+)
+"""Rooms of the core from the ground up: a room reads those below it, and nothing above."""
+HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def core_imports(path: Path) -> set[str]:
+    """Modules of the core that a file imports anywhere, inside functions and for type checking too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if module_path(inner) else node.module)
+    return {name for name in names if name.startswith("sgrec_core.")}
+
+
+def module_path(name: str) -> Path | None:
+    base = PROJECT_ROOT / name.replace(".", "/")
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.exists()), None)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PROJECT_ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {path.stem for path in CORE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert rooms - {"__init__", "__pycache__"} == set(HEIGHT)
+
+
+def test_no_arrow_goes_up() -> None:
+    upward = [
+        f"{module_name(path)} -> {name}"
+        for path in sorted(CORE.rglob("*.py"))
+        for name in sorted(core_imports(path))
+        if (room := module_name(path).split(".")[1:2]) and HEIGHT[name.split(".")[1]] > HEIGHT[room[0]]
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_no_circle() -> None:
+    arrows = {module_name(path): core_imports(path) for path in CORE.rglob("*.py")}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_the_core_imports_neither_airflow_nor_spark_outside_lake_and_states() -> None:
     for path in CORE.rglob("*.py"):
         assert "airflow" not in imports(path), path
-        if path.relative_to(CORE).parts[0] not in ("lake", "logs"):
+        if path.relative_to(CORE).parts[0] not in ("lake", "states"):
             assert "pyspark" not in imports(path), path
 
 

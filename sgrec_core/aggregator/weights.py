@@ -18,9 +18,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from sgrec_core.hashing import hash_share
 from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.lake import Lake
-from sgrec_core.sampling import hash_share
 from sgrec_core.settings import Settings
 
 PROJECTED = 24

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.generator.trie import ItemTrie
-from sgrec_core.sampling import digest
+from sgrec_core.hashing import digest
 
 
 @dataclass(frozen=True)

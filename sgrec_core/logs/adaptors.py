@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sgrec_core.errors import InputError
-from sgrec_core.logs import landing, simulator
-from sgrec_core.sampling import digest
-from sgrec_core.settings import Settings
+from sgrec_core.hashing import digest
+from sgrec_core.logs import landing
 
 REVISION = 1
 """Raise it when the same files make other logs, so that a day on disk is written anew."""
@@ -80,29 +79,6 @@ def parse_source(text: str) -> Source:
     return Source(kind=kind, path=Path(path).resolve())
 
 
-def prepare_landing(settings: Settings, day: str) -> Path:
-    """The root of the landing that holds ``day``, made first where the source is not raw logs already.
-
-    Raises:
-        InputError: the source cannot be read, or has no such day.
-    """
-    source = parse_source(settings.input)
-    if source.path is not None and source.kind == "logs":
-        return source.path
-    root = settings.home.resolve() / "landing" / source.kind
-    if source.path is None:
-        simulator.write_day(
-            settings.simulator,
-            day=day,
-            first_day=settings.first_day,
-            landing_root=root,
-            truth_root=settings.home.resolve() / "simulator",
-        )
-    else:
-        write_day(source, day=day, first_day=settings.first_day, days=settings.adaptor.days, landing_root=root)
-    return root
-
-
 def declared_rules(source: Source, days: int) -> list[str]:
     """What an adaptor invented about the data, in words for the report. Empty for sources that bring their own time."""
     if not source.is_leave_one_out:
@@ -156,7 +132,7 @@ def write_day(source: Source, *, day: str, first_day: str, days: int, landing_ro
     Raises:
         InputError: a file is missing or malformed, or ``day`` is not a declared day.
     """
-    number = simulator.day_number(day, first_day)
+    number = landing.day_number(day, first_day)
     if not 0 <= number < days:
         last = date.fromisoformat(first_day) + timedelta(days=days - 1)
         raise InputError(
@@ -196,7 +172,7 @@ def event_rows(public_set: PublicSet, role: Role, *, day: str, number: int, days
             time = start + begin + (end - begin) * (2 * index + 1) // (2 * len(positions))
             yield {
                 "event_id": event_id,
-                "event_time": simulator.iso_time(time),
+                "event_time": landing.iso_time(time),
                 "event_type": "conversion",
                 "user_id": user_id,
                 "item_id": sequence[position],

@@ -18,11 +18,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Literal, get_args
 
 from sgrec_core.errors import InputError
-from sgrec_core.sampling import digest
+from sgrec_core.hashing import digest
 
 Record = Literal["event", "item", "user"]
 RECORDS: tuple[Record, ...] = get_args(Record)
@@ -149,3 +150,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def day_number(day: str, first_day: str) -> int:
+    """Days from ``first_day`` to ``day``."""
+    return (date.fromisoformat(day) - date.fromisoformat(first_day)).days
+
+
+def iso_time(milliseconds: int) -> str:
+    """Milliseconds since 1970 as ISO 8601 in UTC."""
+    moment = datetime(1970, 1, 1) + timedelta(milliseconds=milliseconds)
+    return moment.isoformat(timespec="milliseconds") + "Z"

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core import __version__
-from sgrec_core.active_judge import settings_of_stage
 from sgrec_core.errors import GateError
 from sgrec_core.files import read_json, write_json
-from sgrec_core.judge import day_has_context, judge_version
+from sgrec_core.hashing import digest
+from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.judge.versions.adapters import settings_of_stage
 from sgrec_core.lake import Lake
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.quality.validation import (
@@ -25,9 +26,8 @@ from sgrec_core.quality.validation import (
     result_path,
     validate,
 )
-from sgrec_core.sampling import digest
+from sgrec_core.runtime.stages import BY_NAME
 from sgrec_core.settings import Settings
-from sgrec_core.stages import BY_NAME
 
 RAW_LOGS = "raw_logs"
 """Name of the result that balances rows in against rows accepted and rejected; no table."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.files import read_json, write_text
-from sgrec_core.job import Job
-from sgrec_core.judge import is_meaningless
-from sgrec_core.judge.accepted import judge_in_words
-from sgrec_core.judge.comparison import Answers, Row, Verdict
+from sgrec_core.judge.engines import is_meaningless
+from sgrec_core.judge.versions.accepted import judge_in_words
+from sgrec_core.judge.versions.comparison import Answers, Row, Verdict
 from sgrec_core.quality.report import page_environment
+from sgrec_core.runtime.job import Job
 from sgrec_core.settings import Settings
 
 TEMPLATE = "judge_report.html.jinja"

@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from sgrec_core.files import read_json
-from sgrec_core.job import DONE
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, gate_path, rows_of_day
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
+from sgrec_core.runtime.job import DONE
+from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
-from sgrec_core.stages import STAGES
 
 REPORT = STAGES[-1].name
 SAMPLES_PER_REASON = 3
@@ -275,7 +275,7 @@ def _rejects(rows: pa.Table) -> list[RejectReason]:
 
 def _meaningless(settings: Settings, steps: list[Step]) -> bool | None:
     """What the judge counted, else what the settings say of it."""
-    from sgrec_core.judge import is_meaningless
+    from sgrec_core.judge.engines import is_meaningless
 
     step = next(step for step in steps if step.name == "score_aspects")
     if step.stale or not step.facts.get("judge_engine"):

@@ -6,8 +6,8 @@ A test fails when the file is not what the contracts say.
 from pathlib import Path
 
 from sgrec_core.lake.contracts import Column, Contract, all_contracts
+from sgrec_core.runtime.stages import ALL_STAGES
 from sgrec_core.settings import PROJECT_ROOT
-from sgrec_core.stages import ALL_STAGES
 
 TABLE_DOCS = PROJECT_ROOT / "docs" / "tables.md"
 

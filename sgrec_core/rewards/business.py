@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError
-from sgrec_core.sampling import hash_share
+from sgrec_core.hashing import hash_share
 
 _MICROSECONDS = 3_600_000_000
 _PRIOR_STRENGTH = 20.0
@@ -148,7 +148,7 @@ class BusinessContext:
 
         ``lake`` is a `sgrec_core.lake.Lake`, ``settings`` the `Settings`; items and users are the day's snapshots.
         """
-        from sgrec_core.sampling import is_validation_user
+        from sgrec_core.hashing import is_validation_user
 
         share = settings.states.validation_share
         return cls(

@@ -1,6 +1,5 @@
 """The rows of table ``rewards``: candidates, aspect scores and user weights joined and fused."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -9,11 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.rewards import fusion
-from sgrec_core.sampling import digest
 
 if TYPE_CHECKING:
-    from sgrec_core.lake import Lake
-    from sgrec_core.settings import Settings
+    pass
 
 
 @dataclass(frozen=True)
@@ -22,27 +19,6 @@ class RewardTable:
 
     rows: pa.Table
     facts: dict[str, float | int]
-
-
-def version_of_day(lake: "Lake", day: str, settings: "Settings") -> str:
-    """The reward version that the day's tables and the settings make; part of the key of ``rewards``.
-
-    A content hash of the versions of judge, aggregator, business model and tokenizer, and of the fusion settings.
-    """
-    from sgrec_core.judge import day_has_context, judge_version
-
-    candidates = lake.read("candidates", where={"day": day}, columns=["business_version", "tokenizer_version"])
-    weights = lake.read("user_weights", where={"day": day}, columns=["aggregator_version"])
-    versions = [
-        sorted(column.unique().to_pylist())
-        for column in (
-            weights["aggregator_version"],
-            candidates["business_version"],
-            candidates["tokenizer_version"],
-        )
-    ]
-    judge = judge_version(settings, day_has_context(lake, day))
-    return digest(json.dumps([judge, *versions, settings.fusion.model_dump()], sort_keys=True))
 
 
 def varied_groups(candidates: pa.Table) -> pa.ChunkedArray:

@@ -1,0 +1,140 @@
+"""Which home and source a command works on."""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.settings import Settings
+
+if TYPE_CHECKING:
+    pass
+
+from sgrec_core.cli.app import DEFAULT_HOME, JUDGE_INTERPRETER, console
+
+# The home and its source
+
+
+def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
+    """Settings whose home belongs to the source that is asked for; marks a new home as belonging to it.
+
+    A home holds the tables and models of one source. Asked for another one, the default home gives way to
+    ``.sgrec-<source>``; a home that was named explicitly is not second-guessed.
+
+    Args:
+        source: ``--input``, or None.
+        starts_anew: without any source named, the default home is asked for the simulator rather than for its own.
+
+    Raises:
+        SettingsError: the home named by SGREC_HOME belongs to another source.
+        InputError: the source cannot be used.
+    """
+    from sgrec_core.logs.adaptors import parse_source
+
+    explicit = "SGREC_HOME" in os.environ
+    home = Path(os.environ.get("SGREC_HOME", DEFAULT_HOME)).resolve()
+    wanted = source or os.environ.get("SGREC_INPUT")
+    if not wanted:
+        wanted = Settings.model_fields["input"].default
+        if explicit or not starts_anew:
+            wanted = source_of(home) or wanted
+    parsed = parse_source(wanted)
+    wanted = f"{parsed.kind}:{parsed.path}" if parsed.path else parsed.kind
+    if source_of(home) not in (None, wanted):
+        if explicit:
+            raise SettingsError(_belongs_to_another(home, wanted))
+        first, home = home, home.with_name(f"{DEFAULT_HOME}-{parsed.kind}")
+        if source_of(home) not in (None, wanted):
+            raise SettingsError(_belongs_to_another(home, wanted))
+        console.print(
+            f"{first.name} belongs to {source_of(first)}; this night uses {home.name} (SGREC_HOME={home})",
+            soft_wrap=True,
+        )
+    # The jobs, in processes of their own, read the environment.
+    os.environ["SGREC_HOME"], os.environ["SGREC_INPUT"] = str(home), wanted
+    settings = checked_settings()
+    if source_of(home) is None:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "source.json").write_text(json.dumps({"input": wanted}) + "\n")
+    return settings
+
+
+def existing_home() -> Settings:
+    """Settings of a home in which a night was started, with its source.
+
+    Raises:
+        SettingsError: there is none; the message names homes that are there.
+    """
+    home = Path(os.environ.get("SGREC_HOME", DEFAULT_HOME)).resolve()
+    source = source_of(home)
+    if source is None:
+        others = [path.parent.name for path in sorted(home.parent.glob(f"{DEFAULT_HOME}*/source.json"))]
+        hint = f"; set SGREC_HOME to one of {', '.join(others)}" if others else "; run `sgrec nightly` first"
+        raise SettingsError(f"no night was run in {home}{hint}")
+    os.environ["SGREC_HOME"] = str(home)
+    os.environ.setdefault("SGREC_INPUT", source)
+    return checked_settings()
+
+
+def source_of(home: Path) -> str | None:
+    """The source that a home belongs to, or None for a home in which no night was started."""
+    try:
+        return json.loads((home / "source.json").read_text())["input"]
+    except FileNotFoundError:
+        return None
+
+
+def _belongs_to_another(home: Path, wanted: str) -> str:
+    return (
+        f"home {home} belongs to the source {source_of(home)}, not to {wanted}; set SGREC_HOME to another folder, "
+        f"or, if the same data only moved, write its new place into {home / 'source.json'}"
+    )
+
+
+def choose_judge(engine: str | None) -> None:
+    """Put the judge's engine, and the environment that it needs, into the settings of the jobs."""
+    if engine:
+        os.environ["SGREC_JUDGE__ENGINE"] = engine
+    if os.environ.get("SGREC_JUDGE__ENGINE") == "vllm":
+        os.environ.setdefault("SGREC_INTERPRETERS__JUDGE", JUDGE_INTERPRETER)
+
+
+def checked_settings() -> Settings:
+    from sgrec_core.runtime.job import load_settings
+
+    return load_settings()
+
+
+def valid_day(day: str) -> str:
+    from sgrec_core.runtime import job
+
+    return job.valid_day(day)
+
+
+def default_day(settings: Settings) -> str:
+    """The newest day that has landed for ``logs:PATH``; for all other sources the first day."""
+    kind, _, path = settings.input.partition(":")
+    if kind != "logs":
+        return settings.first_day
+    days = sorted(folder.name.removeprefix("day=") for folder in Path(path).glob("day=*") if folder.is_dir())
+    if not days:
+        from sgrec_core.logs.landing import LAYOUT
+
+        raise InputError(f"no day has landed in {path}; expected layout: {LAYOUT}")
+    return valid_day(days[-1])
+
+
+def days_between(first: str, last: str) -> Iterator[str]:
+    """All days from ``first`` to ``last``, both included.
+
+    Raises:
+        SettingsError: ``last`` lies before ``first``.
+    """
+    start, end = date.fromisoformat(first), date.fromisoformat(last)
+    if end < start:
+        raise SettingsError(f"--to {last} lies before --from {first}")
+    for offset in range((end - start).days + 1):
+        yield (start + timedelta(days=offset)).isoformat()

@@ -1,0 +1,109 @@
+"""Commands about generators."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sgrec_core.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+from sgrec_core.cli.app import METRICS, app, console
+from sgrec_core.cli.homes import existing_home, valid_day
+
+
+@app.command()
+def evaluate(
+    split: Annotated[
+        Literal["test", "validation"], typer.Option(help="Which held-out labels to score.", show_default=False)
+    ],
+    version: Annotated[str, typer.Option(help="Version number or alias of sgrec-generator.")] = "champion",
+    day: Annotated[
+        str | None,
+        typer.Option(help="Whose labels. Default: of the night that made the version.", show_default=False),
+    ] = None,
+) -> None:
+    """Score a registered generator on held-out labels. Nights never read the test split; this command alone does."""
+    from sgrec_core.night.evaluation import evaluate_version
+
+    settings = existing_home()
+    with Progress(
+        SpinnerColumn(), TextColumn("ranking"), BarColumn(), TextColumn("{task.completed:,} decisions"),
+        TimeElapsedColumn(), console=console, transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task("ranking", total=None)
+        chosen, rows = evaluate_version(
+            settings,
+            version,
+            split,
+            day=day and valid_day(day),
+            progress=lambda decisions: progress.advance(task, decisions),
+        )
+    table = Table(title=f"{chosen} on the {split} labels of {day or chosen.day}", title_justify="left", box=None)
+    for name in ("metric", "bucket", "value", "95% interval", "users"):
+        table.add_column(name, justify="left" if name in ("metric", "bucket") else "right", no_wrap=True)
+    for row in rows:
+        interval = "" if row["lower"] is None else f"{row['lower']:.4f} to {row['upper']:.4f}"
+        metric = f"{METRICS.get(row['metric'], row['metric'])}@{row['cutoff']}"
+        table.add_row(metric, row["bucket"].replace("_", " "), f"{row['value']:.4f}", interval, f"{row['users']:,}")
+    console.print(table)
+
+
+@app.command()
+def promote(version: Annotated[int, typer.Option(help="Version of sgrec-generator.", show_default=False)]) -> None:
+    """Make a version of the generator the champion: it serves now, and later nights start from it."""
+    from sgrec_core.registry import Registry
+    from sgrec_core.runtime.stages import GENERATOR
+
+    registry = Registry(existing_home())
+    chosen, newest = registry.get(GENERATOR, str(version)), registry.newest_promotion()
+    # As of the newest night that promoted: an earlier day would leave that night's champion in place.
+    day = max(chosen.day, newest.tags["sgrec.promoted_day"]) if newest else chosen.day
+    registry.promote(chosen, day=day)
+    console.print(f"champion: {chosen}, made by night {chosen.day}, serves as of night {day}")
+
+
+@app.command()
+def rollback() -> None:
+    """Take the last promotion back: the champion before it serves again."""
+    from sgrec_core.registry import Registry
+
+    demoted, champion = Registry(existing_home()).rollback()
+    serves = (
+        f"{champion}, made by night {champion.day}" if champion else "none; the next challenger must beat popularity"
+    )
+    console.print(f"rolled back: {demoted}, made by night {demoted.day}\nchampion: {serves}")
+
+
+@app.command()
+def recommend(
+    history: Annotated[str, typer.Option(help="Item ids, oldest first, separated by commas.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="How many items to recommend.")] = 10,
+    version: Annotated[str, typer.Option(help="Version number or alias of sgrec-generator.")] = "champion",
+    exclude_history: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = False,
+) -> None:
+    """Recommend items that go on from a history. No judge is asked: the generator's weights are all that it takes."""
+    from sgrec_core.generator.recommend import Recommender
+    from sgrec_core.lake import Lake
+    from sgrec_core.registry import Registry
+    from sgrec_core.runtime.stages import GENERATOR
+
+    settings = existing_home()
+    registry = Registry(settings)
+    chosen = registry.get(GENERATOR, version)
+    items = [item.strip() for item in history.split(",") if item.strip()]
+    if not items:
+        raise InputError(f"--history {history!r} names no item; valid is, for example, --history item1,item2")
+    (ranked,) = Recommender(*registry.load(chosen)).recommend([items], count=count, exclude_history=exclude_history)
+    known = Lake(settings.lake_root).read("items", where={"day": chosen.day}, columns=["item_id", "title"])
+    titles = dict(zip(known["item_id"].to_pylist(), known["title"].to_pylist(), strict=True))
+    table = Table(title=str(chosen), title_justify="left", box=None)
+    for name in ("rank", "item", "title", "log-probability"):
+        table.add_column(name, justify="right" if name in ("rank", "log-probability") else "left", overflow="fold")
+    for rank, (item, score) in enumerate(ranked, start=1):
+        table.add_row(str(rank), escape(item), escape(titles.get(item) or ""), f"{score:.3f}")
+    console.print(table)

@@ -1,0 +1,150 @@
+"""Commands that run nights, and show how they went."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from sgrec_core.settings import Settings
+
+if TYPE_CHECKING:
+    from sgrec_core.night.airflow import Night
+
+from sgrec_core.cli.app import Input, InterruptedNightError, Judge, app, complain, console
+from sgrec_core.cli.homes import choose_judge, days_between, default_day, existing_home, settle_home, valid_day
+from sgrec_core.cli.views import evaluation_cells, nights_table, read_summary, show_summary, stages_table
+
+
+@app.command()
+def nightly(
+    day: Annotated[
+        str | None,
+        typer.Option(
+            help="Day of the logs, YYYY-MM-DD (UTC). Default: the newest landed day of logs:PATH, else the first day.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Input = None,
+    judge: Judge = None,
+) -> None:
+    """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again."""
+    choose_judge(judge)
+    settings = settle_home(source, starts_anew=True)
+    day = valid_day(day) if day else default_day(settings)
+    night = show_night(settings, day)
+    written = settings.reports(day) / "summary.json"
+    # One that is older than this run would tell of another.
+    if written.exists() and written.stat().st_mtime >= time.time() - night.seconds:
+        show_summary(settings, day)
+    if night.exit_code:
+        complain(f"night {day} stopped at {night.reason}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def backfill(
+    first: Annotated[str, typer.Option("--from", help="First day, YYYY-MM-DD.", show_default=False)],
+    last: Annotated[str, typer.Option("--to", help="Last day, inclusive.", show_default=False)],
+    source: Input = None,
+    judge: Judge = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Look at every stage, also of days that have not changed.")
+    ] = False,
+) -> None:
+    """Run the nights of past days, in order; only what is missing or changed is computed."""
+    from sgrec_core.night.unchanged import night_is_unchanged, remember_night
+
+    choose_judge(judge)
+    settings = settle_home(source, starts_anew=False)
+    days = list(days_between(valid_day(first), valid_day(last)))
+    table = Table(title=f"backfill {first} to {last}", title_justify="left", box=None)
+    for name in (
+        "day",
+        "night",
+        "seconds",
+        "computed",
+        "up to date",
+        "champion NDCG@10",
+        "challenger NDCG@10",
+        "promoted",
+    ):
+        table.add_column(name, justify="left" if name in ("day", "night", "promoted") else "right")
+    stopped = None
+    for day in days:
+        if not force and night_is_unchanged(settings, day):
+            console.print(f"[dim]·[/] night {day} unchanged")
+            table.add_row(day, "unchanged", "", "0", "all", *evaluation_cells(settings, day))
+            continue
+        night = show_night(settings, day)
+        states = [stage["state"] for stage in read_summary(settings, day).get("stages", [])]
+        table.add_row(
+            day,
+            "[red]stopped[/]" if night.exit_code else "succeeded",
+            f"{night.seconds:,.0f}",
+            str(states.count("finished")),
+            str(states.count("skipped")),
+            *evaluation_cells(settings, day),
+        )
+        if night.exit_code:
+            # Later nights would start from a champion and a history that this one should have made.
+            stopped = f"night {day} stopped at {night.reason}; the days after it were not run"
+            break
+        remember_night(settings, day)
+    console.print(table)
+    if stopped:
+        complain(stopped)
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    day: Annotated[str | None, typer.Option(help="Show every stage of this night.", show_default=False)] = None,
+    nights: Annotated[int, typer.Option(min=1, help="How many of the latest nights to list.")] = 7,
+) -> None:
+    """Which stage recent nights are at, and which generators are champion and challenger."""
+    from sgrec_core.judge.versions.accepted import accepted_judges
+    from sgrec_core.registry import CHALLENGER, CHAMPION, Registry
+    from sgrec_core.runtime.stages import GENERATOR
+
+    settings = existing_home()
+    console.print(f"{settings.home} · {settings.input}", soft_wrap=True)
+    console.print(stages_table(settings, valid_day(day)) if day else nights_table(settings, nights))
+    registry = Registry(settings)
+    aliases = registry.aliases(GENERATOR)
+    for alias in (CHAMPION, CHALLENGER):
+        version = aliases.get(alias)
+        made = f"version {version}, made by night {registry.get(GENERATOR, version).day}" if version else "none yet"
+        console.print(f"{alias}: {made}")
+    for judge in accepted_judges(settings)[-1:]:
+        console.print(f"judge accepted last ({judge.how}, {judge.day}): {judge}", soft_wrap=True, markup=False)
+
+
+def show_night(settings: Settings, day: str) -> "Night":
+    """Run the night of ``day`` before the user's eyes.
+
+    Raises:
+        InterruptedNightError: by Ctrl-C or SIGTERM, after everything that the night had started has ended.
+    """
+    from sgrec_core.night.airflow import run_night
+
+    console.print(f"night {day} · {settings.input} · home {settings.home}", soft_wrap=True)
+    with interruptible(f"night {day}"):
+        return run_night(settings, day, console)
+
+
+@contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM become an error in words.
+
+    Raises:
+        InterruptedNightError: it was interrupted.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedNightError(
+            f"{what} interrupted; tables are at their last commit, the same command goes on from there"
+        ) from None

@@ -1,0 +1,111 @@
+"""Nights as tables and lines on the terminal."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from sgrec_core.settings import Settings
+
+if TYPE_CHECKING:
+    pass
+
+from sgrec_core.cli.app import console
+
+
+def read_summary(settings: Settings, day: str) -> dict[str, Any]:
+    """What report_quality wrote about the night, or nothing if it never ran."""
+    try:
+        return json.loads((settings.reports(day) / "summary.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def show_summary(settings: Settings, day: str) -> None:
+    """The night in one table."""
+    summary = read_summary(settings, day)
+    table = Table(title=f"night {day}: {summary['status']}", title_justify="left", show_header=False, box=None)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    rows, judge, reward, paths = summary["rows"], summary["judge"], summary["reward"], summary["paths"]
+    table.add_row("rows", words(rows, "in", "accepted", "rejected"))
+    if rows.get("rejected_by_reason"):
+        table.add_row("rejects", words(rows["rejected_by_reason"], *rows["rejected_by_reason"]))
+    label = f"judge calls ({judge['engine']}, scores meaningless)" if judge.get("meaningless") else "judge calls"
+    table.add_row(label, words(judge, "asked", "cached", "skipped", "paid"))
+    table.add_row("fusion", words(reward, "agreement_rate", "mean_gate", "covered_groups", "groups"))
+    for role in ("champion", "challenger", "popularity"):
+        table.add_row(role, model_in_words(summary["evaluation"].get(role)))
+    if summary["evaluation"].get("reason"):
+        table.add_row("decision", escape(summary["evaluation"]["reason"]))
+    for note in summary["notes"]:
+        table.add_row("note", escape(f"{note['stage']}: {note['text']}"))
+    table.add_row("report", paths["report"])
+    table.add_row("models", paths["models"])
+    console.print(table)
+
+
+def words(values: Mapping[str, Any], *names: str) -> str:
+    """``accepted 1,234, rejected 5``; what a night did not get to is left out."""
+    shown = [f"{name.replace('_', ' ')} {number(values[name])}" for name in names if values.get(name) is not None]
+    return ", ".join(shown) or "not reached"
+
+
+def number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def model_in_words(model: Mapping[str, Any] | None) -> str:
+    if not model:
+        return "none"
+    # Popularity has the night's day for a version, which the title says already.
+    name = "" if model["model"] == "popularity" else f"version {model['version']}: "
+    return f"{name}HR@10 {number(model['hr@10'])}, NDCG@10 {number(model['ndcg@10'])}"
+
+
+def evaluation_cells(settings: Settings, day: str) -> list[str]:
+    """NDCG@10 of champion and challenger, and whether the challenger was promoted."""
+    evaluation = read_summary(settings, day).get("evaluation") or {}
+    figures = [(evaluation.get(role) or {}).get("ndcg@10") for role in ("champion", "challenger")]
+    promoted = {True: "yes", False: "no", None: ""}[evaluation.get("promoted")]
+    return [*("" if figure is None else number(figure) for figure in figures), promoted]
+
+
+def nights_table(settings: Settings, count: int) -> Table:
+    """The newest nights: how they ended, or which stage they are at."""
+    from sgrec_core.night.airflow import running_night
+    from sgrec_core.night.display import Tail, state_of_night
+
+    table = Table(box=None)
+    for name in ("day", "night", "stage", "time (UTC)", "message"):
+        table.add_column(name, no_wrap=name != "message")
+    running = running_night(settings)
+    files = sorted(settings.home.glob("reports/*/progress.jsonl"), reverse=True)
+    for path in files[:count]:
+        state, event = state_of_night(Tail(path, from_start=True).read())
+        night = path.parent.name
+        if night == running:
+            state = "running"
+        message = event.get("message") or event.get("description") or ""
+        if event.get("total"):
+            message += f" {event['done']:,}/{event['total']:,}"
+        mark = {"succeeded": "green", "stopped": "red"}.get(state, "yellow")
+        table.add_row(
+            night, f"[{mark}]{state}[/]", event["stage"], event["time"][5:16].replace("T", " "), escape(message)
+        )
+    return table
+
+
+def stages_table(settings: Settings, day: str) -> Table:
+    """Every stage and gate of a night."""
+    from sgrec_core.quality.night import gather_night
+
+    table = Table(box=None)
+    for name in ("stage", "state", "seconds", "message"):
+        table.add_column(name, justify="right" if name == "seconds" else "left", no_wrap=name != "message")
+    for step in gather_night(settings, day).steps:
+        seconds = "" if step.seconds is None or step.stale else f"{step.seconds:,.1f}"
+        table.add_row(step.name, step.state, seconds, escape(step.message or ""))
+    return table

@@ -1,0 +1,1 @@
+"""Training of the judge: labels, and adapters by supervised and reinforcement tuning."""

@@ -1,0 +1,23 @@
+"""Days, and the questions about tables that several stages ask."""
+
+from datetime import date, timedelta
+
+import pyarrow as pa
+
+from sgrec_core.lake.tables import Lake
+
+
+def days_until(day: str, count: int) -> list[str]:
+    """The ``count`` days that end with ``day``, oldest first."""
+    last = date.fromisoformat(day)
+    return [(last - timedelta(days=back)).isoformat() for back in reversed(range(count))]
+
+
+def decisions(lake: Lake, days: list[str], split: str, columns: list[str]) -> pa.Table:
+    """Rows of user_states of a split over several days."""
+    return lake.read("user_states", where={"day": days, "split": split}, columns=columns)
+
+
+def table_versions(lake: Lake, tables: tuple[str, ...]) -> dict[str, int | None]:
+    """Current Delta version of each table."""
+    return {table: lake.version(table) for table in tables}

@@ -1,0 +1,50 @@
+"""The rewards of a night: the business reward by its registered model, and the version of the rewards."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sgrec_core.generator.dataset import Catalogue
+from sgrec_core.hashing import digest
+from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.lake import Lake
+from sgrec_core.rewards.business import BusinessContext, EcpmModel
+from sgrec_core.rewards.ranking import ranking_reward
+from sgrec_core.settings import Settings
+
+
+def version_of_day(lake: Lake, day: str, settings: Settings) -> str:
+    """The reward version that the day's tables and the settings make; part of the key of ``rewards``.
+
+    A content hash of the versions of judge, aggregator, business model and tokenizer, and of the fusion settings.
+    """
+    candidates = lake.read("candidates", where={"day": day}, columns=["business_version", "tokenizer_version"])
+    weights = lake.read("user_weights", where={"day": day}, columns=["aggregator_version"])
+    versions = [
+        sorted(column.unique().to_pylist())
+        for column in (
+            weights["aggregator_version"],
+            candidates["business_version"],
+            candidates["tokenizer_version"],
+        )
+    ]
+    judge = judge_version(settings, day_has_context(lake, day))
+    return digest(json.dumps([judge, *versions, settings.fusion.model_dump()], sort_keys=True))
+
+
+def business_reward(
+    config: Mapping[str, Any], lake: Lake, day: str, settings: Settings, states: pa.Table, catalogue: Catalogue
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The night's business reward for decision points ``states``: (rows [B], items [B, G]) to rewards [B, G].
+
+    ``config`` is that of the registered business model: the next-item ranking reward, or eCPM.
+    """
+    if config["kind"] == "ranking":
+        targets = catalogue.index(states["target_item"])
+        return lambda rows, items: ranking_reward(items, targets[rows])
+    context = BusinessContext.from_lake(lake, day, settings)
+    model = EcpmModel.from_config(config)
+    return lambda rows, items: model.reward(states.take(rows), [catalogue.ids(row) for row in items], context)

@@ -1,0 +1,266 @@
+"""Models in MLflow: safetensors and JSON, what they were made from, and who is champion.
+
+Every registered version is a pyfunc model whose loader is `sgrec_core.registry` itself, so that the artifact holds no
+code and no pickle: ``model.safetensors``, ``config.json``, signature and input example. A version is known by its
+fingerprint, hence a re-run that changes nothing registers nothing.
+
+Promotions are tags of the version (`promoted_day`, `promotion`), so that the champion of any past night can be told:
+night D works against the newest version promoted by an earlier night.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sgrec_core import __version__
+from sgrec_core.errors import SgrecError
+from sgrec_core.runtime.stages import GENERATOR
+from sgrec_core.settings import PROJECT_ROOT, Settings
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow and Alembic narrate every database migration, MLflow every input example.
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version: ``name`` and ``version`` find it, ``tags`` say where it comes from."""
+
+    name: str
+    version: str
+    day: str
+    fingerprint: str
+    tags: dict[str, str] = field(repr=False)
+    source: str = field(repr=False)
+    run_id: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+class Registry:
+    """The registered models of one home: MLflow on SQLite under ``<home>/mlflow``, or a server by settings."""
+
+    def __init__(self, settings: Settings):
+        # MLflow takes a second to import; only who talks to the registry pays.
+        import mlflow
+
+        folder = settings.home.resolve() / "mlflow"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tracking_uri = settings.mlflow_uri or f"sqlite:///{folder}/mlflow.db"
+        self._artifacts = None if settings.mlflow_uri else (folder / "artifacts").as_uri()
+        self._mlflow = mlflow
+        mlflow.set_tracking_uri(self.tracking_uri)
+        mlflow.set_registry_uri(self.tracking_uri)
+        self.client = mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of ``name``, oldest first; empty while there are none."""
+        found = self.client.search_model_versions(f"name='{name}'", max_results=10_000)
+        return sorted((_version(version) for version in found), key=lambda version: int(version.version))
+
+    def find(self, name: str, fingerprint: str) -> ModelVersion | None:
+        """The version made from exactly these inputs, or None."""
+        return next((version for version in self.versions(name) if version.fingerprint == fingerprint), None)
+
+    def get(self, name: str, version_or_alias: str) -> ModelVersion:
+        """One version by number or alias.
+
+        Raises:
+            SgrecError: there is none; the message lists what there is.
+        """
+        versions = self.versions(name)
+        wanted = version_or_alias
+        if not wanted.isdigit():
+            wanted = self.aliases(name).get(version_or_alias, "")
+        for version in versions:
+            if version.version == wanted:
+                return version
+        valid = [*(version.version for version in versions), *self.aliases(name)]
+        raise SgrecError(
+            f"{name} has no version {version_or_alias!r}; valid are {', '.join(valid) or 'none yet: run a night first'}"
+        )
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Alias to version number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return {alias: str(version) for alias, version in self.client.get_registered_model(name).aliases.items()}
+        except MlflowException:
+            return {}
+
+    def register(
+        self,
+        name: str,
+        *,
+        day: str,
+        fingerprint: str,
+        tensors: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        tables: Mapping[str, int | None] | None = None,
+        tags: Mapping[str, str] | None = None,
+        example: tuple[Any, Any] | None = None,
+    ) -> ModelVersion:
+        """Log a run and register its model; the version that these inputs made before, if there is one.
+
+        Args:
+            fingerprint: hex digest of all that determined the tensors.
+            tensors: weights; stored as safetensors.
+            config: JSON that `load` gives back beside the tensors.
+            tables: table name to the Delta version that was read.
+            example: input and output as pandas DataFrames, from which signature and input example are made.
+        """
+        from mlflow.exceptions import MlflowException
+        from mlflow.models import infer_signature
+
+        found = self.find(name, fingerprint)
+        if found is not None:
+            return found
+        if self.client.get_experiment_by_name(name) is None:
+            self.client.create_experiment(name, artifact_location=self._artifacts and f"{self._artifacts}/{name}")
+        self._mlflow.set_experiment(name)
+        provenance = {
+            "sgrec.day": day,
+            "sgrec.fingerprint": fingerprint,
+            "sgrec.version": __version__,
+            "sgrec.git_revision": git_revision(),
+            **{f"sgrec.table.{table}": str(version) for table, version in (tables or {}).items()},
+            **(tags or {}),
+        }
+        with self._mlflow.start_run(run_name=f"{name}-{day}") as run, tempfile.TemporaryDirectory() as scratch:
+            self._mlflow.set_tags(provenance)
+            self._mlflow.log_params({key: str(value) for key, value in (parameters or {}).items()})
+            self._mlflow.log_metrics({key: float(value) for key, value in (metrics or {}).items()})
+            data = Path(scratch) / "model"
+            data.mkdir()
+            # Sorted and contiguous, so that the same weights make the same file.
+            save_file(
+                {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, data / "model.safetensors"
+            )
+            (data / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            model = self._mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="sgrec_core.registry",
+                data_path=str(data),
+                signature=infer_signature(*example) if example else None,
+                input_example=example[0] if example else None,
+                pip_requirements=[f"sgrec=={__version__}"],
+            )
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            created = self.client.create_model_version(
+                name, source=model.model_uri, run_id=run.info.run_id, tags=provenance
+            )
+        return _version(created)
+
+    def metrics(self, version: ModelVersion) -> dict[str, float]:
+        """The metrics that a version was registered with."""
+        return dict(self.client.get_run(version.run_id).data.metrics)
+
+    def load(self, version: ModelVersion) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and config of a registered version."""
+        # pyfunc puts the folder that `register` wrote, under its own name, below `data`.
+        folder = Path(self._mlflow.artifacts.download_artifacts(artifact_uri=version.source)) / "data" / "model"
+        return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+
+    def set_alias(self, version: ModelVersion, alias: str) -> None:
+        self.client.set_registered_model_alias(version.name, alias, version.version)
+
+    def set_alias_or_none(self, name: str, alias: str, version: str | None) -> None:
+        """Let ``alias`` name a version number, or nothing."""
+        if version is not None:
+            self.client.set_registered_model_alias(name, alias, version)
+        elif alias in self.aliases(name):
+            self.client.delete_registered_model_alias(name, alias)
+
+    def newest_promotion(self) -> ModelVersion | None:
+        """The generator promoted last by the order of promotions, of any night."""
+        return self._newest(lambda day: True)
+
+    def pinned_champion(self, day: str) -> ModelVersion | None:
+        """The newest generator promoted by a night before ``day``; the same for every re-run of ``day``."""
+        return self._newest(lambda promoted: promoted < day)
+
+    def _newest(self, eligible: Any) -> ModelVersion | None:
+        promoted = [
+            version
+            for version in self.versions(GENERATOR)
+            if "sgrec.promoted_day" in version.tags and eligible(version.tags["sgrec.promoted_day"])
+        ]
+        return max(promoted, key=_promotion_order, default=None)
+
+    def promote(self, version: ModelVersion, *, day: str) -> None:
+        """Make ``version`` the champion as of night ``day``: it serves now and is the pin of later nights."""
+        numbers = [int(v.tags["sgrec.promotion"]) for v in self.versions(GENERATOR) if "sgrec.promotion" in v.tags]
+        self.client.set_model_version_tag(
+            version.name, version.version, "sgrec.promotion", str(max(numbers, default=0) + 1)
+        )
+        self.client.set_model_version_tag(version.name, version.version, "sgrec.promoted_day", day)
+        self.set_alias(version, CHAMPION)
+
+    def rollback(self) -> tuple[ModelVersion, ModelVersion | None]:
+        """Take the last promotion back; returns the demoted version and the champion that serves again, if any.
+
+        Raises:
+            SgrecError: nothing was ever promoted.
+        """
+        demoted = self.newest_promotion()
+        if demoted is None:
+            raise SgrecError(
+                f"{GENERATOR} has no champion to roll back; run a night or `sgrec promote --version N` first"
+            )
+        for tag in ("sgrec.promotion", "sgrec.promoted_day"):
+            self.client.delete_model_version_tag(demoted.name, demoted.version, tag)
+        self.client.set_model_version_tag(demoted.name, demoted.version, "sgrec.rolled_back", "true")
+        champion = self.newest_promotion()
+        self.set_alias_or_none(GENERATOR, CHAMPION, champion.version if champion else None)
+        return demoted, champion
+
+
+def _promotion_order(version: ModelVersion) -> tuple[str, int]:
+    return version.tags["sgrec.promoted_day"], int(version.tags["sgrec.promotion"])
+
+
+def _version(version: Any) -> ModelVersion:
+    return ModelVersion(
+        name=version.name,
+        version=str(version.version),
+        day=version.tags.get("sgrec.day", ""),
+        fingerprint=version.tags.get("sgrec.fingerprint", ""),
+        tags=dict(version.tags),
+        source=version.source,
+        run_id=version.run_id,
+    )
+
+
+def git_revision() -> str:
+    """Commit of the checkout that runs, with ``-dirty`` when it has uncommitted changes; ``unknown`` outside git."""
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision + ("-dirty" if changed else "")

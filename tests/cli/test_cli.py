@@ -1,0 +1,392 @@
+"""The command ``sgrec``: which home and source it uses, what it says, and real nights on a tiny marketplace."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from io import StringIO
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from sgrec_core.cli import homes
+from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.night.airflow import (
+    airflow_environment,
+    check_interpreters,
+    end_with_descendants,
+    only_night,
+    running_night,
+)
+from sgrec_core.night.display import Display, Tail, state_of_night, why_stopped
+from sgrec_core.settings import PROJECT_ROOT, Settings
+
+SGREC = [sys.executable, "-c", "from sgrec_core.cli import main; main()"]
+
+
+def sgrec(*arguments: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProcess[str]:
+    """The command as users run it, in a process of its own; wide, so that no line is wrapped."""
+    environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(PROJECT_ROOT)}
+    return subprocess.run([*SGREC, *arguments], capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory without homes; SGREC_HOME and SGREC_INPUT are not set, and restored afterwards."""
+    # Set before deleting: only then does monkeypatch undo what the code under test sets.
+    for name in ("SGREC_HOME", "SGREC_INPUT", "SGREC_JUDGE__ENGINE", "SGREC_INTERPRETERS__JUDGE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    """A landing folder with two days."""
+    for day in ("2026-02-01", "2026-02-03"):
+        (tmp_path / "raw" / f"day={day}" / "events").mkdir(parents=True)
+    return tmp_path / "raw"
+
+
+# Which home, which source, which day
+
+
+def test_help_imports_nothing_heavy_and_names_every_command() -> None:
+    script = "import sys, sgrec_core.cli; print(*({'torch', 'mlflow', 'pyarrow', 'airflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT_ROOT, check=True)
+    assert done.stdout.strip() == ""
+    help_text = sgrec("--help").stdout
+    for command in ("nightly", "backfill", "status", "evaluate", "promote", "rollback", "recommend"):
+        assert command in help_text
+        assert command in sgrec(command, "--help").stdout
+
+
+def test_the_default_home_belongs_to_its_first_source(no_home: Path, logs: Path) -> None:
+    settings = homes.settle_home(f"logs:{logs}", starts_anew=True)
+    assert settings.home == no_home / ".sgrec"
+    assert settings.input == f"logs:{logs}"
+    assert json.loads((settings.home / "source.json").read_text()) == {"input": f"logs:{logs}"}
+    assert os.environ["SGREC_HOME"] == str(settings.home)
+
+
+def test_another_source_gets_a_home_of_its_own_and_is_told(
+    no_home: Path, logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes.settle_home("simulator", starts_anew=True)
+    for name in ("SGREC_HOME", "SGREC_INPUT"):
+        monkeypatch.delenv(name)
+    settings = homes.settle_home("logs:raw", starts_anew=True)
+    assert settings.home == no_home / ".sgrec-logs"
+    assert settings.input == f"logs:{logs}", "relative to where the user stands, absolute for the jobs"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f".sgrec belongs to simulator; this night uses .sgrec-logs (SGREC_HOME={no_home / '.sgrec-logs'})"
+
+
+def test_an_explicit_home_of_another_source_is_an_error(
+    no_home: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGREC_HOME", "mine")
+    homes.settle_home("simulator", starts_anew=True)
+    message = f"{no_home / 'mine'} belongs to the source simulator, not to logs:{logs}; set SGREC_HOME"
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        homes.settle_home(f"logs:{logs}", starts_anew=True)
+
+
+def test_without_a_source_an_existing_home_goes_on_with_its_own(
+    no_home: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes.settle_home(f"logs:{logs}", starts_anew=True)
+    for name in ("SGREC_HOME", "SGREC_INPUT"):
+        monkeypatch.delenv(name)
+    assert homes.settle_home(None, starts_anew=False).input == f"logs:{logs}", "backfill"
+    for name in ("SGREC_HOME", "SGREC_INPUT"):
+        monkeypatch.delenv(name)
+    night = homes.settle_home(None, starts_anew=True)
+    assert (night.input, night.home.name) == ("simulator", ".sgrec-simulator"), "nightly alone is the simulator"
+    monkeypatch.setenv("SGREC_HOME", ".sgrec")
+    monkeypatch.delenv("SGREC_INPUT")
+    assert homes.settle_home(None, starts_anew=True).input == f"logs:{logs}", "nightly in a home that was named"
+
+
+@pytest.mark.parametrize("command", [("status",), ("rollback",), ("promote", "--version", "1")])
+def test_commands_on_a_missing_home_name_the_homes_that_are_there(no_home: Path, command: tuple[str, ...]) -> None:
+    done = sgrec(*command, cwd=no_home)
+    assert done.returncode == SgrecError.exit_code
+    assert done.stderr.strip() == f"no night was run in {no_home / '.sgrec'}; run `sgrec nightly` first"
+    (no_home / ".sgrec-beauty").mkdir()
+    (no_home / ".sgrec-beauty" / "source.json").write_text('{"input": "beauty:/data"}')
+    assert "set SGREC_HOME to one of .sgrec-beauty" in sgrec(*command, cwd=no_home).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nightly", "--day", "2026-1-5"), "'2026-1-5' is not a date; valid is YYYY-MM-DD"),
+        (("nightly", "--input", "movies:."), "unknown input 'movies:.'; valid are simulator, scientific:PATH"),
+        (("nightly", "--input", "logs:/nowhere"), "no folder /nowhere"),
+        (("backfill", "--from", "2026-01-06", "--to", "2026-01-05"), "--to 2026-01-05 lies before --from 2026-01-06"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(no_home: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = sgrec(*arguments, cwd=no_home)
+    assert done.returncode == SgrecError.exit_code
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_wrong_settings_are_one_clear_line(no_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGREC_AIRFLOW__RETRIES", "many")
+    done = sgrec("nightly", cwd=no_home)
+    assert done.returncode == SgrecError.exit_code
+    assert done.stderr.startswith("SGREC_AIRFLOW__RETRIES='many': ")
+
+
+def test_default_day(no_home: Path, logs: Path) -> None:
+    assert homes.default_day(Settings()) == "2026-01-05"
+    assert homes.default_day(Settings(input=f"logs:{logs}")) == "2026-02-03"
+    (no_home / "empty").mkdir()
+    with pytest.raises(InputError, match="no day has landed in .*empty; expected layout"):
+        homes.default_day(Settings(input=f"logs:{no_home / 'empty'}"))
+
+
+def test_days_of_a_backfill_include_both_ends() -> None:
+    assert list(homes.days_between("2026-02-27", "2026-03-01")) == ["2026-02-27", "2026-02-28", "2026-03-01"]
+    assert list(homes.days_between("2026-02-27", "2026-02-27")) == ["2026-02-27"]
+
+
+def test_judge_vllm_brings_its_environment_unless_another_is_named(
+    no_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes.choose_judge(None)
+    assert Settings().interpreters.judge == ".venv/bin/python"
+    homes.choose_judge("vllm")
+    assert (Settings().judge.engine, Settings().interpreters.judge) == ("vllm", ".venv-judge/bin/python")
+    monkeypatch.setenv("SGREC_INTERPRETERS__JUDGE", "/other/python")
+    homes.choose_judge("vllm")
+    assert Settings().interpreters.judge == "/other/python"
+
+
+# Running the night
+
+
+def test_a_missing_interpreter_is_named_before_anything_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGREC_INTERPRETERS__JUDGE", "no/such/python")
+    message = "SGREC_INTERPRETERS__JUDGE=no/such/python: no such file; run `make judge-env`"
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        check_interpreters(Settings())
+
+
+def test_only_one_night_runs_in_a_home(home: Path) -> None:
+    settings = Settings()
+    assert running_night(settings) is None
+    with only_night(settings, "2026-01-05"):
+        assert running_night(settings) == "2026-01-05"
+        with pytest.raises(SettingsError, match="the night of 2026-01-05 runs in"), only_night(settings, "2026-01-06"):
+            pass
+    assert running_night(settings) is None
+
+
+def test_a_foreign_airflow_does_not_leak_into_the_night(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_HOME", "/theirs")
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "postgresql://theirs")
+    monkeypatch.setenv("SGREC_JUDGE__ENGINE", "vllm")
+    environment = airflow_environment(Settings())
+    assert environment["AIRFLOW_HOME"] == str(home / "airflow")
+    assert environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{home}/airflow/airflow.db"
+    assert environment["SGREC_JUDGE__ENGINE"] == "vllm", "settings reach the jobs"
+
+
+def test_ending_airflow_ends_jobs_in_sessions_of_their_own(tmp_path: Path) -> None:
+    """`BashOperator` puts each job into a new session, where no signal to Airflow's process group arrives."""
+    script = "import subprocess, time; subprocess.Popen(['sleep', '600'], start_new_session=True); time.sleep(600)"
+    job = f"import subprocess, time; subprocess.Popen([{sys.executable!r}, '-c', {script!r}], start_new_session=True)"
+    airflow = subprocess.Popen([sys.executable, "-c", f"{job}; time.sleep(600)"], start_new_session=True)
+    deadline = time.monotonic() + 30
+    while len(descendants := psutil.Process(airflow.pid).children(recursive=True)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    end_with_descendants(airflow)
+    assert airflow.returncode == -signal.SIGKILL
+    assert not [process for process in descendants if process.is_running() and process.status() != "zombie"]
+
+
+def test_tail_gives_complete_new_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    path.write_text('{"n": 1}\n')
+    tail = Tail(path)
+    with path.open("a") as file:
+        file.write('{"n": 2}\n{"n"')
+        file.flush()
+        assert tail.read() == [{"n": 2}]
+        file.write(": 3}\n")
+    assert tail.read() == [{"n": 3}]
+    assert tail.read() == []
+    assert Tail(path, from_start=True).read() == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert Tail(tmp_path / "not yet").read() == []
+
+
+def line(stage: str, event: str, **fields: object) -> dict[str, object]:
+    return {"time": "2026-01-06T02:00:00+00:00", "stage": stage, "event": event, **fields}
+
+
+def test_the_terminal_gets_a_line_per_stage(tmp_path: Path) -> None:
+    output = StringIO()
+    with Display(Console(file=output, width=200)) as display:
+        display.show([line("ingest_events", "started"), line("ingest_events", "progress", done=3, total=7)])
+        display.show([line("ingest_events", "finished", seconds=12.34, message="rows in 7")])
+        display.show([line("build_states", "started"), line("build_states", "skipped", seconds=1.0)])
+        display.show([line("tokenize_items", "failed", seconds=1.0, message="items [no title]")])
+    lines = [re.sub(r" +", " ", text) for text in output.getvalue().splitlines() if text.strip()]
+    assert lines == [
+        "✓ ingest_events 12.3 s rows in 7",
+        "· build_states 1.0 s up to date",
+        "✗ tokenize_items 1.0 s items [no title]",
+    ]
+    assert display.failed == {"tokenize_items": "items [no title]"}
+
+
+def test_a_stage_that_succeeds_at_its_second_try_has_not_failed() -> None:
+    with Display(Console(file=StringIO())) as display:
+        display.show([line("ingest_events", "failed", message="lost disk"), line("ingest_events", "started")])
+    assert display.failed == {}
+
+
+@pytest.mark.parametrize(
+    ("failed", "failures", "reason"),
+    [
+        ({"check_items": "3 rows\n"}, [{"stage": "check_items", "exit_code": 3}], "check_items: 3 rows"),
+        ({}, [{"stage": "build_states", "exit_code": 137}], "build_states: was killed, most likely for want of memory"),
+        ({}, [{"stage": "build_states", "exit_code": 1}], "build_states: ended with exit code 1"),
+        ({}, [{"stage": "s", "exit_code": None, "exception": "AirflowTaskTimeout"}], "s: AirflowTaskTimeout"),
+        ({}, [], "Airflow ended before the night did"),
+    ],
+)
+def test_one_line_says_why_a_night_stopped(
+    failed: dict[str, str], failures: list[dict[str, object]], reason: str
+) -> None:
+    assert why_stopped(failed, failures, Path("airflow.log")).startswith(reason)
+
+
+def test_state_of_a_night_is_that_of_its_last_run() -> None:
+    stopped = [line("ingest_events", "started"), line("ingest_events", "failed", message="no file")]
+    report = [line("report_quality", "started"), line("report_quality", "finished")]
+    assert state_of_night(stopped + report) == ("stopped", stopped[1])
+    again = [line("ingest_events", "started"), line("ingest_events", "progress", done=1)]
+    assert state_of_night(stopped + report + again) == ("unfinished", again[1])
+    assert state_of_night(stopped + again + [line("ingest_events", "finished")] + report)[0] == "succeeded"
+
+
+# Nights that stop
+
+
+@pytest.fixture(scope="module")
+def stopping_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One home for the nights that stop: setting Airflow up takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("stopping")
+        (folder / "raw").mkdir()
+        patch.setenv("SGREC_HOME", str(folder / "home"))
+        patch.setenv("SGREC_INPUT", f"logs:{folder / 'raw'}")
+        patch.setenv("SGREC_AIRFLOW__RETRIES", "1")
+        patch.setenv("SGREC_AIRFLOW__RETRY_DELAY_SECONDS", "0")
+        yield folder / "home"
+
+
+def last_run(home: Path) -> tuple[str, dict[str, tuple[str, int]]]:
+    """State of Airflow's latest run, and state and number of tries of each of its tasks."""
+    with closing(sqlite3.connect(home / "airflow" / "airflow.db")) as connection:
+        (run_id, state) = connection.execute("select run_id, state from dag_run order by id desc limit 1").fetchone()
+        tasks = connection.execute(
+            "select task_id, state, try_number from task_instance where run_id = ?", (run_id,)
+        ).fetchall()
+    return state, {task: (state, tries) for task, state, tries in tasks}
+
+
+@pytest.mark.night
+@pytest.mark.airflow
+def test_a_stopped_night_fails_reports_and_says_why(stopping_home: Path) -> None:
+    done = sgrec("nightly", "--day", "2026-02-02")
+    assert done.returncode == 1
+    (reason,) = done.stderr.splitlines()
+    assert reason.startswith("night 2026-02-02 stopped at ingest_events: no events files of 2026-02-02 in ")
+    assert [text.split()[:2] for text in done.stdout.splitlines() if text[:1] in "✓✗"] == [
+        ["✗", "ingest_events"],
+        ["✓", "report_quality"],
+    ]
+    state, tasks = last_run(stopping_home)
+    assert state == "failed"
+    assert tasks["ingest_events"] == ("failed", 1), "bad input is not tried again"
+    assert tasks["report_quality"][0] == "success"
+    assert {tasks[name][0] for name in ("check_ingest_events", "build_states", "night_complete")} == {"upstream_failed"}
+    reports = stopping_home / "reports" / "2026-02-02"
+    (failure,) = [json.loads(text) for text in (reports / "failures.jsonl").read_text().splitlines()]
+    assert (failure["stage"], failure["exit_code"], failure["try"]) == ("ingest_events", SgrecError.exit_code, 1)
+    summary = json.loads((reports / "summary.json").read_text())
+    assert (summary["status"], summary["stopped_at"]) == ("stopped", "ingest_events")
+    assert (reports / "index.html").exists()
+    assert "Traceback" not in done.stderr
+    status = sgrec("status")
+    assert re.search(r"2026-02-02\s+stopped\s+ingest_events", status.stdout), status.stdout + status.stderr
+
+
+@pytest.mark.night
+@pytest.mark.airflow
+def test_a_crash_is_tried_again(stopping_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter that ends with exit code 1, as Python does after an exception that nobody caught."""
+    monkeypatch.setenv("SGREC_INTERPRETERS__SPARK", "/bin/false")
+    done = sgrec("nightly", "--day", "2026-02-03")
+    assert done.returncode == 1
+    log = stopping_home / "reports" / "2026-02-03" / "airflow.log"
+    assert done.stderr.strip().endswith(f"stopped at ingest_events: ended with exit code 1; its output is in {log}")
+    assert log.exists()
+    assert last_run(stopping_home)[1]["ingest_events"] == ("failed", 2)
+
+
+@pytest.mark.night
+@pytest.mark.airflow
+@pytest.mark.spark
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_night_leaves_no_process_behind(
+    stopping_home: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    # A copy also shows that a home may be moved: nothing in Airflow's database depends on where it lies.
+    home = stopping_home.with_name(f"interrupted-{sent.name}")
+    shutil.copytree(stopping_home / "airflow", home / "airflow")
+    monkeypatch.setenv("SGREC_HOME", str(home))
+    monkeypatch.setenv("SGREC_INPUT", "simulator")
+    night = subprocess.Popen(
+        [*SGREC, "nightly"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT_ROOT,
+        # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        progress = home / "reports" / "2026-01-05" / "progress.jsonl"
+        deadline = time.monotonic() + 300
+        while not progress.exists():
+            assert night.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        started = psutil.Process(night.pid).children(recursive=True)
+        assert any("jobs.ingest_events" in process.cmdline() for process in started), progress.read_text()
+        night.send_signal(sent)
+        _, errors = night.communicate(timeout=60)
+    finally:
+        night.terminate()
+        night.wait(60)
+    assert night.returncode == 130
+    assert errors.strip().startswith("night 2026-01-05 interrupted; tables are at their last commit")
+    assert not [process for process in started if process.is_running() and process.status() != "zombie"]
+    assert running_night(Settings()) is None

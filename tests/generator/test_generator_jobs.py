@@ -1,0 +1,537 @@
+"""The generator's stages on a small home made by hand: two days of a world in which the next item can be learnt.
+
+Stages before them (tokenizer, business model, judge, aggregator) are stood in for by the rows that they publish.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from rich.console import Console
+
+import jobs.evaluate_generator
+import jobs.generate_candidates
+import jobs.materialize_rewards
+import jobs.train_generator
+import jobs.train_supervised
+from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.generator.recommend import Recommender
+from sgrec_core.judge.engines import judge_version
+from sgrec_core.judge.versions.accepted import accept
+from sgrec_core.lake import Lake, load_contract
+from sgrec_core.night.evaluation import evaluate_version
+from sgrec_core.night.generators import generator_of_day
+from sgrec_core.registry import CHALLENGER, CHAMPION, Registry
+from sgrec_core.registry.nights import of_night
+from sgrec_core.rewards import fusion
+from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR, SUPERVISED, TOKENIZER
+from sgrec_core.settings import PROJECT_ROOT, Settings
+
+DAY, NEXT_DAY = "2026-01-05", "2026-01-06"
+ITEMS, LEVELS, CODES = 48, 3, 4
+ASPECTS = ["s0", "s1", "s2"]
+STAGES: dict[str, Callable[[Job], None]] = {
+    "train_supervised": jobs.train_supervised.run,
+    "generate_candidates": jobs.generate_candidates.run,
+    "materialize_rewards": jobs.materialize_rewards.run,
+    "train_generator": jobs.train_generator.run,
+    "evaluate_generator": jobs.evaluate_generator.run,
+}
+
+
+def item(number: int) -> str:
+    return f"i{number % ITEMS:02d}"
+
+
+def world_settings(home: Path, **changes: Any) -> Settings:
+    sections: dict[str, dict[str, Any]] = {
+        "supervised": {"width": 32, "heads": 2, "epochs": 40, "warm_epochs": 2, "learning_rate": 5e-3, "dropout": 0.0},
+        "rollout": {"group_size": 6, "max_groups": 40},
+        "evaluation": {"beam": 20, "bootstrap_samples": 100},
+    }
+    for section, values in changes.items():
+        sections[section] = {**sections.get(section, {}), **values}
+    return Settings(home=home, threads=1, **sections)
+
+
+def publish(lake: Lake, table: str, rows: list[dict[str, Any]], **partition: str) -> None:
+    schema = pa.schema([field.with_nullable(True) for field in load_contract(table).arrow_schema])
+    lake.publish(table, pa.Table.from_pylist(rows, schema=schema), partition=partition, fingerprint=f"{len(rows):032x}")
+
+
+def write_day(lake: Lake, day: str) -> None:
+    """Users walk round the circle of items in steps of one; a seventh of them is held out."""
+    the_day = date.fromisoformat(day)
+    publish(
+        lake,
+        "items",
+        [{"day": the_day, "item_id": item(n), "title": f"item {n}", "item_hash": f"h{n}"} for n in range(ITEMS)],
+        day=day,
+    )
+    states, labels = [], []
+    for user in range(70):
+        start = 7 * user + the_day.day
+        for position in range(4):
+            history = [item(start + step) for step in range(position + 1)]
+            at = datetime.combine(the_day, datetime.min.time(), UTC) + timedelta(minutes=position)
+            states.append(
+                {
+                    "day": the_day,
+                    "decision_id": f"d{user:02d}-{position}-{day}",
+                    "state_id": f"s{user:02d}-{position}-{day}",
+                    "user_id": f"u{user:02d}",
+                    "request_id": f"r{position}",
+                    "as_of": at,
+                    "split": "train" if user % 7 else "validation",
+                    "history": history,
+                    "target_item": item(start + position + 1),
+                    "target_type": "click",
+                    "position": position,
+                }
+            )
+            for role, step in (("logged", position), ("test", 5)):
+                if role == "logged" or position == 3:
+                    labels.append(
+                        {"day": the_day, "role": role, "event_id": f"{user}-{role}-{position}", "event_time": at,
+                         "user_id": f"u{user:02d}", "item_id": item(start + step), "event_type": "click",
+                         "request_id": f"r{position}"}
+                    )  # fmt: skip
+    publish(lake, "user_states", states, day=day)
+    publish(lake, "events", labels, day=day)
+
+
+def write_scores(settings: Settings, day: str) -> None:
+    """The judge and the aggregator in one: scores by item number, all weight on the first aspect."""
+    lake = Lake(settings.lake_root)
+    candidates = lake.read("candidates", where={"day": day}).to_pylist()
+    lake.upsert(
+        "aspect_scores",
+        pa.Table.from_pylist(
+            [
+                {
+                    "judge_version": judge_version(settings, False),
+                    "state_id": row["state_id"],
+                    "item_id": row["item_id"],
+                    "item_hash": f"h{int(row['item_id'][1:])}",
+                    "aspects": ASPECTS,
+                    "scores": [int(row["item_id"][1:]) / ITEMS, 0.5, 0.5],
+                    "evidence": None,
+                    "failure": None,
+                }
+                for row in candidates
+                # One group lacks the scores of one candidate, and is therefore not judged.
+                if row["decision_id"] != candidates[0]["decision_id"] or row["rank"]
+            ],
+            schema=load_contract("aspect_scores").arrow_schema,
+        ),
+    )
+    weights = [
+        {
+            "day": date.fromisoformat(day),
+            "state_id": state,
+            "aggregator_version": "1",
+            "aspects": ASPECTS,
+            "weights": [1, 0, 0],
+        }
+        for state in sorted({row["state_id"] for row in candidates})
+    ]
+    publish(lake, "user_weights", weights, day=day)
+
+
+def run_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> dict[str, Any]:
+    job = Job(stage, day, settings, force=force)
+    assert job.execute(STAGES[stage], Console(quiet=True)) == 0, job.reports
+    return json.loads((job.reports / "stages" / f"{stage}.json").read_text())
+
+
+def run_day(settings: Settings, day: str, *, force: bool = False) -> dict[str, dict[str, Any]]:
+    reports = {}
+    for stage in STAGES:
+        if stage == "materialize_rewards" and not force:
+            write_scores(settings, day)
+        reports[stage] = run_stage(settings, stage, day, force=force)
+    return reports
+
+
+@pytest.fixture(scope="module")
+def two_nights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[str, dict[str, dict[str, Any]]]]:
+    settings = world_settings(tmp_path_factory.mktemp("world"))
+    lake, registry = Lake(settings.lake_root), Registry(settings)
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), (CODES,) * LEVELS), axis=1)
+    rows = [
+        {"tokenizer_version": "t1", "item_id": item(n), "item_hash": f"h{n}", "codes": codes[n].tolist()}
+        for n in range(ITEMS)
+    ]
+    lake.upsert("item_codes", pa.Table.from_pylist(rows, schema=load_contract("item_codes").arrow_schema))
+    nothing = {"nothing": torch.zeros(1)}
+    tokenizer = {"tokenizer_version": "t1", "codebook_size": CODES, "levels": LEVELS}
+    fitted = registry.register(TOKENIZER, day=DAY, fingerprint="a" * 32, tensors=nothing, config=tokenizer)
+    reports = {}
+    for day in (DAY, NEXT_DAY):
+        write_day(lake, day)
+        registry.set_alias(fitted, f"night-{day}")
+        registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
+        reports[day] = run_day(settings, day)
+    return settings, reports
+
+
+def facts_of(reports: dict[str, dict[str, Any]], stage: str) -> dict[str, Any]:
+    return reports[stage]["facts"]
+
+
+def test_the_first_night_learns_and_is_promoted_over_popularity(two_nights: Any) -> None:
+    settings, reports = two_nights
+    first = reports[DAY]
+    assert facts_of(first, "train_supervised")["decisions"] == 60 * 4
+    assert facts_of(first, "train_supervised")["sequences"] == 60
+    assert facts_of(first, "train_supervised")["warm_started_from"] == "scratch"
+    evaluation = facts_of(first, "evaluate_generator")
+    assert evaluation["ndcg@10_challenger"] > 0.5 > evaluation["ndcg@10_popularity"]
+    assert evaluation["promoted"] is True
+    assert "popularity" in evaluation["reason"]
+    assert evaluation["champion_version"] is None
+
+
+def test_the_second_night_starts_from_the_first_champion(two_nights: Any) -> None:
+    settings, reports = two_nights
+    second = reports[NEXT_DAY]
+    assert facts_of(second, "train_supervised")["warm_started_from"] == "sgrec-generator version 1"
+    assert facts_of(second, "train_supervised")["epochs"] == 2
+    assert (
+        facts_of(second, "train_supervised")["loss_first_epoch"]
+        < facts_of(reports[DAY], "train_supervised")["loss_first_epoch"]
+    )
+    assert facts_of(second, "evaluate_generator")["champion_version"] == "1"
+    assert "ndcg@10_champion" in facts_of(second, "evaluate_generator")
+    registry = Registry(settings)
+    assert registry.pinned_champion(DAY) is None
+    assert registry.get(GENERATOR, CHALLENGER).day == NEXT_DAY
+
+
+def test_another_catalogue_keeps_what_the_champion_knows_of_its_items(two_nights: Any, tmp_path: Path) -> None:
+    """An item is gone and a new one has come: the next night still starts from the champion."""
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(home, supervised={"followers": 5})
+    lake, registry = Lake(settings.lake_root), Registry(settings)
+    codes = {"tokenizer_version": "t1", "item_id": "i48", "item_hash": "h48", "codes": [3, 0, 0]}
+    lake.upsert("item_codes", pa.Table.from_pylist([codes], schema=load_contract("item_codes").arrow_schema))
+    rows = [
+        {"day": date.fromisoformat(NEXT_DAY), "item_id": f"i{n}", "title": f"item {n}", "item_hash": f"h{n}"}
+        for n in [f"{number:02d}" for number in range(1, ITEMS + 1)]
+    ]
+    publish(lake, "items", rows, day=NEXT_DAY)
+    champion = registry.get(GENERATOR, "1")
+    before = registry.load(champion)[0]["item_head.own"]
+    model, catalogue = generator_of_day(lake, registry, champion, NEXT_DAY)
+    assert (len(catalogue), catalogue.item_ids[-1].as_py()) == (ITEMS, "i48")
+    assert before.any(dim=1).all()
+    assert torch.equal(model.item_head.own[:-1], before[1:])
+    assert not model.item_head.own[-1].any()
+    facts = run_stage(settings, "train_supervised", NEXT_DAY)["facts"]
+    assert facts["warm_started_from"] == "sgrec-generator version 1"
+    assert facts["items"] == ITEMS
+    trained, _ = registry.load(of_night(registry, SUPERVISED, NEXT_DAY, stage="train_supervised"))
+    assert trained["memory.followers"].shape == (ITEMS, 5), (
+        "what is remembered is counted anew, in the shape of the settings"
+    )
+
+
+def test_a_champion_without_item_head_is_of_another_shape(two_nights: Any, tmp_path: Path) -> None:
+    settings = world_settings(shutil.copytree(two_nights[0].home, tmp_path / "home"))
+    registry = Registry(settings)
+    tensors, config = registry.load(registry.get(GENERATOR, "1"))
+    plain = {name: tensor for name, tensor in tensors.items() if not name.startswith(("item_head.", "memory."))}
+    shape = {key: value for key, value in config["generator"].items() if key not in ("followers", "memory_weight")}
+    old = registry.register(
+        GENERATOR, day=DAY, fingerprint="old", tensors=plain, config={**config, "generator": {**shape, "items": 0}}
+    )
+    registry.promote(old, day=DAY)
+    report = run_stage(settings, "train_supervised", NEXT_DAY)
+    assert report["facts"]["warm_started_from"] == "scratch"
+    assert any("trained from scratch: sgrec-generator version 3 has the shape" in note for note in report["notes"])
+
+
+def test_every_generator_of_a_night_remembers_the_transitions_of_its_training(two_nights: Any) -> None:
+    settings, reports = two_nights
+    registry = Registry(settings)
+    for day in (DAY, NEXT_DAY):
+        supervised, _ = registry.load(of_night(registry, SUPERVISED, day, stage="train_supervised"))
+        optimised, _ = registry.load(of_night(registry, GENERATOR, day, stage="train_generator"))
+        assert supervised["memory.popularity"].sum() == facts_of(reports[day], "train_supervised")["decisions"]
+        for name in ("followers", "counts", "totals", "popularity"):
+            assert torch.equal(supervised[f"memory.{name}"], optimised[f"memory.{name}"])
+        # Users walk round the circle of items in steps of one, and what follows next weighs most.
+        followed = supervised["memory.totals"] > 0
+        nearest = (torch.arange(ITEMS) + 1) % ITEMS
+        assert torch.equal(supervised["memory.followers"][followed, 0], nearest[followed].int())
+
+
+def test_candidates_are_real_different_items_with_valid_probabilities(two_nights: Any) -> None:
+    settings, _ = two_nights
+    rows = Lake(settings.lake_root).read("candidates", where={"day": DAY}).to_pylist()
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["decision_id"], []).append(row)
+    assert len(groups) == 40
+    for group in groups.values():
+        assert [row["rank"] for row in group] == list(range(6))
+        assert len({row["item_id"] for row in group}) == 6
+        totals = [sum(row["log_probs"]) for row in group]
+        assert totals == sorted(totals, reverse=True)
+        assert sum(np.exp(totals)) <= 1 + 1e-5
+    states = {
+        row["decision_id"]: row for row in Lake(settings.lake_root).read("user_states", where={"day": DAY}).to_pylist()
+    }
+    assert all(states[decision]["split"] == "train" for decision in groups)
+    hit = next(
+        group
+        for decision, group in groups.items()
+        if any(r["item_id"] == states[decision]["target_item"] for r in group)
+    )
+    assert sorted(row["business_reward"] for row in hit)[-1] == 1
+
+
+def test_rewards_are_the_fusion_of_candidates_scores_and_weights(two_nights: Any) -> None:
+    settings, reports = two_nights
+    rows = (
+        Lake(settings.lake_root)
+        .read("rewards", where={"day": DAY})
+        .sort_by([("decision_id", "ascending"), ("rank", "ascending")])
+    )
+    business = rows["business_reward"].to_numpy().reshape(40, 6)
+    semantic = np.array([int(i[1:]) / ITEMS for i in rows["item_id"].to_pylist()], dtype=np.float32).reshape(40, 6)
+    judged = rows["judged"].to_numpy().reshape(40, 6)
+    assert judged[1:].all()
+    assert not judged[0].any()
+    expected = fusion.a2po(business, semantic.astype(np.float64), judged[:, 0])
+    np.testing.assert_allclose(rows["advantage"].to_numpy().reshape(40, 6), expected.advantage, rtol=1e-9)
+    np.testing.assert_allclose(rows["gate"].to_numpy().reshape(40, 6), expected.gate, rtol=1e-9)
+    facts = facts_of(reports[DAY], "materialize_rewards")
+    varied = expected.business_advantage.any(axis=1)
+    assert facts["groups"] == 40
+    assert facts["covered_groups"] == (varied & judged[:, 0]).sum()
+    assert facts["mean_gate"] == pytest.approx(expected.gate[varied & judged[:, 0]].mean())
+
+
+def test_running_a_day_again_changes_nothing(two_nights: Any) -> None:
+    settings, reports = two_nights
+    lake, registry = Lake(settings.lake_root), Registry(settings)
+    tables = ("candidates", "rewards", "evaluations")
+    before = {table: (lake.version(table), lake.read(table, where={"day": NEXT_DAY})) for table in tables}
+    models = {name: len(registry.versions(name)) for name in (SUPERVISED, GENERATOR)}
+    again = {stage: run_stage(settings, stage, NEXT_DAY) for stage in STAGES}
+    for table, (version, _) in before.items():
+        assert lake.version(table) == version, table
+    for stage, report in again.items():
+        assert report["state"] == "skipped", stage
+        assert report["facts"] == reports[NEXT_DAY][stage]["facts"], stage
+    forced = run_day(settings, NEXT_DAY, force=True)
+    for table, (_, rows) in before.items():
+        assert lake.read(table, where={"day": NEXT_DAY}) == rows, table
+    assert {name: len(registry.versions(name)) for name in (SUPERVISED, GENERATOR)} == models
+    assert facts_of(forced, "evaluate_generator") == facts_of(reports[NEXT_DAY], "evaluate_generator")
+
+
+def test_other_settings_make_another_reward_version_and_challenger_beside_the_old(two_nights: Any) -> None:
+    settings, _ = two_nights
+    other = world_settings(settings.home, fusion={"objective": "business"})
+    run_stage(other, "materialize_rewards", NEXT_DAY)
+    facts = run_stage(other, "train_generator", NEXT_DAY)["facts"]
+    lake, registry = Lake(settings.lake_root), Registry(settings)
+    versions = set(
+        lake.read("rewards", where={"day": NEXT_DAY}, columns=["reward_version"])["reward_version"].to_pylist()
+    )
+    assert len(versions) == 2
+    assert of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator").version == facts["challenger_version"]
+    # Back to the old settings: the old version is the night's again, and nothing new is made.
+    back = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    assert of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator").version != facts["challenger_version"]
+    assert back["started_from"] == facts["started_from"]
+
+
+def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
+    settings, reports = two_nights
+    registry = Registry(settings)
+    promoted = registry.get(GENERATOR, of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator").version)
+    if registry.newest_promotion().day != NEXT_DAY:
+        registry.promote(promoted, day=NEXT_DAY)
+    other = world_settings(settings.home, policy={"learning_rate": 2e-4})
+    run_stage(other, "train_generator", DAY)
+    facts = run_stage(other, "evaluate_generator", DAY)["facts"]
+    assert facts["promoted"] is False
+    assert "later night 2026-01-06" in facts["reason"]
+    assert registry.get(GENERATOR, CHAMPION).version == promoted.version
+    assert registry.get(GENERATOR, CHALLENGER).day == NEXT_DAY
+    run_stage(settings, "train_generator", DAY)
+    run_stage(settings, "evaluate_generator", DAY)
+
+
+def test_a_registered_generator_serves_by_itself(two_nights: Any) -> None:
+    settings, _ = two_nights
+    registry = Registry(settings)
+    recommender = Recommender(*registry.load(registry.get(GENERATOR, "1")))
+    answers = recommender.recommend([[item(3), item(4)], []], count=5)
+    assert [len(answer) for answer in answers] == [5, 5]
+    assert answers[0][0][0] == item(5)
+    assert [score for _, score in answers[0]] == sorted((score for _, score in answers[0]), reverse=True)
+    with pytest.raises(InputError, match="item 'nowhere' is not among the 48 items"):
+        recommender.recommend([["nowhere"]])
+
+
+def test_the_test_split_is_scored_on_request_only(two_nights: Any) -> None:
+    settings, _ = two_nights
+    version, rows = evaluate_version(settings, "1", "test")
+    assert version.version == "1"
+    of = {(row["metric"], row["cutoff"]): row for row in rows if row["bucket"] == "all"}
+    assert of["hit_rate", 10]["split"] == "test"
+    assert of["hit_rate", 10]["users"] == 70
+    for row in rows:
+        if row["metric"] in ("coverage", "gini"):
+            assert row["lower"] is row["upper"] is None, "no mean over users"
+        else:
+            assert row["lower"] <= row["value"] <= row["upper"]
+    assert {row["bucket"] for row in rows} > {"all"}
+    splits = set(Lake(settings.lake_root).read("evaluations", columns=["split"])["split"].to_pylist())
+    assert splits == {"validation"}
+    with pytest.raises(InputError, match="unknown split 'holdout'; valid are validation and test"):
+        evaluate_version(settings, "1", "holdout")
+
+
+def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights: Any, tmp_path: Path) -> None:
+    settings, _ = two_nights
+    lake, registry = Lake(settings.lake_root), Registry(settings)
+    day = "2026-01-07"
+    write_day(lake, day)
+    registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
+    registry.register(
+        BUSINESS_REWARD, day=day, fingerprint=day, tensors={"n": torch.zeros(1)}, config={"kind": "ranking"}
+    )
+    run_stage(settings, "train_supervised", day)
+    run_stage(settings, "generate_candidates", day)
+    flat = lake.read("candidates", where={"day": day})
+    flat = flat.set_column(flat.column_names.index("business_reward"), "business_reward", pa.repeat(0.0, flat.num_rows))
+    lake.publish("candidates", flat, partition={"day": day}, fingerprint="f" * 32)
+    run_stage(settings, "materialize_rewards", day)
+    report = run_stage(settings, "train_generator", day)
+    assert report["facts"]["groups_with_advantage"] == 0
+    assert any("equals the night's starting policy" in note for note in report["notes"])
+    start, _ = registry.load(of_night(registry, SUPERVISED, day, stage="train_supervised"))
+    challenger, _ = registry.load(of_night(registry, GENERATOR, day, stage="train_generator"))
+    assert all(torch.equal(start[name], challenger[name]) for name in start)
+
+
+def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(
+        home, policy={"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3}, judge={"sampling_ratio": 0.5}
+    )
+    lake = Lake(settings.lake_root)
+    scored = lake.read("aspect_scores").num_rows
+
+    facts = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    assert facts["on_policy_judge_paid"] > 0
+    assert 0 < facts["covered_groups"] < facts["groups"]
+    assert 0 <= facts["agreement_rate"] <= 1
+    new = lake.read("aspect_scores")
+    assert new.num_rows == scored + facts["on_policy_judge_paid"]
+
+    # New scores of these states move neither the rewards nor what the night made.
+    versions = Lake(settings.lake_root).version("rewards"), len(Registry(settings).versions(GENERATOR))
+    run_stage(settings, "materialize_rewards", NEXT_DAY)
+    run_stage(settings, "train_generator", NEXT_DAY)
+    assert (lake.version("rewards"), len(Registry(settings).versions(GENERATOR))) == versions
+
+    first, _ = Registry(settings).load(Registry(settings).get(GENERATOR, facts["challenger_version"]))
+    again = run_stage(settings, "train_generator", NEXT_DAY, force=True)["facts"]
+    assert again["on_policy_judge_paid"] == 0
+    assert lake.read("aspect_scores").num_rows == new.num_rows
+    second, _ = Registry(settings).load(Registry(settings).get(GENERATOR, again["challenger_version"]))
+    assert all(torch.equal(second[name], weights) for name, weights in first.items())
+
+
+def test_on_policy_training_pays_no_more_than_it_may(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    policy = {"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3}
+    limited = run_stage(world_settings(home, policy=policy, judge={"max_calls": 7}), "train_generator", NEXT_DAY)
+    assert 0 < limited["facts"]["on_policy_judge_paid"] <= 7
+    no_more = world_settings(home, policy={**policy, "epochs": 2}, judge={"max_calls": 7})
+    assert (
+        run_stage(no_more, "train_generator", NEXT_DAY)["facts"]["on_policy_judge_paid"]
+        <= 7 - limited["facts"]["on_policy_judge_paid"]
+    )
+
+
+def test_on_policy_training_refuses_an_engine_of_another_environment(two_nights: Any) -> None:
+    settings = world_settings(two_nights[0].home, policy={"mode": "on_policy"}, judge={"engine": "vllm"})
+    with pytest.raises(SettingsError, match="policy.mode=stored"):
+        jobs.train_generator.run(Job("train_generator", NEXT_DAY, settings))
+
+
+def test_on_policy_training_asks_no_judge_that_passed_no_gate(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    accept(world_settings(home, judge={"engine": "vllm"}), NEXT_DAY, "first", "the first judge of this home")
+    settings = world_settings(home, policy={"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3})
+    with pytest.raises(SettingsError, match="has passed no gate"):
+        jobs.train_generator.run(Job("train_generator", NEXT_DAY, settings))
+
+
+def test_a_killed_training_job_goes_on_where_it_was(two_nights: Any) -> None:
+    """Really killed, and compared with a forced run from the start, which the same inputs give the same figures."""
+    settings, _ = two_nights
+    changes = {"epochs": 300, "dropout": 0.1, "checkpoint_steps": 20}
+    other = world_settings(settings.home, supervised=changes)
+    sections = other.model_dump(include={"supervised"})["supervised"]
+    environment = {f"SGREC_SUPERVISED__{name.upper()}": str(value) for name, value in sections.items()}
+    environment |= {**os.environ, "SGREC_HOME": str(settings.home), "SGREC_THREADS": "1"}
+    checkpoints = settings.home / "training"
+    command = [sys.executable, "-m", "jobs.train_supervised", "--day", DAY]
+    with subprocess.Popen(command, env=environment, cwd=PROJECT_ROOT) as job:
+        while not list(checkpoints.glob(f"{DAY}-*/checkpoints/step-*")):
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.kill()
+    reached = int(next(checkpoints.glob(f"{DAY}-*/checkpoints/step-*")).name[5:])
+    lines = settings.reports(DAY) / "progress.jsonl"
+    before = len(lines.read_text().splitlines())
+    resumed = run_stage(other, "train_supervised", DAY)
+    done = [json.loads(line).get("done") for line in lines.read_text().splitlines()[before:]]
+    assert next(count for count in done if count) >= 60 * reached
+    assert not list(checkpoints.iterdir())
+    undisturbed = run_stage(other, "train_supervised", DAY, force=True)
+    assert resumed["facts"] == undisturbed["facts"]
+    run_stage(settings, "train_supervised", DAY)
+
+
+def test_a_training_job_of_two_processes_does_what_one_does(two_nights: Any) -> None:
+    settings, _ = two_nights
+    losses = []
+    for processes in (1, 2):
+        other = world_settings(settings.home, supervised={"epochs": 3, "processes": processes})
+        facts = run_stage(other, "train_supervised", DAY)["facts"]
+        losses.append([facts["loss_first_epoch"], facts["loss"]])
+    run_stage(settings, "train_supervised", DAY)
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
+
+
+def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> None:
+    settings = world_settings(tmp_path)
+    with pytest.raises(SgrecError, match="python -m jobs.tokenize_items --day 2026-01-05"):
+        jobs.train_supervised.run(Job("train_supervised", DAY, settings))
+    with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
+        jobs.generate_candidates.run(Job("generate_candidates", DAY, settings))
+    with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
+        jobs.train_generator.run(Job("train_generator", DAY, settings))
+    with pytest.raises(SgrecError, match="python -m jobs.train_generator --day 2026-01-05"):
+        jobs.evaluate_generator.run(Job("evaluate_generator", DAY, settings))

@@ -1,0 +1,171 @@
+"""Bad input through the real ingest: nothing is lost, nothing is dropped silently, a re-run changes nothing."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from jobs import ingest_events
+from sgrec_core.errors import InputError
+from sgrec_core.lake import Lake
+from sgrec_core.logs import landing
+from sgrec_core.runtime.job import Job
+from sgrec_core.settings import Settings
+
+DAY = "2026-01-05"
+
+
+def event(number: int, **changes: object) -> dict[str, object]:
+    return {
+        "event_id": f"e{number}",
+        "event_time": "2026-01-05T10:00:00Z",
+        "user_id": "u1",
+        "item_id": "i1",
+        "event_type": "click",
+        "request_id": f"r{number}",
+        **changes,
+    }
+
+
+def write_faulty_day(root: Path) -> None:
+    """A day with every kind of bad row that the job must survive."""
+    folder = landing.day_folder(root, DAY)
+    events = folder / "events"
+    bad_lines: list[str | bytes] = [
+        landing.json_line(event(1)),
+        "{broken",
+        landing.json_line(event(2, price=-3)),
+        landing.json_line(event(3, item_id="nowhere")),
+        landing.json_line(event(4, event_time="2026-01-04T10:00:00Z")),
+        landing.json_line(event(5, event_time="2027-01-04T10:00:00Z")),
+        landing.json_line(event(1, user_id="u2")),
+        landing.json_line(event(6, position="first")),
+        b'{"event_id": "caf\xe9"}',
+        '{"event_id": "' + "x" * 50_000 + '"}',
+        landing.json_line(event(7, event_type="hover")),
+        landing.json_line({"event_id": "e8"}),
+    ]
+    landing.write_lines(events / "a.jsonl", bad_lines)
+    # The id of an event of an unknown item is free: e3 is accepted here; e1 is a copy once more.
+    landing.write_csv(
+        events / "b.csv",
+        [{**event(3), "placement": ""}, {**event(9), "placement": "home"}, {**event(1), "placement": ""}],
+    )
+    whole = gzip.compress(b"".join(landing.json_line(event(n)).encode() + b"\n" for n in range(100, 2000)))
+    (events / "c.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (events / "d.jsonl").write_bytes(b"")
+    landing.write_jsonl(
+        folder / "catalogue" / "items.jsonl",
+        [
+            {"item_id": "i1", "title": "One"},
+            {"item_id": "i1", "title": "Again"},
+            {"item_id": "i2", "price": -1},
+            {"title": "No"},
+        ],
+    )
+    landing.write_lines(folder / "profiles" / "p.csv", ["user_id,age", "u1,30", "u1,31", ",40"])
+    (folder / landing.MANIFEST).write_text(json.dumps({"files": ["events/a.jsonl", "events/z.jsonl"]}))
+
+
+def ingest(settings: Settings, *, force: bool = False) -> tuple[int, dict]:
+    code = Job("ingest_events", DAY, settings, force=force).execute(ingest_events.run, Console(quiet=True))
+    return code, json.loads((settings.reports(DAY) / "stages" / "ingest_events.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict]:
+    folder = tmp_path_factory.mktemp("ingest")
+    write_faulty_day(folder / "logs")
+    settings = Settings(
+        home=folder / "home", input=f"logs:{folder / 'logs'}", ingest={"max_line_bytes": 10_000, "max_raw_text": 200}
+    )
+    code, report = ingest(settings)
+    assert code == 0, report
+    return settings, report
+
+
+@pytest.mark.spark
+def test_rows_in_are_rows_accepted_and_rows_rejected(night: tuple[Settings, dict]) -> None:
+    settings, report = night
+    lake, facts = Lake(settings.lake_root), report["facts"]
+    accepted = sum(lake.count(table) for table in ("events", "items", "users"))
+    assert facts["rows_accepted"] == accepted
+    assert facts["rows_rejected"] == lake.count("events_rejected")
+    assert facts["rows_in"] == facts["rows_accepted"] + facts["rows_rejected"]
+    truncated = lake.count("events") - 3
+    assert 100 < truncated < 1900
+    # Lines of a.jsonl, rows of b.csv, what was decoded of c and that it breaks off, d is empty, z is missing.
+    assert facts["rows_in"] == 12 + 3 + (truncated + 1) + 1 + 1 + 4 + 3
+    assert sum(facts["rejected_by_reason"].values()) == facts["rows_rejected"]
+
+
+@pytest.mark.spark
+def test_every_bad_row_lands_with_reason_file_line_and_text(night: tuple[Settings, dict]) -> None:
+    rejected = Lake(night[0].lake_root).read("events_rejected").to_pylist()
+    found = {(row["file"], row["line"]): row["reason"] for row in rejected}
+    assert found == {
+        ("events/a.jsonl", 2): "invalid_json",
+        ("events/a.jsonl", 3): "invalid_value",
+        ("events/a.jsonl", 4): "unknown_item",
+        ("events/a.jsonl", 5): "other_day",
+        ("events/a.jsonl", 6): "future_time",
+        ("events/a.jsonl", 7): "duplicate_event_id",
+        ("events/a.jsonl", 8): "wrong_type",
+        ("events/a.jsonl", 9): "invalid_encoding",
+        ("events/a.jsonl", 10): "too_long",
+        ("events/a.jsonl", 11): "unknown_event_type",
+        ("events/a.jsonl", 12): "missing_field",
+        ("events/b.csv", 4): "duplicate_event_id",
+        ("events/c.jsonl.gz", 0): "truncated_file",
+        ("events/d.jsonl", 0): "empty_file",
+        ("events/z.jsonl", 0): "missing_file",
+        ("catalogue/items.jsonl", 2): "duplicate_key",
+        ("catalogue/items.jsonl", 3): "invalid_value",
+        ("catalogue/items.jsonl", 4): "missing_field",
+        ("profiles/p.csv", 3): "duplicate_key",
+        ("profiles/p.csv", 4): "missing_field",
+    }
+    by_place = {(row["file"], row["line"]): row for row in rejected}
+    assert by_place["events/a.jsonl", 2]["raw_text"] == "{broken"
+    assert "50,016 bytes" in by_place["events/a.jsonl", 10]["raw_text"]
+    assert by_place["events/a.jsonl", 7]["detail"] == "column event_id: 'e1' was seen before, in events/a.jsonl line 1"
+    assert by_place["events/a.jsonl", 4]["detail"] == "column item_id: 'nowhere' is not in the catalogue of the day"
+    assert by_place["profiles/p.csv", 3]["record"] == "user"
+
+
+@pytest.mark.spark
+def test_the_first_row_by_file_and_line_stays(night: tuple[Settings, dict]) -> None:
+    lake = Lake(night[0].lake_root)
+    events = {row["event_id"]: row for row in lake.read("events").to_pylist()}
+    assert events["e1"]["user_id"] == "u1"
+    assert events["e3"]["item_id"] == "i1"
+    assert events["e9"]["placement"] == "home"
+    assert lake.read("items")["title"].to_pylist() == ["One"]
+    assert lake.read("users")["profile"].to_pylist() == ['{"age":"30"}']
+
+
+@pytest.mark.spark
+def test_a_rerun_does_nothing_and_a_forced_one_gives_the_same_rows(night: tuple[Settings, dict]) -> None:
+    settings, report = night
+    lake = Lake(settings.lake_root)
+    tables = ("events", "events_rejected", "items", "users")
+    before = {table: (lake.version(table), lake.read(table)) for table in tables}
+    code, again = ingest(settings)
+    assert (code, again["state"], again["facts"]) == (0, "skipped", report["facts"])
+    assert {table: lake.version(table) for table in tables} == {table: before[table][0] for table in tables}
+    code, forced = ingest(settings, force=True)
+    assert (code, forced["state"], forced["facts"]) == (0, "finished", report["facts"])
+    assert all(lake.read(table).equals(before[table][1]) for table in tables)
+
+
+def test_a_day_without_events_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "logs").mkdir()
+    settings = Settings(home=tmp_path / "home", input=f"logs:{tmp_path / 'logs'}")
+    code, report = ingest(settings)
+    assert (code, report["state"]) == (InputError.exit_code, "failed")
+    message = capsys.readouterr().err.strip()
+    assert f"day={DAY}/events" in message
+    assert "expected layout: <landing>/day=YYYY-MM-DD/" in message
+    assert "\n" not in message

@@ -1,0 +1,95 @@
+"""Models in a real MLflow on SQLite: idempotent registration, artifacts without code, the history of champions."""
+
+import hashlib
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from sgrec_core.errors import SgrecError
+from sgrec_core.registry import Registry
+from sgrec_core.runtime.stages import GENERATOR
+from sgrec_core.settings import Settings
+
+
+@pytest.fixture
+def registry(registry_home: Path) -> Registry:
+    return Registry(Settings(home=registry_home))
+
+
+def register(registry: Registry, day: str, name: str = GENERATOR, seed: int = 0):  # type: ignore[no-untyped-def]
+    return registry.register(
+        name,
+        day=day,
+        fingerprint=hashlib.sha256(f"{name}{day}{seed}".encode()).hexdigest()[:32],
+        tensors={"weight": torch.arange(6.0).reshape(2, 3) + seed},
+        config={"kind": "test", "seed": seed},
+        metrics={"ndcg": 0.5},
+        parameters={"width": 8},
+        tables={"rewards": 3},
+    )
+
+
+def test_what_was_registered_comes_back(registry: Registry) -> None:
+    version = register(registry, "2026-01-05", seed=2)
+    tensors, config = registry.load(version)
+    assert torch.equal(tensors["weight"], torch.arange(6.0).reshape(2, 3) + 2)
+    assert config == {"kind": "test", "seed": 2}
+    run = registry.client.get_run(version.run_id)
+    assert run.data.metrics["ndcg"] == 0.5
+    assert run.data.params["width"] == "8"
+    assert version.tags["sgrec.table.rewards"] == "3"
+    assert version.tags["sgrec.day"] == "2026-01-05"
+    assert len(version.tags["sgrec.git_revision"].removesuffix("-dirty")) in (40, 7)
+
+
+def test_the_same_inputs_register_one_version(registry: Registry) -> None:
+    first = register(registry, "2026-01-05")
+    again = register(registry, "2026-01-05")
+    assert first.version == again.version
+    assert len(registry.versions(GENERATOR)) == 1
+    runs = registry.client.search_runs([registry.client.get_experiment_by_name(GENERATOR).experiment_id])
+    assert len(runs) == 1
+
+
+def test_artifacts_hold_no_code_and_no_pickle(registry: Registry) -> None:
+    version = register(registry, "2026-01-05")
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source))
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes <= {".safetensors", ".json", ".yaml", ".txt", ""}
+    assert (folder / "MLmodel").exists()
+
+
+def test_a_night_is_pinned_to_the_newest_promotion_of_an_earlier_night(registry: Registry) -> None:
+    first, second = register(registry, "2026-01-05"), register(registry, "2026-01-06")
+    registry.promote(first, day="2026-01-05")
+    registry.promote(second, day="2026-01-06")
+    assert registry.aliases(GENERATOR)["champion"] == second.version
+    assert registry.pinned_champion("2026-01-05") is None
+    # A re-run of the 6th works against the champion that the 6th met, not against its own.
+    assert registry.pinned_champion("2026-01-06").version == first.version
+    assert registry.pinned_champion("2026-01-07").version == second.version
+
+
+def test_rollback_serves_the_champion_before_and_pins_it(registry: Registry) -> None:
+    first, second = register(registry, "2026-01-05"), register(registry, "2026-01-06")
+    registry.promote(first, day="2026-01-05")
+    registry.promote(second, day="2026-01-06")
+    demoted, champion = registry.rollback()
+    assert (demoted.version, champion.version) == (second.version, first.version)
+    assert registry.aliases(GENERATOR)["champion"] == first.version
+    assert registry.pinned_champion("2026-01-07").version == first.version
+    demoted, champion = registry.rollback()
+    assert (demoted.version, champion) == (first.version, None)
+    assert "champion" not in registry.aliases(GENERATOR)
+    with pytest.raises(SgrecError, match="no champion to roll back"):
+        registry.rollback()
+
+
+def test_an_unknown_version_lists_the_valid_ones(registry: Registry) -> None:
+    with pytest.raises(SgrecError, match="no version '7'; valid are none yet"):
+        registry.get(GENERATOR, "7")
+    register(registry, "2026-01-05")
+    with pytest.raises(SgrecError, match="no version 'champion'; valid are 1"):
+        registry.get(GENERATOR, "champion")

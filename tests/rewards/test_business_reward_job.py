@@ -1,0 +1,92 @@
+"""fit_business_reward on a real lake and registry."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+from test_business_reward import ITEMS, USERS, events_table, items_table, rows, users_table  # noqa: F401
+
+from jobs import fit_business_reward
+from sgrec_core.hashing import is_validation_user
+from sgrec_core.lake import Lake, load_contract
+from sgrec_core.registry import Registry
+from sgrec_core.registry.nights import of_night
+from sgrec_core.rewards.business import BusinessContext, EcpmModel
+from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.stages import BUSINESS_REWARD
+from sgrec_core.settings import Settings
+
+DAY = "2026-01-05"
+
+
+def publish(settings: Settings, events: pa.Table, fingerprint: str = "ab" * 8) -> None:
+    lake = Lake(settings.lake_root)
+    for table, data in (("events", events), ("items", items_table()), ("users", users_table())):
+        for column in load_contract(table).columns:
+            if column.name not in (*data.column_names, "day"):
+                values = ["h"] * data.num_rows if column.name == "item_hash" else [None] * data.num_rows
+                data = data.append_column(column.name, pa.array(values, column.arrow_type))
+        lake.publish(table, data, partition={"day": DAY}, fingerprint=fingerprint)
+
+
+def run(settings: Settings, force: bool = False) -> Job:
+    job = Job("fit_business_reward", DAY, settings, force=force)
+    assert job.execute(fit_business_reward.run, Console(quiet=True)) == 0
+    return job
+
+
+def night_config(settings: Settings) -> dict:
+    registry = Registry(settings)
+    return registry.load(of_night(registry, BUSINESS_REWARD, DAY, stage="fit_business_reward"))[1]
+
+
+def test_impressions_with_bids_make_a_click_model_without_validation_users(registry_home, rows):  # noqa: F811
+    settings = Settings(home=registry_home)
+    publish(settings, events_table(rows))
+    job = run(settings)
+    config = night_config(settings)
+    assert config["kind"] == "ecpm"
+    assert job.facts["auc"] > 0.65
+    held_out = is_validation_user([f"u{user}" for user in range(USERS)], settings.states.validation_share).sum()
+    assert held_out > 0
+    impressions = sum(row["event_type"] == "impression" for row in rows)
+    assert job.facts["impressions"] == impressions - held_out * impressions // USERS
+    # What a later stage does with it.
+    context = BusinessContext.from_lake(Lake(settings.lake_root), DAY, settings)
+    states = pa.table(
+        {
+            "user_id": ["u1"],
+            "as_of": pa.array([rows[-1]["event_time"]], pa.timestamp("us", "UTC")),
+            "profile": pa.array([None], pa.string()),
+            "context": pa.array([json.dumps({"placement": "home"})]),
+        }
+    )
+    reward = EcpmModel.from_config(config).reward(states, [[f"i{item}" for item in range(ITEMS)]], context)
+    assert (reward > 0).all()
+    assert reward.std() > 0
+
+
+def test_nothing_changed_means_no_second_version_and_validation_users_change_nothing(registry_home, rows):  # noqa: F811
+    settings = Settings(home=registry_home)
+    publish(settings, events_table(rows))
+    first = run(settings)
+    assert run(settings).facts == first.facts
+    run(settings, force=True)
+    registry = Registry(settings)
+    assert len(registry.versions(BUSINESS_REWARD)) == 1
+    held_out = is_validation_user([row["user_id"] for row in rows], settings.states.validation_share)
+    publish(settings, events_table([row for row, out in zip(rows, held_out, strict=True) if not out]), "cd" * 8)
+    before = night_config(settings)
+    run(settings)
+    assert len(registry.versions(BUSINESS_REWARD)) == 2
+    assert night_config(settings) == before
+
+
+@pytest.mark.parametrize("changes", [{"bid": None}, {"event_type": "click"}])
+def test_without_bids_or_impressions_the_ranking_rule_is_declared(registry_home, rows, changes):  # noqa: F811
+    settings = Settings(home=registry_home)
+    publish(settings, events_table([{**row, **changes} for row in rows[:200]]))
+    job = run(settings)
+    assert night_config(settings)["kind"] == "ranking"
+    assert any("next-item ranking reward" in note for note in job.notes)
