@@ -34,7 +34,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.report import Claim, write
-from sgrec_core.aggregator.weights import Pairs, fit, state_features
+from sgrec_core.aggregator.features import state_features
+from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import paired_bootstrap, relative_gain
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
@@ -42,17 +43,9 @@ from sgrec_core.judge.prompt import label_question, system_message, user_message
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Rubric, load_rubric
 from sgrec_core.judge.training.labels import nearest_label
-from sgrec_core.judge.training.tuner import (
-    Labelled,
-    Preference,
-    ScoredPair,
-    Tuner,
-    correct_points,
-    fine_tune,
-    or_uniform,
-    ordered_pairs,
-    scored_pairs,
-)
+from sgrec_core.judge.training.measures import correct_points, or_uniform, ordered_pairs
+from sgrec_core.judge.training.samples import Labelled, Preference, ScoredPair, scored_pairs
+from sgrec_core.judge.training.tuner import Tuner, fine_tune
 from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, SimulatorSettings
 from sgrec_core.simulator import marketplace as simulator
 from sgrec_core.simulator.vocabulary import CATEGORIES, OCCASIONS
@@ -60,7 +53,7 @@ from sgrec_core.simulator.vocabulary import CATEGORIES, OCCASIONS
 WORLD = 100
 """Seed of the simulated users; settings were chosen in world 200."""
 RUBRIC = Path(__file__).with_name("tiny_rubric.yaml")
-BASE = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3}
+BASE = {"sft_epochs": 1, "sft_batch_size": 8, "sft_learning_rate": 3e-3}
 LABELS = {
     "sft_batch_size": 8,
     "sft_epochs": 1,
@@ -151,7 +144,7 @@ def make_base(sizes: dict[str, int], folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     # The tiny model's own random weights are made to give different prompts different answers, not to be trained.
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny))
-    fine_tune(model, tokenizer, rows, seed=0, completions_only=False, **BASE)
+    fine_tune(model, tokenizer, rows, JudgeTrainingSettings(seed=0, **BASE), completions_only=False)
     base = folder / "base"
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
@@ -324,7 +317,6 @@ def network_weights(rubric: Rubric, training: list[ScoredPair], test: list[Score
         )
         return state_features(states, [], None, seed=seed)
 
-    default = AggregatorSettings()
     module, _ = fit(
         Pairs(
             [user(pair.state) for pair in training],
@@ -333,11 +325,7 @@ def network_weights(rubric: Rubric, training: list[ScoredPair], test: list[Score
             np.array([pair.other for pair in training]),
         ),
         rubric.aspect_ids,
-        seed=seed,
-        held_out_share=0.0,
-        epochs=default.epochs,
-        learning_rate=default.learning_rate,
-        weight_decay=default.weight_decay,
+        AggregatorSettings(seed=seed, held_out_share=0.0),
     )
     return module.weights(features(test))
 

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 import torch
 
 from benchmarks.world import Decisions, World
-from sgrec_core.aggregator.weights import Pairs, fit, state_features
+from sgrec_core.aggregator.features import state_features
+from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.generator import ItemTrie
 from sgrec_core.generator.training import Windows, cut_windows
 from sgrec_core.hashing import hash_share
@@ -389,11 +390,7 @@ def _embedding_judge(log: Log, rows: np.ndarray, vectors: np.ndarray, cache: Pat
     aggregator, _ = fit(
         Pairs(states["user_id"].to_pylist(), features(states), judged[:, 0], judged[:, 1]),
         engine.rubric.aspect_ids,
-        seed=settings.seed,
-        held_out_share=settings.held_out_share,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        settings,
     )
     prompts = log.states(rows)
     weights = aggregator.weights(features(prompts))

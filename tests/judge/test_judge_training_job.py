@@ -24,6 +24,7 @@ from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.judge.engines import judge_version
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.rubric import load_rubric
+from sgrec_core.judge.training.samples import day_samples
 from sgrec_core.judge.versions import adapters
 from sgrec_core.judge.versions.accepted import accept, accepted_judges, check_accepted
 from sgrec_core.lake import Lake
@@ -194,10 +195,10 @@ def test_labels_of_held_out_calls_are_not_trained_on(trained: Settings, tmp_path
     publish_night(settings)
     execute("import_judge_labels", settings)
     job = Job("train_judge", DAY, settings)
-    training, held_out, _ = train_judge._samples(job, load_rubric(False, RUBRIC))
-    asked = {(sample.request.state_id, sample.request.item_id) for sample in held_out}
+    samples = day_samples(job.lake, DAY, load_rubric(False, RUBRIC), job.settings.judge_training.seed, job.note)
+    asked = {(sample.request.state_id, sample.request.item_id) for sample in samples.held_out}
     assert asked
-    assert not asked & {(sample.request.state_id, sample.request.item_id) for sample in training}
+    assert not asked & {(sample.request.state_id, sample.request.item_id) for sample in samples.training}
     assert any("held-out users have the same item" in note for note in job.notes)
 
 
