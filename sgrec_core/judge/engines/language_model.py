@@ -17,11 +17,11 @@ from sgrec_core.judge.engines.backends import (
     Backend,
     Chat,
     Failed,
-    Server,
-    Vllm,
     is_known_to_the_server_alone,
 )
+from sgrec_core.judge.engines.server_backend import Server
 from sgrec_core.judge.engines.tiny_model import tiny_model_fingerprint
+from sgrec_core.judge.engines.vllm_backend import Vllm
 from sgrec_core.judge.prompt import (
     answer_schema,
     clean,

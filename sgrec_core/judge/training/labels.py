@@ -29,7 +29,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.logs.landing import day_folder
 from sgrec_core.logs.parsing import canonical_json, storable
 from sgrec_core.logs.readers import FORMATS, Limits, Problem, read_rows
-from sgrec_core.simulator.marketplace import ASPECTS
+from sgrec_core.simulator.world import ASPECTS
 
 Text = Field(min_length=1)
 TRUE_ASPECTS = {f"s{number}": name for number, name in enumerate(ASPECTS)}
