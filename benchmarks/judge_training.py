@@ -34,6 +34,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.report import Claim, write
+from sgrec_core import simulator
 from sgrec_core.aggregator.features import state_features
 from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.evaluation.metrics import per_user
@@ -47,7 +48,6 @@ from sgrec_core.judge.training.measures import correct_points, or_uniform, order
 from sgrec_core.judge.training.samples import Labelled, Preference, ScoredPair, scored_pairs
 from sgrec_core.judge.training.tuner import Tuner, fine_tune
 from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, SimulatorSettings
-from sgrec_core.simulator import marketplace as simulator
 from sgrec_core.simulator.vocabulary import CATEGORIES, OCCASIONS
 
 WORLD = 100

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import torch
 
 from benchmarks.world import Decisions, World
+from sgrec_core import simulator
 from sgrec_core.aggregator.features import state_features
 from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.generator import ItemTrie
@@ -33,7 +34,8 @@ from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.logs.context import DAYPARTS
 from sgrec_core.logs.parsing import canonical_json
 from sgrec_core.policy.trainer import BusinessReward, SemanticReward
-from sgrec_core.rewards.business import BusinessContext, EcpmModel
+from sgrec_core.rewards.business import EcpmModel
+from sgrec_core.rewards.business_context import BusinessContext
 from sgrec_core.settings import (
     AggregatorSettings,
     BusinessSettings,
@@ -43,7 +45,6 @@ from sgrec_core.settings import (
     SimulatorSettings,
     StateSettings,
 )
-from sgrec_core.simulator import marketplace as simulator
 from sgrec_core.simulator.vocabulary import PLACEMENTS
 
 MAX_HISTORY = 20

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.simulated import MARKET, SHORT, Market, read_log
+from sgrec_core import simulator
 from sgrec_core.evaluation import simulated_ab
 from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.simulated_ab import Arm, Outcomes
-from sgrec_core.simulator import marketplace as simulator
 
 
 @dataclass(frozen=True)
