@@ -74,7 +74,7 @@ ARMS = (
 OUTCOME = "outcome:"
 MEASURES = {"HR@10": hit_rate, "NDCG@10": ndcg}
 PAPER = {"HR@10": 0.034, "NDCG@10": 0.053}
-"""Gain of S-GRec over MiniOneRec on Office (papers.md, section 1)."""
+"""Gain of S-GRec over MiniOneRec on Office, as S-GRec reports it (arXiv 2602.10606)."""
 
 
 def main() -> None:

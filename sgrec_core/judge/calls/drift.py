@@ -4,6 +4,7 @@ import numpy as np
 
 from sgrec_core.files import read_json
 from sgrec_core.lake import Lake
+from sgrec_core.runtime.job import Job
 from sgrec_core.settings import Settings
 
 DRIFTED = 0.2
@@ -52,3 +53,17 @@ def _scores(lake: Lake, day: str, version: str) -> dict[str, np.ndarray]:
     if not found:
         return {}
     return dict(zip(found[0]["aspects"], np.array([row["scores"] for row in found]).T, strict=True))
+
+
+def tell_drift(job: Job, version: str) -> None:
+    """Facts and notes of ``job`` about the drift of the scores by judge ``version``."""
+    compared = drift(job.settings, job.lake, job.day, version)
+    if compared is None:
+        return
+    before, indices = compared
+    job.fact("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
+    if drifted := [aspect for aspect, index in indices.items() if index > DRIFTED]:
+        job.note(
+            f"the scores of {', '.join(drifted)} are distributed otherwise than on {before} (stability index"
+            f" {max(indices.values()):.2f}, above {DRIFTED}): another judge, or other users and items"
+        )
