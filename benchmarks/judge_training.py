@@ -1,19 +1,22 @@
-"""Whether each stage of the judge's training improves its metric: simulated users, true aspects as labels, held-out users.
+"""Whether each stage of the judge's training improves its metric: simulated users, true labels, held-out users.
 
     python -m benchmarks.judge_training [--short] [--seeds 0 1 2 3 4] [--workers 2]
 
-The base model is a tiny one made on the spot, which has read prompts of training users answered at random: it knows their words and that a
-letter answers a question, not which; rubric and texts are as short as can be (`tiny_rubric.yaml`). This shows that the stages work, not how
-good a judge is: so small a model learns which level of an aspect is the commonest, and little of what a request says.
+The base model is a tiny one made on the spot, which has read prompts of training users answered at random: it knows
+their words and that a letter answers a question, not which; rubric and texts are as short as can be
+(`tiny_rubric.yaml`). This shows that the stages work, not how good a judge is: so small a model learns which level of
+an aspect is the commonest, and little of what a request says.
 
-Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one that the user truly
-prefers, aspects weighed alike) of the base, after supervised training on a few labels, after GRPO on more labels that the supervised stage
-has not seen. For comparison: always the commonest level, and supervised training on all these labels. Each seed draws labels of its own.
+Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one
+that the user truly prefers, aspects weighed alike) of the base, after supervised training on a few labels, after GRPO
+on more labels that the supervised stage has not seen. For comparison: always the commonest level, and supervised
+training on all these labels. Each seed draws labels of its own.
 
-Part B, apart from A: share of the answers that have the form of weights, of the base and after supervised training on it; then PairAUC on
-the same pairs where the aspects of the items are the true ones. Uniform weights, weights after supervised training on their form, after
-GRPO, and for comparison those of the pipeline's own small network from the same pairs, and each user's true weights. Training pairs are
-those on which weights matter: neither item is better in every aspect.
+Part B, apart from A: share of the answers that have the form of weights, of the base and after supervised training on
+it; then PairAUC on the same pairs where the aspects of the items are the true ones. Uniform weights, weights after
+supervised training on their form, after GRPO, and for comparison those of the pipeline's own small network from the
+same pairs, and each user's true weights. Training pairs are those on which weights matter: neither item is better in
+every aspect.
 """
 
 import argparse
@@ -120,7 +123,7 @@ def sizes_of(options: argparse.Namespace) -> dict[str, int]:
 
 
 def make_base(sizes: dict[str, int], folder: Path) -> Path:
-    """The base model of all seeds: what `make_tiny_model` makes, trained on prompts of training users answered at random."""
+    """The base model of all seeds: the tiny model, trained on prompts of training users answered at random."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)
@@ -400,7 +403,8 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
         gain = relative_gain(values(challenger), values(baseline), seed=0)
         claims.append(Claim.percent(words, gain, goal="> 0" if wanted else "", met=gain.lower > 0 if wanted else None))
     rows = [
-        f"| {name} | {np.mean([run[name].mean() for run in runs]):.4f} | {np.std([run[name].mean() for run in runs], ddof=1):.4f} |"
+        f"| {name} | {np.mean([run[name].mean() for run in runs]):.4f}"
+        f" | {np.std([run[name].mean() for run in runs], ddof=1):.4f} |"
         for name in runs[0]
         if not name.startswith("users")
     ]

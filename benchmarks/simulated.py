@@ -49,8 +49,8 @@ from sgrec_core.simulator.vocabulary import PLACEMENTS
 
 MAX_HISTORY = 20
 PAIR_ACCURACY = 0.87
-"""How often the noisy oracle puts two items of the catalogue in the order of their true utility. More than the paper's judge
-manages of its pairs (PairAUC .8116), which are harder: pairs of one slate. Of candidates in one group it orders .81."""
+"""How often the noisy oracle puts two items of the catalogue in the order of their true utility. More than the paper's
+judge manages of its pairs (PairAUC .8116), which are harder: pairs of one slate. Of one group's it orders .81."""
 
 
 @dataclass(frozen=True)
@@ -318,8 +318,8 @@ def world(*, short: bool, cache: Path) -> World:
 def noise_for(accuracy: float, scores: np.ndarray, truth: np.ndarray) -> float:
     """Deviation of the noise that makes ``scores`` [N, items] agree with ``truth`` on a share ``accuracy`` of pairs.
 
-    A pair is two items of one row; 200,000 are drawn, fixed by a seed. The noise is Gaussian and drawn for each entry, so
-    that a gap d keeps its sign with probability Phi(d / (sqrt(2) * deviation)).
+    A pair is two items of one row; 200,000 are drawn, fixed by a seed. The noise is Gaussian and drawn for each entry,
+    so that a gap d keeps its sign with probability Phi(d / (sqrt(2) * deviation)).
     """
     rows, first, second = np.random.default_rng(1).integers(0, [[len(scores)], *[[scores.shape[1]]] * 2], (3, 200_000))
     rows, first, second = (index[first != second] for index in (rows, first, second))

@@ -1,11 +1,12 @@
-"""Semantic-id tokenizers side by side: how codes spread, what they mean to users, what resolvers move, what a fit costs.
+"""Semantic-id tokenizers side by side: how codes spread, what they mean, what resolvers move, what a fit costs.
 
     python -m benchmarks.tokenizers [--data ../shared/data] [--seeds 0 1 2] [--short]
 
 Two public catalogues, three levels of 256 codes. Amazon Scientific: vectors of all-MiniLM-L6-v2, as a night has them.
-Amazon Office as MiniOneRec ships it: TF-IDF and SVD to 256 dimensions; an earlier measurement on the same input gave the
-goals (`EARLIER_COLLISION`). Alignment reads the training part of user sequences alone. Text vectors are cached outside of the
-repository; times are of the fit without text encoding, and are not comparable where the machine is shared.
+Amazon Office as MiniOneRec ships it: TF-IDF and SVD to 256 dimensions; an earlier measurement on the same input gave
+the goals (`EARLIER_COLLISION`). Alignment reads the training part of user sequences alone. Text vectors are cached
+outside of the repository; times are of the fit without text encoding, and are not comparable where the machine is
+shared.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def measure(fit: Fit, public_set: PublicSet, vectors: np.ndarray, seed: int) -> 
 
 
 def first_come_first_served(quantiser: Quantiser, vectors: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Last codes [N] when the nearest item takes its code and others the nearest free one of the prefix; -1: none left."""
+    """Last codes [N] when the nearest item takes its code and others the nearest free one of the prefix, or -1."""
     costs = quantiser.costs(vectors, codes[:, :-1])
     taken: set[tuple[int, ...]] = set()
     last = np.full(len(codes), -1)
@@ -232,10 +233,10 @@ def main() -> None:
     text = [
         f"{LEVELS} levels of {SIZE} codes; values are means over the seeds, intervals their least and greatest value. "
         "Collision is 1 - distinct tuples / items, sharing the share of items whose tuple another item has too, both "
-        "before a resolver. Lift: how much more often than by chance neighbours in training sequences (different items) "
-        "share a prefix of 1, 2 and 3 codes. Moved: items that did not get the tuple they wanted. Added cost: what "
-        "the last level's cost rises by, mean over items: squared distance, or cosine where residuals are normalised, so "
-        "that it compares within a row alone; greedy is first come first served, the resolver before this one. "
+        "before a resolver. Lift: how much more often than by chance neighbours in training sequences (different "
+        "items) share a prefix of 1, 2 and 3 codes. Moved: items that did not get the tuple they wanted. Added cost: "
+        "what the last level's cost rises by, mean over items: squared distance, or cosine where residuals are "
+        "normalised, so that it compares within a row alone; greedy is first come first served, the resolver before this one. "
         "Fit times of a shared machine say an order of magnitude."
     ]
     for catalogue, (public_set, vectors) in catalogues.items():

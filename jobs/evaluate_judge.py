@@ -3,7 +3,7 @@
 The candidate is what the day's training made, or the judge that the settings name (``judge_training.candidate``). All
 figures are rows of ``judge_evaluations``, and a page for people is written to
 ``reports/<day>/judge_training/<version>.html``; ``index.html`` there is the newest. Nights after the day that have
-``judge.adapter=active`` use an adapter that was activated; a candidate that was not accepted is no failure of the stage.
+``judge.adapter=active`` use an adapter that was activated; a candidate that is not accepted is no failure.
 """
 
 from dataclasses import asdict

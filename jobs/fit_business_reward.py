@@ -14,8 +14,8 @@ from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import BUSINESS_REWARD
 
 RANKING_RULE = (
-    "the logs have no impressions with bids: the business reward is the next-item ranking reward (1 for the item chosen; "
-    "in a group that has it, each other candidate loses by its rank; 0 for all in a group without it)"
+    "the logs have no impressions with bids: the business reward is the next-item ranking reward (1 for the item "
+    "chosen; in a group that has it, each other candidate loses by its rank; 0 for all in a group without it)"
 )
 
 
@@ -64,8 +64,8 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
     for name, value in model.metrics.items():
         job.fact(name, value)
     job.note(
-        "eCPM = 1000 x calibrated click probability x the item's last bid before the decision; calibration error and AUC "
-        "are of users that neither the trees nor the calibration saw"
+        "eCPM = 1000 x calibrated click probability x the item's last bid before the decision; calibration error and "
+        "AUC are of users that neither the trees nor the calibration saw"
     )
     return registry.register(
         BUSINESS_REWARD,

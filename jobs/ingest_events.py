@@ -1,7 +1,7 @@
 """Parse and validate the raw logs, the catalogue and the profiles of a day.
 
-Every row of every raw file of the day ends in ``events``, ``items`` or ``users``, or in ``events_rejected`` with reason,
-file, line and text (`sgrec_core.logs.spark`).
+Every row of every raw file of the day ends in ``events``, ``items`` or ``users``, or in ``events_rejected`` with
+reason, file, line and text (`sgrec_core.logs.spark`).
 """
 
 import functools

@@ -10,14 +10,16 @@ calls that the night's groups and pairs ask for (`judge_asked`):
   reward;
 - `judge_without_text` belong only to groups and pairs that hold an item without text, which nobody can score: such
   groups fall back to the business reward as well;
-- `judge_paid` are made now, `judge_unanswered` as well but by nobody; `judge_failed` of both became rows without scores.
+- `judge_paid` are made now, `judge_unanswered` as well but by nobody; `judge_failed` of both became rows without
+  scores.
 
 Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are published in shards, one commit each: a
-killed job continues where it was, and ends with the table of an undisturbed one. `judge_gate` says by what nights may use this judge.
+killed job continues where it was, and ends with the table of an undisturbed one. `judge_gate` says by what nights may
+use this judge.
 
 A call that nobody answered is not charged to ``judge.max_calls``. `jobs.estimate_judge` says beforehand what it would
-cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have gone before, each with an engine of its own; this
-stage then does what they left and counts what they paid as its own.
+cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have gone before, each with an engine of its own;
+this stage then does what they left and counts what they paid as its own.
 """
 
 from sgrec_core.judge.calls.drift import tell_drift
@@ -72,8 +74,8 @@ def run(job: Job) -> None:
     tell_drift(job, plan.version)
     if plan.without_text:
         job.note(
-            f"{len(plan.without_text)} calls of groups and pairs that hold an item without text were not made: without the"
-            " scores of all its items a group falls back to the business reward"
+            f"{len(plan.without_text)} calls of groups and pairs that hold an item without text were not made: without"
+            " the scores of all its items a group falls back to the business reward"
         )
     if plan.chosen < plan.units:
         job.note(

@@ -4,8 +4,8 @@ Pairs of training users whose two items were judged train a small network from t
 part B); its PairAUC on users held out from the fit stands beside that of uniform weights. Without judged pairs the
 weights are uniform; without any aspect score there are none, and rewards are business only.
 
-With ``aggregator.engine=language_model`` nothing is fitted: the adapter that `jobs.train_judge_weights` made last before
-the night names the weights.
+With ``aggregator.engine=language_model`` nothing is fitted: the adapter that `jobs.train_judge_weights` made last
+before the night names the weights.
 """
 
 import numpy as np

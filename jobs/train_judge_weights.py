@@ -1,8 +1,8 @@
 """Train an adapter that names how much each aspect counts for a user: the form of the answer first, then GRPO on pairs.
 
-The alternative to the small network of `jobs.train_aggregator`, and compared with it: PairAUC on pairs of held-out users,
-with the aspects as the adapter of the same day's `jobs.train_judge` scores them, for uniform weights, after each stage,
-and for the network fitted to the same pairs. Registered as ``sgrec-judge-weights``; nights use it with
+The alternative to the small network of `jobs.train_aggregator`, and compared with it: PairAUC on pairs of held-out
+users, with the aspects as the adapter of the same day's `jobs.train_judge` scores them, for uniform weights, after each
+stage, and for the network fitted to the same pairs. Registered as ``sgrec-judge-weights``; nights use it with
 ``aggregator.engine=language_model``.
 """
 

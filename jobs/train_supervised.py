@@ -59,8 +59,8 @@ def run(job: Job) -> None:
     sequences = chain_decisions(states, catalogue, job.settings.states.max_history)
     if not sequences.decisions:
         raise InputError(
-            f"user_states has {states.num_rows} training decisions from {days[0]} to {days[-1]}, none of them for one of"
-            f" the {len(catalogue)} items with codes; nothing to train on"
+            f"user_states has {states.num_rows} training decisions from {days[0]} to {days[-1]}, none of them for one"
+            f" of the {len(catalogue)} items with codes; nothing to train on"
         )
     windows = cut_windows(sequences.items, sequences.first_target, job.settings.states.max_history)
     model, warm = _starting_model(job, registry, champion, catalogue)

@@ -158,7 +158,8 @@ import importlib, importlib.abc, pathlib, pkgutil, sys
 
 class OnlyBare(importlib.abc.MetaPathFinder):
     forbidden = {"airflow", "pyspark", "mlflow", "deltalake", "great_expectations", "pandas", "sklearn", "lightgbm",
-                 "sentence_transformers", "transformers", "safetensors", "pydantic", "pydantic_settings", "typer", "rich", "yaml"}
+                 "sentence_transformers", "transformers", "safetensors", "pydantic", "pydantic_settings", "typer",
+                 "rich", "yaml"}
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.forbidden:
             raise ImportError(name + " is not on a bare GPU machine")

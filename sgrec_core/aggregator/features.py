@@ -59,7 +59,7 @@ def state_features(
 
 
 def _hashed_fields(text: str | None) -> tuple[np.ndarray, int]:
-    """Signed hashes of the scalar fields of a JSON object [32], and how many there are; numbers by order of magnitude."""
+    """Signed hashes of the scalar fields of a JSON object [32], and their number; numbers by order of magnitude."""
     values = np.zeros(HASHED, dtype=np.float32)
     try:
         fields = json.loads(text) if text else {}

@@ -1,4 +1,4 @@
-"""How good semantic ids are, told from the codes alone: how items spread over them, and whether prefixes mean something."""
+"""How good semantic ids are, told from the codes alone: how items spread, and whether prefixes mean something."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence

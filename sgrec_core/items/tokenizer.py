@@ -252,7 +252,7 @@ def fit_tokenizer(
 
 
 def load_tokenizer(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], encoder: TextEncoder) -> Tokenizer:
-    """The tokenizer that its ``tensors()`` and ``config()`` describe; ``encoder`` is the one that it was fitted with."""
+    """The tokenizer that its ``tensors()`` and ``config()`` describe, with the ``encoder`` of its fit."""
     if config["kind"] == "supplied":
         return SuppliedTokenizer.load(tensors, config)
     return TextTokenizer.load(tensors, config, encoder)

@@ -30,7 +30,7 @@ REJECTED_COLUMNS = [column.split()[0] for column in REJECTED.split(", ")]
 
 
 def parse_files(spark: "SparkSession", files: list[RawFile], record: Record, day: str, limits: Limits) -> "DataFrame":
-    """Every row of the files, one Spark task a file: the columns of its table without ``day``, and those of a rejected row.
+    """Every row of the files, one Spark task a file: the columns of its table without ``day``, and of a rejected row.
 
     ``reason`` is null where the row is accepted. The frame is cached, since several passes read it.
     """

@@ -1,4 +1,4 @@
-"""Which tokenizer a night uses: the one that a night before fitted for the same source and item settings, or its own."""
+"""Which tokenizer a night uses: the one that a night before fitted for the same source and settings, or its own."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -167,7 +167,7 @@ class EcpmModel:
             raise InputError(
                 f"candidates: item {unknown!r} is not in the day's catalogue"
                 if unknown is not None
-                else f"candidates: {len(items)} groups for {states.num_rows} states; each state needs one group of {group}"
+                else f"candidates: {len(items)} groups for {states.num_rows} states; each needs one group of {group}"
             )
         item = np.array([context.item_index[name] for name in flat], dtype=np.int64)
         users = states["user_id"].to_pylist()

@@ -106,8 +106,8 @@ class Requests:
     utility: np.ndarray
     """True utility of every item [R, N]."""
     random: np.random.Generator
-    """What `logging_policy` draws from. A policy that leaves it alone can be compared with another that does, request by
-    request: clicks, purchases and dislikes are then decided by the same numbers."""
+    """What `logging_policy` draws from. A policy that leaves it alone can be compared with another that does, request
+    by request: clicks, purchases and dislikes are then decided by the same numbers."""
     state: State
     """Of the group of users that these belong to; `show` changes it."""
     rows: np.ndarray

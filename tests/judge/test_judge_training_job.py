@@ -188,7 +188,11 @@ def test_without_pairs_of_held_out_users_no_weights_are_trained(trained: Setting
 
 def test_labels_of_held_out_calls_are_not_trained_on(trained: Settings, tmp_path: Path) -> None:
     """Two people label the same items of the same states."""
-    rows = [{**row, "sample_id": f"{row['sample_id']}-{n}", "user_id": f"{n}-{row['user_id']}"} for row in label_rows() for n in range(2)]  # fmt: skip
+    rows = [
+        {**row, "sample_id": f"{row['sample_id']}-{n}", "user_id": f"{n}-{row['user_id']}"}
+        for row in label_rows()
+        for n in range(2)
+    ]
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     labels = trained.judge_training.model_copy(update={"labels": tmp_path / "labels"})

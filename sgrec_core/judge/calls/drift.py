@@ -15,7 +15,7 @@ _FLOOR = 1e-3
 
 
 def stability_index(now: np.ndarray, before: np.ndarray) -> float:
-    """Population stability index of scores in [-1, 1]: sum over ten equal bins of (p - q) ln(p / q); 0 for equal shares."""
+    """Population stability index of scores in [-1, 1]: sum over ten equal bins of (p - q) ln(p / q)."""
     edges = np.linspace(-1, 1, _BINS + 1)
     p, q = (
         np.maximum(np.histogram(np.clip(scores, -1, 1), edges)[0] / len(scores), _FLOOR) for scores in (now, before)

@@ -22,7 +22,7 @@ def tell_flagged(job: Job, plan: Plan) -> None:
 
 
 def flagged(job: Job, plan: Plan) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """What is suspicious about texts as they came: by item_id, and by user_id of profile or context; the worst first."""
+    """What is suspicious about texts as they came: by item_id, and by user_id of profile or context; worst first."""
     limits = plan.engine.rubric.limits
     asked = {state for state, _, _ in plan.wanted}
     columns = ["state_id", "user_id", "history", "profile", "context"]

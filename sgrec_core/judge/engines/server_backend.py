@@ -26,12 +26,12 @@ Answer = TypeVar("Answer")
 
 
 class Server:
-    """A server with OpenAI's chat completions under ``judge.server_url``; the key is OPENAI_API_KEY, where one is needed.
+    """A server with OpenAI's chat completions under ``judge.server_url``; the key, if any, is OPENAI_API_KEY.
 
     Calls run side by side, ``judge.concurrency`` at once, each with ``judge.timeout`` seconds and ``judge.retries``
-    further tries. When many calls in a row have no answer, the others are not made (``gone``). Of `vllm serve` it uses the
-    route that tells a label's token and asks for the log-probabilities of exactly the labels; from another server it takes
-    the 20 likeliest tokens, where a label that is missing counts as impossible.
+    further tries. When many calls in a row have no answer, the others are not made (``gone``). Of `vllm serve` it uses
+    the route that tells a label's token and asks for the log-probabilities of exactly the labels; from another server
+    it takes the 20 likeliest tokens, where a label that is missing counts as impossible.
 
     Raises (by every method that asks the model):
         SettingsError: the server cannot be reached when the work begins, does not know the model, or wants another key.
@@ -42,7 +42,7 @@ class Server:
     UNSEEN = -100.0
     """Log-probability of a label that is not among them."""
     SILENCE = 32
-    """So many calls in a row without an answer, or twice ``judge.concurrency`` if that is more, and the server is gone."""
+    """So many calls in a row without an answer, or twice ``judge.concurrency`` if that is more: the server is gone."""
 
     def __init__(self, settings: Settings):
         self.settings = settings

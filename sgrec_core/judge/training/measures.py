@@ -28,7 +28,7 @@ def correct_points(engine: LanguageModelEngine, samples: Sequence[Labelled]) -> 
 
 
 def ordered_pairs(pairs: Sequence[ScoredPair], weights: np.ndarray | None = None) -> np.ndarray:
-    """[N]: 1 where the preferred item has the higher holistic score, one half where both are equal; the mean is PairAUC.
+    """[N]: 1 where the preferred item has the higher holistic score, one half at a tie; the mean is PairAUC.
 
     ``weights`` [N, A]; default: uniform.
     """

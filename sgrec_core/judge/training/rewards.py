@@ -11,7 +11,7 @@ from sgrec_core.judge.rubric import Aspect, Rubric
 def aspect_reward(aspect: Aspect, answer: str, label: str) -> float:
     """1 for an answer that is a label at all, 1 more for the right one, and up to 1 for a level near it.
 
-    A workable form by one reproduction (I): 1[exact] + 1 - |level difference| / (levels - 1), and a check of the format.
+    A workable form by one reproduction (I): 1[exact] + 1 - |level difference| / (levels - 1), and the format.
     """
     labels = list(aspect.value_of)
     if answer not in labels:

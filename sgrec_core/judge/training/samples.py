@@ -61,7 +61,7 @@ class Samples:
 def day_samples(lake: Lake, day: str, rubric: Rubric, seed: int, note: Callable[[str], None]) -> Samples:
     """The samples of ``judge_labels`` of ``day``.
 
-    Who labelled the same item in the same state as a held-out user is not trained on. ``note`` is told what is left out.
+    Who labelled the same item in the same state as a held-out user is not trained on; ``note`` is told of it.
 
     Raises:
         InputError: there are none of either.

@@ -1,11 +1,11 @@
 """Training of a language-model judge: LoRA adapters by TRL (S-GRec, arXiv 2602.10606).
 
 - Part A, aspects: supervised on labels, then GRPO with the aspect reward.
-- Part B, weights: supervised on the form of the answer alone, then GRPO with the reward 1[s_hol(x,a) > s_hol(x,b)] on pairs of
-  which a is preferred.
+- Part B, weights: supervised on the form of the answer alone, then GRPO with the reward 1[s_hol(x,a) > s_hol(x,b)] on
+  pairs of which a is preferred.
 
-The prompts are those of `LanguageModelEngine` in mode ``labels``: a completion is one letter. Each stage gives an adapter
-folder (safetensors and JSON) that vLLM loads beside the base model.
+The prompts are those of `LanguageModelEngine` in mode ``labels``: a completion is one letter. Each stage gives an
+adapter folder (safetensors and JSON) that vLLM loads beside the base model.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Which adapter of the judge's model a night uses: what the judge's training made, and which of that passed its gate.
 
-Adapters lie under ``<home>/judge`` as folders that vLLM loads, copies of what MLflow has under ``sgrec-judge``; beside them
-``adapters.json`` says which day's training made which and which were activated. The judge's environment has no MLflow, so this is
-how it knows. A night uses what a training of an earlier day had activated when the night began, the same at every re-run:
-``reports/<day>/judge.json`` keeps it.
+Adapters lie under ``<home>/judge`` as folders that vLLM loads, copies of what MLflow has under ``sgrec-judge``; beside
+them ``adapters.json`` says which day's training made which and which were activated. The judge's environment has no
+MLflow, so this is how it knows. A night uses what a training of an earlier day had activated when the night began, the
+same at every re-run: ``reports/<day>/judge.json`` keeps it.
 """
 
 import json
@@ -134,7 +134,8 @@ def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
             f"the adapter that the training of {adapter.day} made is for judge.model={adapter.model!r}"
             f" (revision {adapter.revision}) and rubric {adapter.rubric}, not for {settings.judge.model!r} (revision"
             f" {settings.judge.revision}) and rubric {rubric_digest(settings)}; go back to these"
-            " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days with the new one"
+            " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days with"
+            " the new one"
         )
     path = None if adapter is None else adapter.path(settings)
     return settings.model_copy(update={"judge": settings.judge.model_copy(update={"adapter": path})})
