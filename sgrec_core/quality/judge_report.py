@@ -11,7 +11,7 @@ from typing import Any
 from sgrec_core.files import read_json, write_text
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.versions.accepted import judge_in_words
-from sgrec_core.judge.versions.comparison import Answers, Row, Verdict
+from sgrec_core.judge.versions.comparison import Answers, Decision, Row
 from sgrec_core.quality.report import page_environment
 from sgrec_core.runtime.job import Job
 from sgrec_core.settings import Settings
@@ -26,7 +26,7 @@ def write_judge_report(
     roles: Mapping[str, Settings],
     of_role: Mapping[str, Answers],
     rows: Mapping[str, Sequence[Row]],
-    found: Verdict,
+    found: Decision,
     *,
     was_trained: bool,
 ) -> Path:
