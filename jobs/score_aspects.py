@@ -80,7 +80,7 @@ def run(job: Job) -> None:
                 f"{len(flagged)} {name} have texts with markup, chat markers, hidden characters or words that address the"
                 " judge; they were read as data, look at them: " + ", ".join(list(flagged)[:5])
             )
-    compared = drift(job.settings, job.lake, job.day, plan.version)
+    compared = drift(job.lake, job.day, plan.version)
     if compared is not None:
         before, indices = compared
         job.fact("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
