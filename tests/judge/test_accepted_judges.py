@@ -30,7 +30,7 @@ from sgrec_core.judge.versions.accepted import (
     settings_of,
     take_back,
 )
-from sgrec_core.judge.versions.adapters import Adapter, activate, rubric_digest, with_adapter
+from sgrec_core.judge.versions.adapters import Adapter, activate, resolve_adapter, rubric_digest, with_adapter
 from sgrec_core.judge.versions.comparison import settings_of_roles
 from sgrec_core.lake import Lake
 from sgrec_core.quality.gates import check_stage
@@ -263,7 +263,7 @@ def test_a_refused_night_takes_what_is_activated_until_it_begins(home: Home, ada
     with pytest.raises(SettingsError, match=r"SGREC_JUDGE__ADAPTER=\S+sgrec-judge-1$"):
         ingest_events.run(Job("ingest_events", NEXT_DAY, following))
     accept(with_adapter(following, adapter), DAY, "gate", "better")
-    check_accepted(Job("ingest_events", NEXT_DAY, following).settings)
+    check_accepted(resolve_adapter(Job("ingest_events", NEXT_DAY, following)).settings)
 
 
 def test_the_command_accepts_the_active_adapter(home: Home, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:

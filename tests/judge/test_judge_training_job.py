@@ -27,6 +27,7 @@ from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.versions import adapters
 from sgrec_core.judge.versions.accepted import accept, accepted_judges, check_accepted
+from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake import Lake
 from sgrec_core.registry import Registry
 from sgrec_core.runtime.job import Job
@@ -251,7 +252,7 @@ def test_a_better_judge_becomes_active_and_nights_after_it_use_it(trained: Setti
 
     with_active = settings_of(trained.home, adapter="active")
     base = judge_version(trained, False)
-    of_day = {day: Job("score_aspects", day, with_active).settings for day in (DAY, NEXT_DAY)}
+    of_day = {day: resolve_adapter(Job("score_aspects", day, with_active)).settings for day in (DAY, NEXT_DAY)}
     assert judge_version(of_day[DAY], False) == base, "the day's own night has run before"
     assert judge_version(of_day[NEXT_DAY], False) == facts["candidate_version"] != base
     assert Registry(trained).aliases("sgrec-judge")["active"] == "1"
@@ -279,7 +280,7 @@ def test_a_better_judge_becomes_active_and_nights_after_it_use_it(trained: Setti
 
     # Another base model: the adapter would not fit.
     with pytest.raises(SettingsError, match="is for judge.model="):
-        Job("score_aspects", NEXT_DAY, settings_of(trained.home, adapter="active", model="tiny"))
+        resolve_adapter(Job("score_aspects", NEXT_DAY, settings_of(trained.home, adapter="active", model="tiny")))
 
 
 def test_evaluating_before_asking_says_so(trained: Settings, tmp_path: Path) -> None:

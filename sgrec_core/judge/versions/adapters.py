@@ -124,9 +124,10 @@ def settings_of_stage(settings: Settings, stage: Stage, day: str, *, pin: bool =
     return with_adapter(settings, None if asks_no_judge else of_night(settings, day, pin=pin))
 
 
-def resolve_adapter(job: Job) -> None:
+def resolve_adapter(job: Job) -> Job:
     """Put what `settings_of_stage` says into the settings of ``job``: every stage that asks a judge begins with it."""
     job.settings = settings_of_stage(job.settings, job.stage, job.day, pin=not job.looks_only)
+    return job
 
 
 def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
