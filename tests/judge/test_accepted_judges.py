@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from judged_night import DAY, ITEMS, publish_night
 from rich.console import Console
+from stage_runs import last_run
 from typer.testing import CliRunner
 
 from jobs import estimate_judge, evaluate_judge, import_judge_labels, ingest_events, score_aspects, score_labels
@@ -304,8 +305,7 @@ def test_a_night_ends_before_it_has_cost_anything(
     job = Job("ingest_events", DAY, home(rubric=reworded))
     assert job.execute(ingest_events.run, Console(quiet=True)) == 2
     assert "has passed no gate" in capsys.readouterr().err
-    facts = json.loads((job.reports / "stages" / "ingest_events.json").read_text())
-    assert facts["state"] == "failed"
+    assert last_run(home(), DAY, "ingest_events")["state"] == "failed"
     assert not (home().home / "landing").exists()
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 from judged_night import DAY, ITEMS, publish_night
 from rich.console import Console
+from stage_runs import last_run
 
 from jobs import (
     evaluate_judge,
@@ -113,8 +114,7 @@ def score_labels(settings: Settings) -> dict[str, Any]:
         timeout=600,
     )
     assert process.returncode == 0, process.stderr[-4000:]
-    report = settings.reports(DAY, "judge_training") / "stages" / "score_labels.json"
-    return json.loads(report.read_text())["facts"]
+    return last_run(settings, DAY, "score_labels")["facts"]
 
 
 @pytest.fixture(scope="module")

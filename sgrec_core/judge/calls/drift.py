@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from sgrec_core.files import read_json
 from sgrec_core.lake import Lake
 from sgrec_core.runtime.job import Job
-from sgrec_core.settings import Settings
+from sgrec_core.runtime.runs import last_done
 
 DRIFTED = 0.2
 """A stability index that calls for a look, by the usual rule of thumb."""
@@ -23,7 +22,7 @@ def stability_index(now: np.ndarray, before: np.ndarray) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def drift(settings: Settings, lake: Lake, day: str, version: str) -> tuple[str, dict[str, float]] | None:
+def drift(lake: Lake, day: str, version: str) -> tuple[str, dict[str, float]] | None:
     """The night before and the stability index of each aspect over the candidates' scores of both nights.
 
     None where there is no night before that judged anything.
@@ -32,9 +31,9 @@ def drift(settings: Settings, lake: Lake, day: str, version: str) -> tuple[str, 
     if not days:
         return None
     before = max(days)
-    report = read_json(settings.reports(before) / "stages" / "score_aspects.json")
-    earlier = report.get("facts", {}).get("judge_version")
-    if earlier is None:
+    judged = last_done(lake, before, "score_aspects")
+    earlier = judged and judged.facts.get("judge_version")
+    if not earlier:
         return None
     ours, theirs = _scores(lake, day, version), _scores(lake, before, earlier)
     shared = {aspect: stability_index(ours[aspect], theirs[aspect]) for aspect in ours if aspect in theirs}
@@ -57,7 +56,7 @@ def _scores(lake: Lake, day: str, version: str) -> dict[str, np.ndarray]:
 
 def tell_drift(job: Job, version: str) -> None:
     """Facts and notes of ``job`` about the drift of the scores by judge ``version``."""
-    compared = drift(job.settings, job.lake, job.day, version)
+    compared = drift(job.lake, job.day, version)
     if compared is None:
         return
     before, indices = compared
