@@ -1,7 +1,7 @@
 """The page about a judge that may become active: is it better, at what, how sure of itself, and where does it go wrong.
 
-``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from data is escaped.
-``index.html`` beside it is the same page of the newest comparison.
+``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from
+data is escaped. ``index.html`` beside it is the same page of the newest comparison.
 """
 
 from collections.abc import Mapping, Sequence

@@ -42,7 +42,8 @@ def _section(contract: Contract) -> str:
     unique = "; ".join(", ".join(f"`{name}`" for name in columns) for columns in (contract.key, *contract.unique))
     facts = [
         f"- Owner: {contract.owner}; a broken rule is {contract.severity}.",
-        f"- Partitioned by {', '.join(f'`{name}`' for name in contract.partition_by)}; unique within a partition: {unique}.",
+        f"- Partitioned by {', '.join(f'`{name}`' for name in contract.partition_by)};"
+        f" unique within a partition: {unique}.",
         f"- Read by {readers or 'people alone'}.",
         f"- {'May be empty' if contract.may_be_empty else 'Never empty'}.",
         f"- When it is broken: {contract.runbook.strip()}",
