@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.evaluation.gate import Verdict
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.judge.calls.plan import judged_with
@@ -333,14 +334,6 @@ def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
         for (true, given), count in sorted(counts.items()):
             share = count / totals[true]
             yield Row(metric="confusion", aspect=aspect.id, bucket=f"{true} > {given}", value=share, count=count)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a candidate becomes active, and why, in words."""
-
-    passed: bool
-    reason: str
 
 
 def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
