@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sgrec_core.errors import SgrecError
 from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
@@ -38,8 +39,14 @@ def version_of_day(lake: Lake, day: str, settings: Settings) -> str:
 
 
 def candidates_to_fuse(lake: Lake, day: str) -> pa.Table:
-    """The day's candidates, and beside them item_hash of the day's item and target_item of the decision."""
+    """The day's candidates, and beside them item_hash of the day's item and target_item of the decision.
+
+    Raises:
+        SgrecError: there are none.
+    """
     candidates = lake.read("candidates", where={"day": day})
+    if not candidates.num_rows:
+        raise SgrecError(f"{day} has no candidates; run `python -m jobs.generate_candidates --day {day}` first")
     items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])
     states = decisions(lake, [day], "train", ["decision_id", "target_item"])
     item = pc.index_in(candidates["item_id"], items["item_id"].combine_chunks())

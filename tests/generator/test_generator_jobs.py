@@ -584,6 +584,8 @@ def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> Non
         jobs.train_supervised.run(Job("train_supervised", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.generate_candidates.run(Job("generate_candidates", DAY, settings))
+    with pytest.raises(SgrecError, match="python -m jobs.generate_candidates --day 2026-01-05"):
+        jobs.materialize_rewards.run(Job("materialize_rewards", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.train_generator.run(Job("train_generator", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_generator --day 2026-01-05"):
