@@ -10,21 +10,12 @@ from datetime import date
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.evaluation.significance import Interval, paired_bootstrap
+from sgrec_core.evaluation.gate import Verdict, compare, difference_rows, differences
+from sgrec_core.evaluation.ranking import Ranking, evaluation_rows, figures
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.queries import days_until
-from sgrec_core.night.evaluation import (
-    CUTOFF,
-    Ranking,
-    Verdict,
-    compare,
-    evaluation_rows,
-    figures,
-    held_out_decisions,
-    rank_by_popularity,
-    rank_with_generator,
-)
+from sgrec_core.night.evaluation import held_out_decisions, rank_by_popularity, rank_with_generator, resampling
 from sgrec_core.night.generators import day_catalogue
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
@@ -56,12 +47,14 @@ def run(job: Job) -> None:
         states = None
         job.note(f"nothing to compare on: {error}")
     rankings = {} if states is None else _rankings(job, registry, challenger, champion, states)
-    rows = [row for role, ranking in rankings.items() for row in evaluation_rows(ranking, role, "validation", settings)]
+    draws = resampling(settings)
+    rows = [row for role, ranking in rankings.items() for row in evaluation_rows(ranking, role, "validation", draws)]
     verdict = None
     if rankings:
         baseline = rankings.get("champion", rankings["popularity"])
-        verdict = compare(rankings["challenger"], baseline, settings)
-        rows += _difference_rows(job, rankings["challenger"], baseline, verdict)
+        found = differences(rankings["challenger"], baseline, draws)
+        verdict = compare(rankings["challenger"], baseline, found, tolerance=settings.tolerance)
+        rows += difference_rows(rankings["challenger"], found, "validation")
     promoted, reason = _promote(job, registry, challenger, verdict)
     # Only now: a job that is killed before it publishes does all of this again, with the same result.
     schema = load_contract("evaluations").arrow_schema
@@ -95,30 +88,6 @@ def _rankings(
     catalogue = day_catalogue(job.lake, job.day, of_challenger.tokenizer_version, of_challenger.codebook_size)
     rankings["popularity"] = rank_by_popularity(job.lake, job.day, catalogue, states, job.settings.states)
     return rankings
-
-
-def _difference_rows(job: Job, challenger: Ranking, baseline: Ranking, verdict: Verdict) -> list[dict[str, object]]:
-    """The paired differences at cutoff 10, as rows of the challenger."""
-    settings = job.settings.evaluation
-    ours, theirs = challenger.per_user("hit_rate"), baseline.per_user("hit_rate")
-    hits = paired_bootstrap(ours, theirs, seed=settings.seed, resamples=settings.bootstrap_samples)
-
-    def row(metric: str, interval: Interval) -> dict[str, object]:
-        return {
-            "model": challenger.model,
-            "model_version": challenger.version,
-            "role": "challenger",
-            "split": "validation",
-            "metric": metric,
-            "cutoff": CUTOFF,
-            "bucket": "all",
-            "value": interval.value,
-            "lower": interval.lower,
-            "upper": interval.upper,
-            "users": len(ours),
-        }
-
-    return [row("difference_ndcg", verdict.difference), row("difference_hit_rate", hits)]
 
 
 def _promote(job: Job, registry: Registry, challenger: ModelVersion, verdict: Verdict | None) -> tuple[bool, str]:

@@ -286,6 +286,7 @@ class PolicySettings(Section):
     learning_rate: float = Field(1e-4, gt=0)
     clip: float = Field(0.2, gt=0, lt=1)
     kl_weight: float = Field(1e-3, ge=0)
+    loss: Literal["clip"] = "clip"
     seed: int = 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
 import torch
 
 from sgrec_core.errors import SgrecError
@@ -17,8 +18,8 @@ from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
 
 
-def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: int) -> Catalogue:
-    """The day's items that have codes of this tokenizer.
+def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: int | None = None) -> Catalogue:
+    """The day's items that have codes of this tokenizer; by default the codebook is as large as its codes need.
 
     Raises:
         SgrecError: there are none.
@@ -27,6 +28,7 @@ def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: i
     codes = lake.read(
         "item_codes", where={"tokenizer_version": tokenizer_version}, columns=["item_id", "codes", "wanted_codes"]
     )
+    codebook_size = codebook_size or (pc.max(pc.list_flatten(codes["codes"])).as_py() or 0) + 1
     try:
         return Catalogue.build(
             items["item_id"], codes, codebook_size=codebook_size, tokenizer_version=tokenizer_version

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgrec_core.evaluation.gate import Verdict
 from sgrec_core.files import write_text
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.versions.accepted import judge_in_words
-from sgrec_core.judge.versions.comparison import Answers, Decision, Row
+from sgrec_core.judge.versions.comparison import Answers, Row
 from sgrec_core.quality.report import page_environment
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.runs import Run, last_done
@@ -27,7 +28,7 @@ def write_judge_report(
     roles: Mapping[str, Settings],
     of_role: Mapping[str, Answers],
     rows: Mapping[str, Sequence[Row]],
-    found: Decision,
+    found: Verdict,
     *,
     was_trained: bool,
 ) -> Path:

@@ -111,7 +111,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="materialize_rewards",
         engine="torch",
-        reads=("candidates", "aspect_scores", "user_weights", "items"),
+        reads=("candidates", "aspect_scores", "user_weights", "items", "item_codes", "user_states"),
         publishes=("rewards",),
         summary="standardise, gate and fuse business and semantic reward",
     ),

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rewarded_groups import fused
 from rich.console import Console
 from stage_runs import last_run
 
@@ -35,7 +36,7 @@ from sgrec_core.night.evaluation import evaluate_version
 from sgrec_core.night.generators import generator_of_day
 from sgrec_core.registry import CHALLENGER, CHAMPION, Registry
 from sgrec_core.registry.nights import of_night
-from sgrec_core.rewards import fusion
+from sgrec_core.rewards.advantages import METHODS, Fused, Groups, Method, standardise
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR, SUPERVISED, TOKENIZER
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -316,7 +317,7 @@ def test_rewards_are_the_fusion_of_candidates_scores_and_weights(two_nights: Any
     judged = rows["judged"].to_numpy().reshape(40, 6)
     assert judged[1:].all()
     assert not judged[0].any()
-    expected = fusion.a2po(business, semantic.astype(np.float64), judged[:, 0])
+    expected = fused("a2po", business, semantic.astype(np.float64), judged[:, 0])
     np.testing.assert_allclose(rows["advantage"].to_numpy().reshape(40, 6), expected.advantage, rtol=1e-9)
     np.testing.assert_allclose(rows["gate"].to_numpy().reshape(40, 6), expected.gate, rtol=1e-9)
     facts = facts_of(reports[DAY], "materialize_rewards")
@@ -433,6 +434,58 @@ def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights:
     assert all(torch.equal(start[name], challenger[name]) for name in start)
 
 
+def test_advantages_of_codes_go_from_the_method_through_the_table_into_training(
+    two_nights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method of the papers to come, which `METHODS` alone knows: a code is right or wrong, whatever comes after it."""
+
+    def right_codes(groups: Groups, epsilon: float) -> Fused:
+        right = (groups.codes == groups.target_codes[:, None]) & ~groups.forced
+        levels = [standardise(right[:, :, level].astype(float)) for level in range(LEVELS)]
+        return Fused(np.stack(levels, axis=2), np.zeros_like(groups.business))
+
+    monkeypatch.setitem(METHODS, "reward_sum", Method(fuse=right_codes, reads_semantic=False))
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(home, fusion={"objective": "reward_sum"}, policy={"learning_rate": 1e-3})
+    lake = Lake(settings.lake_root)
+    version = run_stage(settings, "materialize_rewards", NEXT_DAY)["facts"]["reward_version"]
+    rows = lake.read("rewards", where={"day": NEXT_DAY, "reward_version": version})
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), (CODES,) * LEVELS), axis=1)
+    states = lake.read("user_states", where={"day": NEXT_DAY}, columns=["decision_id", "target_item"])
+    target = dict(zip(*(states[name].to_pylist() for name in ("decision_id", "target_item")), strict=True))
+    groups: dict[str, list[tuple[int, list[float], float]]] = {}
+    for row in rows.to_pylist():
+        found = int(row["item_id"][1:]), row["code_advantages"], row["advantage"]
+        groups.setdefault(row["decision_id"], []).append(found)
+    for decision, candidates in groups.items():
+        right = np.array([codes[number] == codes[int(target[decision][1:])] for number, _, _ in candidates])
+        deviation = right.std(axis=0)
+        expected = (right - right.mean(axis=0)) / np.where(deviation, deviation, np.inf)
+        np.testing.assert_allclose([per_code for _, per_code, _ in candidates], expected, atol=1e-12)
+        np.testing.assert_allclose([whole for _, _, whole in candidates], expected.mean(axis=1), atol=1e-12)
+
+    per_code = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    told_apart = sum(np.ptp([codes for _, codes, _ in candidates], axis=0).any() for candidates in groups.values())
+    assert per_code["groups_with_advantage"] == told_apart > 0
+    registry = Registry(settings)
+    learnt, _ = registry.load(registry.get(GENERATOR, per_code["challenger_version"]))
+    flat = rows.set_column(
+        rows.column_names.index("code_advantages"), "code_advantages", pa.nulls(rows.num_rows, pa.list_(pa.float64()))
+    )
+    partition = {"day": NEXT_DAY, "reward_version": version}
+    lake.publish("rewards", flat, partition=partition, fingerprint="e" * 32)
+    whole = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    other, _ = registry.load(registry.get(GENERATOR, whole["challenger_version"]))
+    assert whole["steps"] == per_code["steps"] > 0
+    assert any(not torch.equal(learnt[name], weights) for name, weights in other.items())
+
+    fresh = world_settings(
+        home, fusion={"objective": "reward_sum"}, policy={"mode": "on_policy", "learning_rate": 1e-3}
+    )
+    facts = run_stage(fresh, "train_generator", NEXT_DAY)["facts"]
+    assert facts["groups_with_advantage"] > 0 == facts["on_policy_judge_paid"]
+
+
 def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_nights: Any, tmp_path: Path) -> None:
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     settings = world_settings(
@@ -532,6 +585,8 @@ def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> Non
         jobs.train_supervised.run(Job("train_supervised", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.generate_candidates.run(Job("generate_candidates", DAY, settings))
+    with pytest.raises(SgrecError, match="python -m jobs.generate_candidates --day 2026-01-05"):
+        jobs.materialize_rewards.run(Job("materialize_rewards", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.train_generator.run(Job("train_generator", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_generator --day 2026-01-05"):

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.evaluation.gate import Verdict
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.judge.calls.plan import judged_with
@@ -336,15 +337,7 @@ def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
             yield Row(metric="confusion", aspect=aspect.id, bucket=f"{true} > {given}", value=share, count=count)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether a candidate becomes active, and why, in words."""
-
-    passed: bool
-    reason: str
-
-
-def decide(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Decision:
+def decide(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
     """The gate of a new version: more labels hit beyond chance, pairs not ordered worse, and few failed calls.
 
     It has to be better, not just no worse: a new version pays for all scores anew. Where the two rubrics have other
@@ -357,18 +350,18 @@ def decide(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -
     found = {row.metric: row for row in rows["candidate"] if row.aspect == row.bucket == "all"}
     users, least = int(found["compared_users"].value), settings.judge_training.min_users
     if users < least:
-        return Decision(
+        return Verdict(
             False,
             f"labels or pairs of {users} held-out users, at least {least} are needed (SGREC_JUDGE_TRAINING__MIN_USERS)",
         )
     failed, limit = found["failed_share"].value, settings.judge.max_failed_share
     if failed > limit:
-        return Decision(
+        return Verdict(
             False, f"{failed:.1%} of its calls failed, at most {limit:.1%} may (SGREC_JUDGE__MAX_FAILED_SHARE)"
         )
     points, pairs = found.get("difference_point_acc"), found.get("difference_pair_auc")
     if points is None and pairs is None:
-        return Decision(
+        return Verdict(
             False, "its rubric has other aspects or levels than the active judge's, and there are no pairs to compare"
         )
     words = ", ".join(
@@ -378,13 +371,13 @@ def decide(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -
     better = points or pairs
     assert better is not None, "one of them is there"
     if (better.lower or 0.0) <= 0:
-        return Decision(False, f"{words}: not surely better")
+        return Verdict(False, f"{words}: not surely better")
     tolerance = settings.judge_training.tolerance
     if pairs and (pairs.lower or 0.0) < -tolerance:
-        return Decision(
+        return Verdict(
             False, f"{words}: pairs may be ordered worse by more than {tolerance} (SGREC_JUDGE_TRAINING__TOLERANCE)"
         )
-    return Decision(True, words)
+    return Verdict(True, words)
 
 
 def _signed(row: Row) -> str:
