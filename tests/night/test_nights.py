@@ -8,6 +8,7 @@ re-run makes the same rows; a night with the other judge leaves the rewards of t
 
 import json
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -207,11 +208,11 @@ def module(stage: str, day: str, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def second_night(home: Path, computed: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     """The second day again, after the first one's generator was made the champion of the first night."""
+    # A night keeps the champion that it met: as if the second had not run yet.
+    shutil.rmtree(home / "lake" / "promotions")
     registry = Registry(Settings())
-    while registry.newest_promotion():
-        registry.rollback()
     first = next(version for version in registry.versions(GENERATOR) if version.day == DAYS[0])
-    registry.promote(first, day=DAYS[0])
+    assert registry.promote(first) == DAYS[0]
     return sgrec("nightly", "--day", DAYS[1])
 
 
