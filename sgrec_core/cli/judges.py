@@ -85,4 +85,4 @@ def weigh_judge(settings: Settings, day: str, what: str, dag_id: str) -> None:
     written = settings.reports(day, JUDGE_TRAINING_FOLDER) / "stages" / "evaluate_judge.json"
     facts = json.loads(written.read_text())["facts"]
     console.print(f"{'activated' if facts['activated'] else 'not activated'}: {facts['reason']}", soft_wrap=True)
-    console.print(f"report: {facts['report']}", soft_wrap=True)
+    console.print(f"report: {settings.home / facts['report']}", soft_wrap=True)
