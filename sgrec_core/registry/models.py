@@ -201,8 +201,10 @@ class Registry:
     def load(self, version: ModelVersion) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and config of a registered version."""
         # pyfunc puts the folder that `register` wrote, under its own name, below `data`.
+        # By its place: MLflow looks a model up by its id in the registry that its process used last.
+        logged = self.client.get_logged_model(version.source.removeprefix("models:/"))
         place = self._mlflow.artifacts.download_artifacts(
-            artifact_uri=version.source, tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri
+            artifact_uri=logged.artifact_location, tracking_uri=self.tracking_uri
         )
         folder = Path(place) / "data" / "model"
         return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())

@@ -17,7 +17,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.registry import CHAMPION, GENERATOR, Registry
 from sgrec_core.registry import promotions as p
 from sgrec_core.settings import PROJECT_ROOT, Settings
-from tests.registry.test_registry import register
+from tests.support.registered import register
 
 DAYS = [f"2026-01-0{number}" for number in range(1, 8)]
 STEPS = st.lists(

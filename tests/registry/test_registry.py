@@ -1,6 +1,5 @@
 """Models in a real MLflow on SQLite: idempotent registration, artifacts without code, the history of champions."""
 
-import hashlib
 from pathlib import Path
 
 import mlflow
@@ -11,24 +10,12 @@ from sgrec_core.errors import SgrecError
 from sgrec_core.registry import Registry
 from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import Settings
+from tests.support.registered import register
 
 
 @pytest.fixture
 def registry(registry_home: Path) -> Registry:
     return Registry(Settings(home=registry_home))
-
-
-def register(registry: Registry, day: str, name: str = GENERATOR, seed: int = 0):  # type: ignore[no-untyped-def]
-    return registry.register(
-        name,
-        day=day,
-        fingerprint=hashlib.sha256(f"{name}{day}{seed}".encode()).hexdigest()[:32],
-        tensors={"weight": torch.arange(6.0).reshape(2, 3) + seed},
-        config={"kind": "test", "seed": seed},
-        metrics={"ndcg": 0.5},
-        parameters={"width": 8},
-        tables={"rewards": 3},
-    )
 
 
 def test_what_was_registered_comes_back(registry: Registry) -> None:
