@@ -2,6 +2,7 @@
 
 from sgrec_core.quality.report import below, write_report
 from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.runs import compact_day
 
 
 def run(job: Job) -> None:
@@ -22,6 +23,7 @@ def run(job: Job) -> None:
     job.fact("night", summary["status"] if summary["status"] == "succeeded" else f"stopped at {summary['stopped_at']}")
     job.fact("checks", summary["checks"])
     job.fact("report", below(home, page))
+    compact_day(job.lake, job.day)
 
 
 main = stage_command("report_quality", run)

@@ -1,6 +1,5 @@
 """Which home and source a command works on."""
 
-import json
 import os
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -9,6 +8,7 @@ from typing import Any
 
 from sgrec_core.cli.app import DEFAULT_HOME, JUDGE_INTERPRETER, console
 from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.files import read_json, write_json
 from sgrec_core.settings import Settings
 
 # The home and its source
@@ -51,9 +51,8 @@ def settle_home(source: str | None, judge: str | None = None, *, starts_anew: bo
             soft_wrap=True,
         )
     settings = checked_settings(judge, home=home, input=wanted)
-    if source_of(home) is None:
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "source.json").write_text(json.dumps({"input": wanted}) + "\n")
+    if _written_source(home) is None:
+        write_json(home / "source.json", {"input": wanted})
     return settings
 
 
@@ -74,10 +73,24 @@ def existing_home(judge: str | None = None) -> Settings:
 
 def source_of(home: Path) -> str | None:
     """The source that a home belongs to, or None for a home in which no night was started."""
-    try:
-        return json.loads((home / "source.json").read_text())["input"]
-    except FileNotFoundError:
-        return None
+    return _written_source(home) or (_source_of_runs(home) if (home / "source.json").exists() else None)
+
+
+def _written_source(home: Path) -> str | None:
+    source = read_json(
+        home / "source.json",
+        otherwise="the home belongs to the source of its newest run; the next night, or --input, writes the file again",
+    ).get("input")
+    return source if isinstance(source, str) else None
+
+
+def _source_of_runs(home: Path) -> str | None:
+    from sgrec_core.lake import Lake
+    from sgrec_core.runtime.runs import days_with_runs, runs_of_day
+
+    lake = Lake(Settings(home=home).lake_root)
+    runs = (run for day in days_with_runs(lake) for run in reversed(runs_of_day(lake, day)))
+    return next((run.input for run in runs), None)
 
 
 def _belongs_to_another(home: Path, wanted: str) -> str:
