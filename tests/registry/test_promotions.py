@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from registered_models import register
 from typer.testing import CliRunner
 
 from sgrec_core.cli import app
@@ -17,7 +18,6 @@ from sgrec_core.lake import Lake
 from sgrec_core.registry import CHAMPION, GENERATOR, Registry
 from sgrec_core.registry import promotions as p
 from sgrec_core.settings import PROJECT_ROOT, Settings
-from tests.support.registered import register
 
 DAYS = [f"2026-01-0{number}" for number in range(1, 8)]
 STEPS = st.lists(

@@ -5,12 +5,12 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from registered_models import register
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.registry import Registry
 from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import Settings
-from tests.support.registered import register
 
 
 @pytest.fixture
