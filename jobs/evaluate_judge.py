@@ -17,10 +17,10 @@ from sgrec_core.judge.versions.comparison import (
     Row,
     against,
     answers,
+    decide,
     held_out,
     measures,
     settings_of_roles,
-    verdict,
 )
 from sgrec_core.judge.versions.decision import carry_out
 from sgrec_core.lake import load_contract
@@ -50,7 +50,7 @@ def run(job: Job) -> None:
         "candidate": [*measures(held, candidate, **how), *against(held, candidate, active, **how)],
         "active": list(measures(held, active, **how)),
     }
-    found = verdict(rows, settings, active.version)
+    found = decide(rows, settings, active.version)
 
     adapter = carry_out(found, job.lake, settings, job.day, candidate=roles["candidate"], version=candidate.version)
     registry, serving = Registry(settings), newest(settings)

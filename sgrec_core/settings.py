@@ -89,7 +89,7 @@ class BusinessSettings(Section):
 
 
 class SupervisedSettings(Section):
-    """The generator's shape and its training on next items; defaults were chosen on validation items of Scientific and the simulator."""
+    """The generator's shape and training on next items; defaults by validation items of Scientific and simulator."""
 
     width: int = Field(128, ge=8)
     layers: int = Field(2, ge=1)
@@ -97,8 +97,8 @@ class SupervisedSettings(Section):
     dropout: float = Field(0.2, ge=0, lt=1)
     item_head: bool = Field(
         True,
-        description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue for"
-        " each target, which 100,000 items bear and millions do not",
+        description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue"
+        " for each target, which 100,000 items bear and millions do not",
     )
     item_weight: float = Field(
         0.8, ge=0, le=1, description="weight of item head and memory together in the policy; codes have the rest"
@@ -112,7 +112,8 @@ class SupervisedSettings(Section):
         0.7,
         ge=0,
         le=1,
-        description="weight of the memory beside the item head, which has the rest; less where items have many events each",
+        description="weight of the memory beside the item head, which has the rest; less where items have many events"
+        " each",
     )
     epochs: int = Field(20, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")
@@ -192,8 +193,8 @@ class JudgeSettings(Section):
     def _an_active_adapter_is_the_one_that_was_compared(self) -> Self:
         if self.engine == "server" and self.adapter == "active":
             raise ValueError(
-                "adapter=active needs engine=vllm: a server goes on serving what it was started with; valid is the folder of"
-                " the adapter that it serves, and its name there as served_name"
+                "adapter=active needs engine=vllm: a server goes on serving what it was started with; valid is the"
+                " folder of the adapter that it serves, and its name there as served_name"
             )
         if self.mode != "labels" and self.adapter == "active":
             raise ValueError("adapter=active needs mode=labels, in which adapters are trained and compared")
@@ -240,8 +241,8 @@ class JudgeTrainingSettings(Section):
     )
     candidate: Literal["trained", "settings"] = Field(
         "trained",
-        description="what is compared with the judge of nights: the adapter that the day's training made, or the judge of the"
-        " settings (the DAG sgrec_judge_comparison), of judge.adapter=active the model without its adapter",
+        description="what is compared with the judge of nights: the adapter that the day's training made, or the judge"
+        " of the settings (the DAG sgrec_judge_comparison), of judge.adapter=active the model without its adapter",
     )
     seed: int = 0
 
@@ -258,8 +259,8 @@ class JudgeTrainingSettings(Section):
 class AggregatorSettings(Section):
     engine: Literal["network", "language_model"] = Field(
         "network",
-        description="a small network fitted to the night's pairs, or the newest adapter that train_judge_weights made for judge.model"
-        " before the night",
+        description="a small network fitted to the night's pairs, or the newest adapter that train_judge_weights made"
+        " for judge.model before the night",
     )
     held_out_share: float = Field(0.2, ge=0, lt=1, description="share of the pairs' users that PairAUC is measured on")
     epochs: int = Field(20, ge=0)
@@ -369,7 +370,7 @@ class Settings(BaseSettings):
         return self.input.partition(":")[0]
 
     def reports(self, day: str, folder: str = "") -> Path:
-        """The folder of a day's report, summary, validations and progress; ``folder`` as in `sgrec_core.runtime.stages.Stage`."""
+        """The folder of a day's report, summary, validations and progress; ``folder`` as in `Stage`."""
         return self.home.resolve() / "reports" / day / folder
 
 

@@ -56,7 +56,7 @@ def accept_judge(
     judge: Judge = None,
     reason: Annotated[str, typer.Option(help="Kept with it, for those who ask later.")] = "accepted by hand",
 ) -> None:
-    """Let nights use the judge of the settings without a comparison: where there are no labels, or better is not the aim."""
+    """Let nights use the judge of the settings without a comparison: without labels, or where better is no aim."""
     from sgrec_core.judge.versions.accepted import accept
     from sgrec_core.judge.versions.adapters import newest, with_adapter
 

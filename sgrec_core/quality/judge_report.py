@@ -1,7 +1,7 @@
 """The page about a judge that may become active: is it better, at what, how sure of itself, and where does it go wrong.
 
-``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from data is escaped.
-``index.html`` beside it is the same page of the newest comparison.
+``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from
+data is escaped. ``index.html`` beside it is the same page of the newest comparison.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 from sgrec_core.files import write_text
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.versions.accepted import judge_in_words
-from sgrec_core.judge.versions.comparison import Answers, Row, Verdict
+from sgrec_core.judge.versions.comparison import Answers, Decision, Row
 from sgrec_core.quality.report import page_environment
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.runs import Run, last_done
@@ -27,7 +27,7 @@ def write_judge_report(
     roles: Mapping[str, Settings],
     of_role: Mapping[str, Answers],
     rows: Mapping[str, Sequence[Row]],
-    found: Verdict,
+    found: Decision,
     *,
     was_trained: bool,
 ) -> Path:

@@ -75,9 +75,10 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
 
     Keys: ``day``; ``status`` (succeeded or stopped); ``stopped_at`` (task), ``reason``, ``since``; ``source``; ``rows``
     {in, accepted, rejected, rejected_by_reason}; ``checks`` {run, failed_critical, failed_warning}; ``judge`` {engine,
-    version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift {aspect: stability index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}
-    {item: signs}}; ``reward`` {agreement_rate, mean_gate,
-    groups, groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
+    version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift {aspect: stability
+    index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}};
+    ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
+    ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
     intervals}, difference, promoted, reason}; ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table:
     version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
     """

@@ -337,14 +337,14 @@ def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """Whether a candidate becomes active, and why, in words."""
 
     passed: bool
     reason: str
 
 
-def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
+def decide(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Decision:
     """The gate of a new version: more labels hit beyond chance, pairs not ordered worse, and few failed calls.
 
     It has to be better, not just no worse: a new version pays for all scores anew. Where the two rubrics have other
@@ -357,18 +357,18 @@ def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) 
     found = {row.metric: row for row in rows["candidate"] if row.aspect == row.bucket == "all"}
     users, least = int(found["compared_users"].value), settings.judge_training.min_users
     if users < least:
-        return Verdict(
+        return Decision(
             False,
             f"labels or pairs of {users} held-out users, at least {least} are needed (SGREC_JUDGE_TRAINING__MIN_USERS)",
         )
     failed, limit = found["failed_share"].value, settings.judge.max_failed_share
     if failed > limit:
-        return Verdict(
+        return Decision(
             False, f"{failed:.1%} of its calls failed, at most {limit:.1%} may (SGREC_JUDGE__MAX_FAILED_SHARE)"
         )
     points, pairs = found.get("difference_point_acc"), found.get("difference_pair_auc")
     if points is None and pairs is None:
-        return Verdict(
+        return Decision(
             False, "its rubric has other aspects or levels than the active judge's, and there are no pairs to compare"
         )
     words = ", ".join(
@@ -378,13 +378,13 @@ def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) 
     better = points or pairs
     assert better is not None, "one of them is there"
     if (better.lower or 0.0) <= 0:
-        return Verdict(False, f"{words}: not surely better")
+        return Decision(False, f"{words}: not surely better")
     tolerance = settings.judge_training.tolerance
     if pairs and (pairs.lower or 0.0) < -tolerance:
-        return Verdict(
+        return Decision(
             False, f"{words}: pairs may be ordered worse by more than {tolerance} (SGREC_JUDGE_TRAINING__TOLERANCE)"
         )
-    return Verdict(True, words)
+    return Decision(True, words)
 
 
 def _signed(row: Row) -> str:
