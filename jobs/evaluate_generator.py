@@ -1,8 +1,8 @@
 """Compare the night's challenger with the pinned champion on held-out decisions, and promote it if it is better.
 
 Challenger, champion and popularity rank the whole catalogue for the day's validation decisions. The baseline is the
-champion, or popularity where there is none. The alias champion moves when the gate passes; a challenger that is not
-promoted is a successful night.
+champion, or popularity where there is none. The challenger is promoted when the gate passes; one that is not is a
+successful night.
 """
 
 from datetime import date
@@ -28,6 +28,7 @@ def run(job: Job) -> None:
     registry = Registry(job.settings)
     challenger = of_night(registry, GENERATOR, job.day, stage="train_generator")
     champion = registry.pinned_champion(job.day)
+    registry.pin_champion(job.day, champion)
     days = days_until(job.day, job.settings.states.history_days)
     fingerprint = job.inputs_fingerprint(
         {
@@ -91,25 +92,13 @@ def _rankings(
 
 
 def _promote(job: Job, registry: Registry, challenger: ModelVersion, verdict: Verdict | None) -> tuple[bool, str]:
-    """Move alias champion when the gate passed and nothing stands against it; whether it did, and why, in words."""
+    """Promote the challenger when the gate passed and nothing stands against it; whether it was, and why, in words."""
     if verdict is None:
         return False, "no held-out decisions to compare on"
     if not verdict.passed:
         return False, verdict.reason
-    if challenger.tags.get("sgrec.promoted_day") == job.day:
-        return True, verdict.reason
-    if challenger.tags.get("sgrec.rolled_back") == "true":
-        return (
-            False,
-            f"{challenger} was rolled back by hand; promote it with `sgrec promote --version {challenger.version}`",
-        )
-    newest = registry.newest_promotion()
-    if newest is not None and newest.tags["sgrec.promoted_day"] > job.day:
-        return False, (
-            f"{newest} was promoted by the later night {newest.tags['sgrec.promoted_day']}; an older night moves no alias"
-        )
-    registry.promote(challenger, day=job.day)
-    return True, verdict.reason
+    against = registry.promote_by_night(challenger, job.day, verdict.reason)
+    return against is None, against or verdict.reason
 
 
 main = stage_command("evaluate_generator", run)

@@ -76,7 +76,7 @@ def run(job: Job) -> None:
     job.fact("activated", found.passed)
     job.fact("reason", found.reason)
     page = write_judge_report(job, roles, of_role, rows, found, was_trained=adapter is not None)
-    job.fact("report", str(page))
+    job.fact("report", str(page.relative_to(job.settings.home.resolve())))
     name = f"judge {candidate.version}" + (f" ({JUDGE} version {adapter.version})" if adapter else "")
     job.note(f"{name} {'activated' if found.passed else 'not activated'}: {found.reason}")
 

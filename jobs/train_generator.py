@@ -15,6 +15,7 @@ from sgrec_core.night.optimisation import fresh_settings, optimise, stored_group
 from sgrec_core.night.rewards import version_of_day
 from sgrec_core.registry import CHALLENGER, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night, of_night
+from sgrec_core.registry.promotions import last_change
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import GENERATOR, SUPERVISED
 
@@ -89,13 +90,13 @@ def run(job: Job) -> None:
 
 
 def _nominate(job: Job, registry: Registry, version: ModelVersion) -> None:
-    """Make ``version`` the night's generator and the challenger, unless a later night has promoted already."""
+    """Make ``version`` the night's generator and the challenger, unless the champion was changed as of a later one."""
     mark_of_night(registry, version)
-    newest = registry.newest_promotion()
-    if newest is None or newest.tags["sgrec.promoted_day"] <= job.day:
+    last = last_change(registry.promotions.read())
+    if last is None or last.day <= job.day:
         registry.set_alias(version, CHALLENGER)
     else:
-        job.note(f"alias challenger stays: night {newest.tags['sgrec.promoted_day']} has promoted {newest} since")
+        job.note(f"alias challenger stays: {last}")
 
 
 main = stage_command("train_generator", run)

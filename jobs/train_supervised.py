@@ -50,6 +50,7 @@ def run(job: Job) -> None:
     made_before = registry.find(SUPERVISED, fingerprint)
     if made_before is not None and not job.force:
         mark_of_night(registry, made_before)
+        registry.pin_champion(job.day, champion)
         job.keep_facts()
         return
 
@@ -103,6 +104,7 @@ def run(job: Job) -> None:
         tables=table_versions(job.lake, job.stage.reads),
         tags={"sgrec.warm_started_from": str(champion) if warm else "scratch"},
     )
+    registry.pin_champion(job.day, champion)
     shutil.rmtree(work, ignore_errors=True)
     job.fact("policy_version", version.version)
     job.fact("decisions", sequences.decisions)

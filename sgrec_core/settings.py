@@ -4,9 +4,11 @@ A section belongs to a stage or a part of the core. Settings that change what a 
 fingerprint: change one, and the stage and all behind it are computed anew at the next run.
 """
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -350,6 +352,15 @@ class Settings(BaseSettings):
     quality: QualitySettings = QualitySettings()
     airflow: AirflowSettings = AirflowSettings()
 
+    def environment(self) -> dict[str, str]:
+        """The environment of a child process that is to have these settings: what is not at its default as variables.
+
+        Children may run in another folder, so ``home`` is absolute.
+        """
+        given = {**self.model_dump(mode="json", exclude_unset=True), "home": str(self.home.resolve())}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SGREC_")}
+        return {**inherited, **dict(_variables("SGREC", given))}
+
     @property
     def lake_root(self) -> str:
         return str(self.home.resolve() / "lake")
@@ -362,3 +373,13 @@ class Settings(BaseSettings):
     def reports(self, day: str, folder: str = "") -> Path:
         """The folder of a day's report, summary, validations and progress; ``folder`` as in `Stage`."""
         return self.home.resolve() / "reports" / day / folder
+
+
+def _variables(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """``SGREC_JUDGE__ENGINE`` and its like; what is None says nothing."""
+    if isinstance(value, dict):
+        separator = "_" if name == "SGREC" else "__"
+        for inner, content in value.items():
+            yield from _variables(f"{name}{separator}{inner.upper()}", content)
+    elif value is not None:
+        yield name, value if isinstance(value, str) else json.dumps(value)

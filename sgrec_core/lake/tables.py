@@ -226,6 +226,30 @@ class Lake:
         assert version is not None
         return version
 
+    def append_after(self, table: str, data: pa.Table, version: int) -> bool:
+        """Add rows that were made from the table as of Delta ``version`` in one commit; False if another came first.
+
+        Raises:
+            ContractError: the rows break the contract.
+        """
+        contract = load_contract(table)
+        rows = contract.conform(data)
+        contract.check(rows)
+        # Of two writers that have read the same version one conflicts with the other's transaction.
+        turn = Transaction(application_id(table, {}), version + 1)
+        try:
+            write_deltalake(
+                DeltaTable(self.uri(table), version=version),
+                rows,
+                mode="append",
+                commit_properties=CommitProperties(app_transactions=[turn]),
+            )
+        except CommitFailedError:
+            return False
+        except DeltaError as error:
+            raise ContractError(f"table {table}: rows not added: {error}") from error
+        return True
+
     def create(self, table: str) -> DeltaTable:
         """The Delta table, made from its contract (schema, partitions, CHECK constraints) if it does not exist."""
         contract = load_contract(table)

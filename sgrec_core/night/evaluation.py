@@ -150,6 +150,6 @@ def evaluate_version(
     day = day or chosen.day
     states = held_out_decisions(lake, day, split)
     ranking = rank_with_generator(lake, registry, chosen, day, states, settings.evaluation, progress)
-    champion = registry.newest_promotion()
+    champion = registry.champion()
     role = "champion" if champion and champion.version == chosen.version else "challenger"
     return chosen, evaluation_rows(ranking, role, split, resampling(settings.evaluation))

@@ -152,6 +152,16 @@ def write_scores(settings: Settings, day: str) -> None:
     publish(lake, "user_weights", weights, day=day)
 
 
+def start_day(settings: Settings, day: str) -> str:
+    """What the stages before these have made for a day, in a world that has its tokenizer."""
+    registry = Registry(settings)
+    write_day(Lake(settings.lake_root), day)
+    registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
+    nothing = {"nothing": torch.zeros(1)}
+    registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
+    return day
+
+
 def run_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> dict[str, Any]:
     job = Job(stage, day, settings, force=force)
     assert job.execute(STAGES[stage], Console(quiet=True)) == 0, job.reports
@@ -179,13 +189,10 @@ def two_nights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict
     lake.upsert("item_codes", pa.Table.from_pylist(rows, schema=load_contract("item_codes").arrow_schema))
     nothing = {"nothing": torch.zeros(1)}
     tokenizer = {"tokenizer_version": "t1", "codebook_size": CODES, "levels": LEVELS}
-    fitted = registry.register(TOKENIZER, day=DAY, fingerprint="a" * 32, tensors=nothing, config=tokenizer)
+    registry.register(TOKENIZER, day=DAY, fingerprint="a" * 32, tensors=nothing, config=tokenizer)
     reports = {}
     for day in (DAY, NEXT_DAY):
-        write_day(lake, day)
-        registry.set_alias(fitted, f"night-{day}")
-        registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
-        reports[day] = run_day(settings, day)
+        reports[day] = run_day(settings, start_day(settings, day))
     return settings, reports
 
 
@@ -259,8 +266,9 @@ def test_a_champion_without_item_head_is_of_another_shape(two_nights: Any, tmp_p
     old = registry.register(
         GENERATOR, day=DAY, fingerprint="old", tensors=plain, config={**config, "generator": {**shape, "items": 0}}
     )
-    registry.promote(old, day=DAY)
-    report = run_stage(settings, "train_supervised", NEXT_DAY)
+    registry.promote(old)
+    day = start_day(settings, "2026-01-07")
+    report = run_stage(settings, "train_supervised", day)
     assert report["facts"]["warm_started_from"] == "scratch"
     assert any("trained from scratch: sgrec-generator version 3 has the shape" in note for note in report["notes"])
 
@@ -367,13 +375,12 @@ def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
     settings, reports = two_nights
     registry = Registry(settings)
     promoted = registry.get(GENERATOR, of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator").version)
-    if registry.newest_promotion().day != NEXT_DAY:
-        registry.promote(promoted, day=NEXT_DAY)
+    registry.promote(promoted)
     other = world_settings(settings.home, policy={"learning_rate": 2e-4})
     run_stage(other, "train_generator", DAY)
     facts = run_stage(other, "evaluate_generator", DAY)["facts"]
     assert facts["promoted"] is False
-    assert "later night 2026-01-06" in facts["reason"]
+    assert "2026-01-06; an older night moves no alias" in facts["reason"]
     assert registry.get(GENERATOR, CHAMPION).version == promoted.version
     assert registry.get(GENERATOR, CHALLENGER).day == NEXT_DAY
     run_stage(settings, "train_generator", DAY)
@@ -414,12 +421,7 @@ def test_the_test_split_is_scored_on_request_only(two_nights: Any) -> None:
 def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights: Any, tmp_path: Path) -> None:
     settings, _ = two_nights
     lake, registry = Lake(settings.lake_root), Registry(settings)
-    day = "2026-01-07"
-    write_day(lake, day)
-    registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
-    registry.register(
-        BUSINESS_REWARD, day=day, fingerprint=day, tensors={"n": torch.zeros(1)}, config={"kind": "ranking"}
-    )
+    day = start_day(settings, "2026-01-07")
     run_stage(settings, "train_supervised", day)
     run_stage(settings, "generate_candidates", day)
     flat = lake.read("candidates", where={"day": day})
