@@ -21,7 +21,7 @@ import torch
 from benchmarks.world import Decisions, World
 from sgrec_core.aggregator.weights import Pairs, fit, state_features
 from sgrec_core.generator import ItemTrie
-from sgrec_core.generator.training import Windows, cut_windows
+from sgrec_core.generator.packing import Windows, cut_windows
 from sgrec_core.hashing import hash_share
 from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.items.codes import assign_codes
