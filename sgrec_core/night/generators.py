@@ -152,7 +152,10 @@ def register_generator(
     tables: Mapping[str, int | None],
     tags: Mapping[str, str],
 ) -> ModelVersion:
-    """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version."""
+    """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version.
+
+    Ten parameters, because six of them are provenance that goes to `Registry.register` as it comes.
+    """
     tensors, config = take_apart(model, catalogue)
     history = [catalogue.item_ids[0].as_py()]
     answer = Recommender(tensors, config).recommend([history], count=min(5, len(catalogue)))[0]

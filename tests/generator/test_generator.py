@@ -23,6 +23,7 @@ from sgrec_core.generator import (
 )
 from sgrec_core.generator.decoding import read_histories
 from sgrec_core.generator.packing import Batch, Windows, cut_windows
+from sgrec_core.generator.scorers import ItemLogits, Scorer
 from sgrec_core.generator.training import packed_loss
 
 
@@ -286,6 +287,59 @@ def test_with_all_the_weight_the_policy_is_the_softmax_of_the_item_head_and_with
     plain.load_state_dict({name: weights for name, weights in model.state_dict().items() if "item_head" not in name})
     ours, theirs = (beam_search(each, trie, histories, width=4).log_probs for each in (model, plain))
     assert torch.equal(ours, theirs)
+
+
+class Favourites(Scorer):
+    """Expects of items what the newest one of a history says, whoever asks."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def over(self, trie: ItemTrie) -> ItemLogits:
+        return lambda hidden, histories: self.logits[histories[:, 0]].T
+
+
+class Advised(Generator):
+    """A generator with a third scorer."""
+
+    favourites: Favourites
+
+    @property
+    def scorers(self) -> list[tuple[Scorer, float]]:
+        return [*super().scorers, (self.favourites, 0.25)]
+
+
+def test_a_further_scorer_takes_its_share_beside_those_before_it() -> None:
+    trie = ItemTrie.build(all_codes(2, 3), 3)
+    plain = small_generator(2, 3, sharpness=5.0, items=trie.items, followers=3)
+    knows(plain, trie)
+    model = Advised(replace(plain.config, item_weight=1.0))
+    model.load_tensors(plain.tensors())
+    model.favourites = Favourites(torch.randn(trie.items, trie.items))
+    model.eval()
+    histories, every = torch.tensor([[2, 5, -1], [7, -1, -1]]), torch.arange(trie.items).expand(2, -1)
+    hidden = read_histories(model, trie, histories, None)[0].hidden
+    by_head, by_memory = hidden @ model.item_head.vectors().T, model.memory.log_probs(histories)
+    expected = 0.75 * (0.4 * by_head + 0.6 * by_memory) + 0.25 * model.favourites.logits[histories[:, 0]]
+    found = score_items(model, trie, histories, every).log_probs.sum(dim=-1)
+    torch.testing.assert_close(found, expected.log_softmax(dim=-1), atol=1e-4, rtol=1e-4)
+    beams = beam_search(model, trie, histories, width=trie.items)
+    assert torch.equal(beams.items, expected.argsort(dim=-1, descending=True))
+
+
+def test_tensors_keep_the_names_under_which_earlier_generators_are_registered() -> None:
+    block = ["attention_norm.weight", "attention.project_in.weight", "attention.project_out.weight",
+             "feed_norm.weight", "feed_in.weight", "feed_out.weight"]  # fmt: skip
+    of_encoder = [
+        "codebooks",
+        "embedding.weight",
+        "final_norm.weight",
+        *(f"blocks.{n}.{b}" for n in (0, 1) for b in block),
+    ]
+    of_scorers = [f"item_head.{name}" for name in ("codes", "of_codes", "own")]
+    of_scorers += [f"memory.{name}" for name in ("followers", "counts", "totals", "popularity")]
+    assert sorted(small_generator(2, 3, items=9, followers=2).tensors()) == sorted([*of_encoder, *of_scorers])
 
 
 def test_a_generator_registered_before_there_were_item_heads_has_none() -> None:
