@@ -154,7 +154,7 @@ def register_generator(
 ) -> ModelVersion:
     """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version.
 
-    Ten parameters, because six of them are provenance that goes to `Registry.register` as it comes.
+    Ten parameters, because it passes most of `Registry.register`'s on.
     """
     tensors, config = take_apart(model, catalogue)
     history = [catalogue.item_ids[0].as_py()]

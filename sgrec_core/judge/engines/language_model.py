@@ -17,11 +17,11 @@ from sgrec_core.judge.engines.backends import (
     Backend,
     Chat,
     Failed,
-    Server,
-    Vllm,
     is_known_to_the_server_alone,
 )
+from sgrec_core.judge.engines.server_backend import Server
 from sgrec_core.judge.engines.tiny_model import tiny_model_fingerprint
+from sgrec_core.judge.engines.vllm_backend import Vllm
 from sgrec_core.judge.prompt import (
     answer_schema,
     clean,
@@ -52,8 +52,8 @@ class LanguageModelEngine:
     - ``labels``: one question an aspect, of whose answer only the first token is generated. The score is the
       expectation of the level's value under the probabilities of the labels, renormalised; these are kept. Whatever
       texts say, there is no output that could leave the format.
-    - ``reasoning``: one question for all aspects, answered with reasoning and levels as JSON under a schema (the form of
-      S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
+    - ``reasoning``: one question for all aspects, answered with reasoning and levels as JSON under a schema (the form
+      of S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
 
     How often the model would leave the format if it were let: in ``labels`` the probability outside of the labels, in
     ``reasoning`` a share ``judge.format_sample`` of the requests is answered without the schema as well.
