@@ -91,6 +91,11 @@ class BusinessSettings(Section):
 class SupervisedSettings(Section):
     """The generator's shape and training on next items; defaults by validation items of Scientific and simulator."""
 
+    backbone: Literal["transformer"] | Path = Field(
+        "transformer",
+        description="what reads histories: our transformer, whose shape is width, layers, heads and dropout, or the folder of"
+        " a causal language model in Hugging Face format, which brings its own",
+    )
     width: int = Field(128, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -123,7 +128,9 @@ class SupervisedSettings(Section):
     weight_decay: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     bfloat16: bool = Field(True, description="multiply matrices in bfloat16 while training")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on a GPU only")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: on a GPU only, and not with a language model"
+    )
     processes: int = Field(1, ge=1, description="processes that share each batch: one a GPU")
     checkpoint_steps: int = Field(200, ge=1, description="steps that a killed training repeats at most")
     seed: int = 0

@@ -28,8 +28,10 @@ import jobs.materialize_rewards
 import jobs.train_generator
 import jobs.train_supervised
 from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.generator.language_model import LanguageModel
 from sgrec_core.generator.recommend import Recommender
 from sgrec_core.judge.engines import judge_version
+from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.versions.accepted import accept
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.evaluation import evaluate_version
@@ -579,6 +581,40 @@ def test_a_training_job_of_two_processes_does_what_one_does(two_nights: Any) -> 
         losses.append([facts["loss_first_epoch"], facts["loss"]])
     run_stage(settings, "train_supervised", DAY)
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
+
+
+def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights: Any, tmp_path: Path) -> None:
+    """Trained, rolled out, improved, evaluated and served; the next night starts from it, another model's from scratch."""
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    backbone = make_tiny_model(tmp_path / "model")
+    changes = {"backbone": backbone, "epochs": 2, "learning_rate": 1e-3, "warm_epochs": 1}
+    settings = world_settings(home, supervised=changes, rollout={"max_groups": 10}, evaluation={"beam": 5})
+    reports = run_day(settings, NEXT_DAY)
+    facts = facts_of(reports, "train_supervised")
+    assert facts["warm_started_from"] == "scratch"
+    assert any("has the shape" in note for note in reports["train_supervised"]["notes"])
+    assert facts["loss"] < facts["loss_first_epoch"]
+    assert facts_of(reports, "evaluate_generator")["ndcg@10_challenger"] > 0.1
+    registry = Registry(settings)
+    champion = of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator")
+    recommender = Recommender(*registry.load(champion))
+    assert isinstance(recommender.model.encoder, LanguageModel)
+    assert recommender.model.item_head is not None
+    assert recommender.model.memory is not None
+    (answer,) = recommender.recommend([[item(3), item(4)]], count=5)
+    assert answer[0][0] == item(5)
+    assert run_stage(settings, "train_supervised", NEXT_DAY)["state"] == "skipped"
+
+    registry.promote(champion, day=NEXT_DAY)
+    write_day(Lake(settings.lake_root), "2026-01-07")
+    registry.set_alias(registry.versions(TOKENIZER)[0], "night-2026-01-07")
+    following = run_stage(settings, "train_supervised", "2026-01-07")
+    assert following["facts"]["warm_started_from"] == str(champion)
+    (backbone / "chat_template.jinja").write_text("other words")
+    assert run_stage(settings, "train_supervised", "2026-01-07")["state"] == "finished", "its content counts"
+    nowhere = world_settings(home, supervised={"backbone": tmp_path / "nowhere"})
+    with pytest.raises(SettingsError, match="nowhere holds no config.json; valid are 'transformer'"):
+        jobs.train_supervised.run(Job("train_supervised", NEXT_DAY, nowhere))
 
 
 def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> None:
