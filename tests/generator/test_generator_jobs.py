@@ -584,7 +584,7 @@ def test_a_training_job_of_two_processes_does_what_one_does(two_nights: Any) -> 
 
 
 def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights: Any, tmp_path: Path) -> None:
-    """Trained, rolled out, improved, evaluated, served; the next night starts from it, another model's from scratch."""
+    """Trained, rolled out, improved, evaluated and served; the next night starts from it."""
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     backbone = make_tiny_model(tmp_path / "model")
     changes = {"backbone": backbone, "epochs": 2, "learning_rate": 1e-3, "warm_epochs": 1}
