@@ -5,7 +5,7 @@ model learns from a window of days up to the night's and reads nothing of valida
 next-item ranking reward (MiniOneRec; papers.md section 2), which needs no fit.
 """
 
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.rewards.business import BusinessContext, EcpmModel, window_days
 from sgrec_core.runtime.job import Job, stage_command
@@ -50,6 +50,7 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
             tensors={},
             config={"kind": "ranking", "rule": RANKING_RULE},
             tables=tables,
+            tags={CODE_TAG: job.code_digest},
         )
     model = EcpmModel.fit(
         context,
@@ -74,6 +75,7 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
         metrics=model.metrics,
         parameters=settings.model_dump(),
         tables=tables,
+        tags={CODE_TAG: job.code_digest},
     )
 
 

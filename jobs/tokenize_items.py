@@ -21,7 +21,7 @@ from sgrec_core.items.codes import Codes, assign_codes, id_shape, resolve_suppli
 from sgrec_core.items.diagnostics import diagnostics
 from sgrec_core.items.fitting import fit_quantiser
 from sgrec_core.items.quantiser import Quantiser
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import TOKENIZER
 
@@ -112,7 +112,7 @@ def _find_or_fit(
 ) -> ModelVersion:
     """The tokenizer for these settings; fitted on today's catalogue if no night has done so."""
     settings = job.settings.items
-    # No part of the fingerprint is of the day: whoever comes first fits it.
+    # No part of the fingerprint is of the day: whoever comes first fits it. None is of the code: what is fitted stays.
     parts = {"kind": kind, "source": job.settings.source}
     if kind == "text":
         parts |= {"encoder": encoder.version, "settings": settings.model_dump_json(exclude={"codes"})}
@@ -178,7 +178,7 @@ def _find_or_fit(
             "items": len(items),
         },
         tables={"items": job.lake.version("items")},
-        tags={"sgrec.tokenizer_version": version},
+        tags={"sgrec.tokenizer_version": version, CODE_TAG: job.code_digest},
     )
 
 

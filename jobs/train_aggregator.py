@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from sgrec_core import __version__
 from sgrec_core.aggregator.weights import AspectWeights, Pairs, day_features, fit
 from sgrec_core.errors import SettingsError
 from sgrec_core.hashing import digest
@@ -24,7 +23,7 @@ from sgrec_core.judge.engines.backends import model_path
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.versions.adapters import resolve_adapter, with_adapter
 from sgrec_core.judge.versions.registered import MODEL_TAG, lay_out, model_tag
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night, of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import AGGREGATOR, JUDGE_WEIGHTS
@@ -72,7 +71,7 @@ def run(job: Job) -> None:
 
     weights, version = np.empty((0, len(scores.aspects))), ""
     if adapter is not None:
-        version = f"{adapter.name}/{adapter.version}"
+        version = f"{adapter.name}/{adapter.version}/{job.code_digest}"
         if wanted:
             weights = _named_weights(job, registry, adapter, wanted, scores.aspects)
     else:
@@ -226,7 +225,7 @@ def _train(
         AGGREGATOR,
         day=job.day,
         # The content itself: new candidates alone make no new aggregator.
-        fingerprint=digest(__version__, job.day, scores.aspects, module_hash.hexdigest(), length=32),
+        fingerprint=digest(job.code_digest, job.day, scores.aspects, module_hash.hexdigest(), length=32),
         tensors=module.tensors(),
         config={**module.config(), "seed": settings.seed, "figures": figures},
         metrics=figures,
@@ -234,6 +233,7 @@ def _train(
         tables={
             table: job.lake.version(table) for table in ("preference_pairs", "aspect_scores", "user_states", "items")
         },
+        tags={CODE_TAG: job.code_digest},
     )
     return module, version
 

@@ -29,7 +29,7 @@ from sgrec_core.policy import (
     train_on_policy,
     train_stored,
 )
-from sgrec_core.registry import CHALLENGER, ModelVersion, Registry
+from sgrec_core.registry import CHALLENGER, CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night, of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR, SUPERVISED
@@ -102,7 +102,11 @@ def run(job: Job) -> None:
         metrics=statistics,
         parameters={**settings.model_dump(), "objective": job.settings.fusion.objective, "groups": used},
         tables=table_versions(job.lake, job.stage.reads),
-        tags={"sgrec.reward_version": reward_version, "sgrec.policy_version": start.version},
+        tags={
+            "sgrec.reward_version": reward_version,
+            "sgrec.policy_version": start.version,
+            CODE_TAG: job.code_digest,
+        },
     )
     _nominate(job, registry, version)
     job.fact("challenger_version", version.version)

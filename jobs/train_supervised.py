@@ -20,7 +20,7 @@ from sgrec_core.generator.train import read_results, train_in_processes, write_i
 from sgrec_core.generator.training import cut_windows
 from sgrec_core.lake.queries import days_until, decisions, table_versions
 from sgrec_core.night.generators import day_catalogue, load_generator, register_generator
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import current_tokenizer, mark_of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import SUPERVISED
@@ -100,7 +100,7 @@ def run(job: Job) -> None:
         metrics={"loss_first_epoch": losses[0], "loss_last_epoch": losses[-1]},
         parameters={**settings.model_dump(), "days": len(days), "decisions": sequences.decisions},
         tables=table_versions(job.lake, job.stage.reads),
-        tags={"sgrec.warm_started_from": str(champion) if warm else "scratch"},
+        tags={"sgrec.warm_started_from": str(champion) if warm else "scratch", CODE_TAG: job.code_digest},
     )
     shutil.rmtree(work, ignore_errors=True)
     job.fact("policy_version", version.version)

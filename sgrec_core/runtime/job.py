@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -29,6 +30,7 @@ from sgrec_core.files import read_json, write_json
 from sgrec_core.hashing import digest
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.tables import transaction_version
+from sgrec_core.runtime.code import stage_digest
 from sgrec_core.runtime.stages import BY_NAME, Stage
 from sgrec_core.settings import Settings
 
@@ -72,8 +74,13 @@ class Job:
         if text not in self.notes:
             self.notes.append(text)
 
+    @cached_property
+    def code_digest(self) -> str:
+        """Of the code that the stage computes with; part of its fingerprint, and of the versions that it makes."""
+        return stage_digest(self.stage.name)
+
     def inputs_fingerprint(self, extra: Mapping[str, Any] | None = None) -> str:
-        """Digest of what determines the stage's output: code version, the day's partitions it reads, and ``extra``.
+        """Digest of what determines the stage's output: its code, the day's partitions it reads, and ``extra``.
 
         Tables without a day partition are not part of it; what a stage takes from them goes into ``extra``.
         """
@@ -82,7 +89,7 @@ class Job:
             if "day" in load_contract(table).partition_by:
                 inputs[table] = self.lake.fingerprint(table, {"day": self.day})
         return digest(
-            __version__,
+            self.code_digest,
             self.stage.name,
             self.day,
             json.dumps([inputs, extra or {}], sort_keys=True, default=str),
@@ -135,7 +142,7 @@ class Job:
 
     @property
     def _facts_path(self) -> Path:
-        return self.reports / "stages" / f"{self.stage.name}.json"
+        return facts_path(self.settings, self.day, self.stage)
 
     def _write_facts(self, state: str, message: str | None = None) -> None:
         content = {
@@ -150,6 +157,7 @@ class Job:
             "fingerprint": self._fingerprint,
             "tables": {table: self.lake.version(table) for table in self.stage.publishes},
             "sgrec_version": __version__,
+            "code_digest": self.code_digest,
         }
         if state not in DONE:
             # Where a later run has nothing to compute, it goes on from these.
@@ -249,6 +257,16 @@ class _Bar:
         if force or now - self._last >= PROGRESS_SECONDS:
             self._last = now
             self.job.event("progress", done=self.done, total=self.total, description=self.description)
+
+
+def facts_path(settings: Settings, day: str, stage: Stage) -> Path:
+    """Where a stage leaves its facts."""
+    return settings.reports(day, stage.folder) / "stages" / f"{stage.name}.json"
+
+
+def last_run(settings: Settings, day: str, stage: Stage) -> dict[str, Any]:
+    """State, facts, fingerprint, code digest and more of the last run of a stage for ``day``; empty where it never ran."""
+    return read_json(facts_path(settings, day, stage))
 
 
 def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:

@@ -29,6 +29,13 @@ TEMPLATE_TOKENS = 256
 CHAT_TEMPLATE_ARGUMENTS = {"enable_thinking": False}
 """Read by the templates of hybrid reasoning models, ignored by others: the answer starts at once."""
 
+STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""An untrained model fills JSON with blanks until its tokens are used up."""
+TOP = 20
+"""As many likely tokens as OpenAI's interface gives at most."""
+UNSEEN = -100.0
+"""Log-probability of a label that is not among them."""
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -77,6 +84,60 @@ def only_token(model: str, label: str, tokens: Sequence[int]) -> int:
             " use judge.mode=reasoning"
         )
     return int(tokens[0])
+
+
+# How answers are decoded: `language_model.DECODING` says which of these are part of which judge's version.
+
+
+def label_sampling(tokens: list[int]) -> Any:
+    """vLLM's parameters for the log-probabilities of labels as the first token of an answer."""
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=tokens, detokenize=False)
+
+
+def text_sampling(schema: dict[str, Any] | None, max_tokens: int) -> Any:
+    """vLLM's parameters for a greedy answer, bound to a JSON schema if there is one."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    structured = StructuredOutputsParams(json=schema) if schema else None
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, structured_outputs=structured)
+
+
+def asked_for_labels(tokens: list[int] | None) -> dict[str, Any]:
+    """What a server is asked besides the chat for the log-probabilities of labels; by their tokens, where it is vLLM."""
+    extra = {} if tokens is None else {"logprob_token_ids": tokens, "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS}
+    top = TOP if tokens is None else 0
+    return {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": top, "extra_body": extra}
+
+
+def asked_for_text(schema: dict[str, Any] | None, max_tokens: int, *, is_vllm: bool) -> dict[str, Any]:
+    """What a server is asked besides the chat for a greedy answer, bound to a JSON schema if there is one."""
+    form: dict[str, Any] = {}
+    if schema is not None:
+        wanted = {"name": "judgement", "schema": schema, "strict": True}
+        form = {"response_format": {"type": "json_schema", "json_schema": wanted}}
+    extra = {"chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} if is_vllm else {}
+    return {"temperature": 0, "max_tokens": max_tokens, "extra_body": extra, **form}
+
+
+def labels_of(likely: Sequence[Any], labels: Sequence[str], *, every: bool) -> dict[str, float]:
+    """Log-probabilities of labels among a server's likely tokens.
+
+    Raises:
+        ValueError: none of the labels is among them, or with ``every`` one is not.
+    """
+    found: dict[str, float] = {}
+    for entry in likely:
+        # " A" is A to a reader.
+        name = entry.token.strip()
+        found[name] = float(np.logaddexp(found.get(name, -np.inf), entry.logprob))
+    missing = [label for label in labels if label not in found]
+    if len(missing) == len(labels) or (missing and every):
+        likeliest = ", ".join(repr(entry.token) for entry in likely[:3])
+        raise ValueError(f"no probability of {', '.join(missing)}; the likeliest tokens are {likeliest}")
+    return {label: found.get(label, UNSEEN) for label in labels}
 
 
 def is_known_to_the_server_alone(judge: JudgeSettings) -> bool:
@@ -169,21 +230,11 @@ class Vllm:
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
     ) -> list[dict[str, float] | Failed]:
         self._start()
-        from vllm import SamplingParams
-
         tokens = {
             label: only_token(self.settings.judge.model, label, self._tokenizer.encode(label))
             for label in {label for of_chat in labels for label in of_chat}
         }
-        sampling = [
-            SamplingParams(
-                temperature=0.0,
-                max_tokens=1,
-                logprob_token_ids=[tokens[label] for label in of_chat],
-                detokenize=False,
-            )
-            for of_chat in labels
-        ]
+        sampling = [label_sampling([tokens[label] for label in of_chat]) for of_chat in labels]
         outputs = self._generate(chats, sampling, answer_tokens=1)
         return [
             output
@@ -196,15 +247,7 @@ class Vllm:
         if not chats:
             return []
         self._start()
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=max_tokens,
-            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
-        )
-        outputs = self._generate(chats, [sampling] * len(chats), max_tokens)
+        outputs = self._generate(chats, [text_sampling(schema, max_tokens)] * len(chats), max_tokens)
         return [output if isinstance(output, Failed) else output.text for output in outputs]
 
     def _generate(self, chats: Sequence[Chat], sampling: Sequence[Any], answer_tokens: int) -> list[Any]:
@@ -276,8 +319,7 @@ class Vllm:
                 # run there.
                 enforce_eager=on_cpu,
                 kv_cache_memory_bytes=int(judge.kv_cache_gib * 2**30) if on_cpu else None,
-                # An untrained model fills JSON with blanks until its tokens are used up.
-                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                structured_outputs_config=STRUCTURED_OUTPUTS,
                 disable_log_stats=True,
                 **self._lora(judge.adapter_folder),
             )
@@ -310,10 +352,6 @@ class Server:
         SettingsError: the server cannot be reached when the work begins, does not know the model, or wants another key.
     """
 
-    TOP = 20
-    """As many likely tokens as OpenAI's interface gives at most."""
-    UNSEEN = -100.0
-    """Log-probability of a label that is not among them."""
     SILENCE = 32
     """So many calls in a row without an answer, or twice ``judge.concurrency`` if that is more, and the server is gone."""
 
@@ -352,48 +390,21 @@ class Server:
 
         def ask(numbered: tuple[Chat, Sequence[str]]) -> dict[str, float]:
             chat, of_chat = numbered
-            extra = {}
-            if self._is_vllm:
-                extra = {
-                    "logprob_token_ids": [self._label_tokens[label] for label in of_chat],
-                    "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS,
-                }
+            tokens = [self._label_tokens[label] for label in of_chat] if self._is_vllm else None
             response = self._client.chat.completions.create(
-                model=self._model,
-                messages=chat,
-                temperature=0,
-                max_tokens=1,
-                logprobs=True,
-                top_logprobs=0 if self._is_vllm else self.TOP,
-                extra_body=extra,
+                model=self._model, messages=chat, **asked_for_labels(tokens)
             )
             self._count(response)
-            first = response.choices[0].logprobs.content[0]
-            found: dict[str, float] = {}
-            for entry in first.top_logprobs:
-                # " A" is A to a reader.
-                name = entry.token.strip()
-                found[name] = float(np.logaddexp(found.get(name, -np.inf), entry.logprob))
-            missing = [label for label in of_chat if label not in found]
-            if len(missing) == len(of_chat) or (missing and self._is_vllm):
-                likeliest = ", ".join(repr(entry.token) for entry in first.top_logprobs[:3])
-                raise ValueError(f"no probability of {', '.join(missing)}; the likeliest tokens are {likeliest}")
-            return {label: found.get(label, self.UNSEEN) for label in of_chat}
+            return labels_of(response.choices[0].logprobs.content[0].top_logprobs, of_chat, every=self._is_vllm)
 
         return self._in_parallel(ask, list(zip(chats, labels, strict=True)))
 
     def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
         self._connect()
-        form: dict[str, Any] = {}
-        if schema is not None:
-            wanted = {"name": "judgement", "schema": schema, "strict": True}
-            form = {"response_format": {"type": "json_schema", "json_schema": wanted}}
-        extra = {"chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} if self._is_vllm else {}
+        form = asked_for_text(schema, max_tokens, is_vllm=self._is_vllm)
 
         def ask(chat: Chat) -> str:
-            response = self._client.chat.completions.create(
-                model=self._model, messages=chat, temperature=0, max_tokens=max_tokens, extra_body=extra, **form
-            )
+            response = self._client.chat.completions.create(model=self._model, messages=chat, **form)
             self._count(response)
             return response.choices[0].message.content or ""
 
