@@ -80,10 +80,13 @@ def backfill(
         table.add_column(name, justify="left" if name in ("day", "night", "promoted") else "right")
     stopped = None
     for day in days:
-        if not force and not changes_of_night(settings, day):
+        changes = changes_of_night(settings, day)
+        if not force and not changes:
             console.print(f"[dim]·[/] night {day} unchanged")
             table.add_row(day, "unchanged", "", "0", "all", *evaluation_cells(settings, day))
             continue
+        if changes.state in ("stale", "changed"):
+            console.print(f"night {day} is {changes.state}: {changes.why}")
         night = show_night(settings, day)
         states = [stage["state"] for stage in read_summary(settings, day).get("stages", [])]
         table.add_row(

@@ -2,13 +2,11 @@
 
 import ast
 import json
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from source import change_gate, copied, rewrite, run_in
 
 from sgrec_core.judge.engines.embedding import FORMULA
 from sgrec_core.judge.engines.language_model import ANSWERS, DECODING, WORDS
@@ -229,33 +227,6 @@ def test_an_unknown_definition_is_named(tmp_path: Path) -> None:
 # This project
 
 
-def copied(tmp_path: Path, name: str, edit: Callable[[Path], None] = lambda root: None) -> Path:
-    """The project's source, edited."""
-    root = tmp_path / name
-    for folder in ("jobs", "sgrec_core", "schemas", "requirements"):
-        shutil.copytree(PROJECT_ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    edit(root)
-    return root
-
-
-def change_gate(root: Path) -> None:
-    """Another formula of A2PO's gate, wherever it stands."""
-    path = next(path for path in (root / "sgrec_core" / "rewards").rglob("*.py") if "def a2po(" in path.read_text())
-    text = path.read_text()
-    assert text.count("(larger + eps)") == 1
-    path.write_text(text.replace("(larger + eps)", "(larger + 2 * eps)"))
-
-
-def rewrite(root: Path) -> None:
-    """Every file without comments and in another format, every docstring another."""
-    for path in [*(root / "jobs").rglob("*.py"), *(root / "sgrec_core").rglob("*.py")]:
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-                node.body[0] = ast.Expr(ast.Constant("Other words."))
-        path.write_text("# Another comment.\n" + ast.unparse(ast.fix_missing_locations(tree)) + "\n")
-
-
 VERSIONS = """
 import json
 from sgrec_core.judge.engines import judge_version
@@ -272,11 +243,7 @@ print(json.dumps({
 
 def versions(root: Path, python: str = sys.executable) -> dict:
     """Digests of all stages and versions of all kinds of judge, as the source under ``root`` has them."""
-    done = subprocess.run(
-        [python, "-c", VERSIONS], cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(run_in(root, "-c", VERSIONS, python=python))
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +254,7 @@ def ours() -> dict:
 def test_another_gate_changes_the_rewards_and_what_learns_from_them_and_nothing_before(
     tmp_path: Path, ours: dict
 ) -> None:
-    theirs = versions(copied(tmp_path, "gate", change_gate))
+    theirs = versions(copied(tmp_path / "gate", change_gate))
     assert theirs["judges"] == ours["judges"], "no call is paid for again"
     names = [stage.name for stage in STAGES]
     differing = [name for name in names if theirs["stages"][name] != ours["stages"][name]]
@@ -296,7 +263,7 @@ def test_another_gate_changes_the_rewards_and_what_learns_from_them_and_nothing_
 
 
 def test_words_and_format_of_the_whole_project_change_nothing(tmp_path: Path, ours: dict) -> None:
-    assert versions(copied(tmp_path, "rewritten", rewrite)) == ours
+    assert versions(copied(tmp_path / "rewritten", rewrite)) == ours
 
 
 @pytest.mark.skipif(not (PROJECT_ROOT / ".venv-judge").exists(), reason="no judge environment")
@@ -324,7 +291,7 @@ def test_a_judge_is_another_by_what_words_decodes_and_reads(
         assert before in path.read_text()
         path.write_text(path.read_text().replace(before, after))
 
-    root = copied(tmp_path, "judge", edit)
+    root = copied(tmp_path / "judge", edit)
     kinds = [FORMULA, *((*WORDS, *ANSWERS[mode], *decoding) for (_, mode), decoding in DECODING.items())]
     found = {
         number
