@@ -4,8 +4,8 @@
     python -m benchmarks.a2po --world simulator  [--short] ...
     python -m benchmarks.a2po --world scientific --tune      # validation figures of a grid of settings
 
-Per seed: supervised training; one rollout group of 16 by constrained beam search for every feedback decision; then
-the same stored groups and the same number of updates under each objective; adv_sum and reward_sum, which learn from groups
+Per seed: supervised training; one rollout group of 16 by constrained beam search for every feedback decision; then the
+same stored groups and the same number of updates under each objective; adv_sum and reward_sum, which learn from groups
 without business variance as well, see more groups in an update. Test decisions are scored once, at the end, the whole
 test set. What a seed gave is kept under ``--cache`` for the git revision that made it.
 """
@@ -55,8 +55,8 @@ POLICY = {
     "scientific": {"epochs": 3, "learning_rate": 3e-4, "batch_size": 32, "clip": 0.2, "beta": 1e-3},
     "simulator": {"epochs": 1, "learning_rate": 3e-4, "batch_size": 64, "clip": 0.2, "beta": 1e-3},
 }
-"""Scientific: chosen on 3,000 validation users in a scouting run, by business and a2po alike (docs/lab-notes.md, "rollouts
-that meet new targets"). Simulator: with ``--tune``, by business and a2po alike."""
+"""Scientific: chosen on 3,000 validation users in a scouting run, by business and a2po alike (docs/lab-notes.md,
+"rollouts that meet new targets"). Simulator: with ``--tune``, by business and a2po alike."""
 GRID = {
     "scientific": [(rate, epochs) for rate in (1e-4, 3e-4) for epochs in (1, 3, 6)],
     "simulator": [(rate, 1) for rate in (3e-5, 1e-4, 3e-4, 1e-3)],
@@ -74,7 +74,7 @@ ARMS = (
 OUTCOME = "outcome:"
 MEASURES = {"HR@10": hit_rate, "NDCG@10": ndcg}
 PAPER = {"HR@10": 0.034, "NDCG@10": 0.053}
-"""Gain of S-GRec over MiniOneRec on Office (papers.md, section 1)."""
+"""Gain of S-GRec over MiniOneRec on Office, as S-GRec reports it (arXiv 2602.10606)."""
 
 
 def main() -> None:
@@ -326,15 +326,16 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
     ]
     text = "\n".join(
         [
-            f"Test decisions of {len(np.unique(world.test.users)):,} users, {len(seeds)} seeds, {facts[0]['groups']:,} rollout groups of {GROUP}. ",
+            f"Test decisions of {len(np.unique(world.test.users)):,} users, {len(seeds)} seeds,"
+            f" {facts[0]['groups']:,} rollout groups of {GROUP}. ",
             "Mean over seeds ± deviation between seeds; gains over `business` with 95% intervals over seeds and users.",
             "",
             "| objective / judge | HR@10 | over business | NDCG@10 | over business |",
             "| --- | --- | --- | --- | --- |",
             *rows,
             "",
-            f"The judges on groups that hold the target ({100 * np.mean([f['hits'] for f in facts]):.1f}% of them); the policy's own order has AUC"
-            f" {np.mean([f['policy']['auc'] for f in facts]):.3f}:",
+            f"The judges on groups that hold the target ({100 * np.mean([f['hits'] for f in facts]):.1f}% of them); the"
+            f" policy's own order has AUC {np.mean([f['policy']['auc'] for f in facts]):.3f}:",
             "",
             "| judge | AUC of the target | agreement | mean gate | growth of mean abs. advantage |",
             "| --- | --- | --- | --- | --- |",
@@ -343,8 +344,9 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
             ""
             if world.name != "simulator"
             else "Intervals of the simulated A/B are over users alone, the trainings as they are.\n",
-            "None of these judges is the paper's LLM. Adam's step does not depend on the scale of the gradient, so the scaled",
-            "control can differ from business only through the clipped gradient norm and the weight of the KL penalty.",
+            "None of these judges is the paper's LLM. Adam's step does not depend on the scale of the gradient, so the",
+            "scaled control can differ from business only through the clipped gradient norm and the weight of the KL",
+            "penalty.",
         ]
     )
     details = {"facts": facts, "policy": POLICY[world.name], "supervised": SUPERVISED, "shape": SHAPE}

@@ -138,9 +138,10 @@ def main() -> None:
     ]
     text = f"""
 {users} users, beam {BEAM}, {trie.items} items of {trie.levels} codes, one thread; generator of
-{model.config.layers} layers of width {model.config.width} with {sum(p.numel() for p in llama.parameters()):,} parameters, item head and memory apart. Hugging Face decodes in batches of {batch}
-(the best of those tried), `renormalize_logits`, its own beam search and dynamic cache; ours in batches of 32. The interval
-is the range over {repetitions} alternating repetitions.
+{model.config.layers} layers of width {model.config.width} with {sum(p.numel() for p in llama.parameters()):,}
+parameters, item head and memory apart. Hugging Face decodes in batches of {batch} (the best of those tried),
+`renormalize_logits`, its own beam search and dynamic cache; ours in batches of 32. The interval is the range over
+{repetitions} alternating repetitions.
 """
     details = {"speed": speed, "batch": batch, "users": users, "items": trie.items, "config": model.config.as_json()}
     page = write("decode" + short_name, claims, seeds=[0], text=text, details=details, folder=options.output)

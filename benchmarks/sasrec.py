@@ -117,7 +117,7 @@ def train(
 
 @torch.inference_mode()
 def rank(model: SASRec, histories: np.ndarray, count: int = 20) -> np.ndarray:
-    """[N, count] best items for histories [N, n], -1 after the end, none of them empty; the history stays in the ranking."""
+    """[N, count] best items for histories [N, n], -1 after the end, none empty; the history stays in the ranking."""
     model.eval()
     place = model.items.weight.device
     ranked = []

@@ -1,8 +1,9 @@
 """Compare the candidate with the active judge on held-out labels and pairs, and let nights use it if it is better.
 
-The candidate is what the day's training made, or the judge that the settings name (``judge_training.candidate``). All figures are rows of ``judge_evaluations``, and a
-page for people is written to ``reports/<day>/judge_training/<version>.html``; ``index.html`` there is the newest. Nights after the day that have ``judge.adapter=active`` use
-an adapter that was activated; a candidate that was not accepted is no failure of the stage.
+The candidate is what the day's training made, or the judge that the settings name (``judge_training.candidate``). All
+figures are rows of ``judge_evaluations``, and a page for people is written to
+``reports/<day>/judge_training/<version>.html``; ``index.html`` there is the newest. Nights after the day that have
+``judge.adapter=active`` use an adapter that was activated; a candidate that is not accepted is no failure.
 """
 
 from dataclasses import asdict
@@ -11,9 +12,7 @@ from datetime import date
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.judge.calls.scores import has_judged_nights
-from sgrec_core.judge.versions.accepted import accept, take_back
-from sgrec_core.judge.versions.adapters import activate, activated, newest, resolve_adapter
+from sgrec_core.judge.versions.adapters import newest, resolve_adapter
 from sgrec_core.judge.versions.comparison import (
     Row,
     against,
@@ -21,9 +20,9 @@ from sgrec_core.judge.versions.comparison import (
     held_out,
     measures,
     settings_of_roles,
-    trained_candidate,
     verdict,
 )
+from sgrec_core.judge.versions.decision import carry_out
 from sgrec_core.lake import load_contract
 from sgrec_core.quality.judge_report import write_judge_report
 from sgrec_core.registry import Registry
@@ -53,18 +52,7 @@ def run(job: Job) -> None:
     }
     found = verdict(rows, settings, active.version)
 
-    adapter = trained_candidate(settings, job.day)
-    if found.passed:
-        accept(roles["candidate"], job.day, "gate", found.reason)
-        if adapter is not None:
-            activate(settings, job.day, adapter)
-    else:
-        # The same candidate, judged again by other rules; what another comparison of the day let pass stays, and nights that have
-        # judged with it must be able to run again.
-        if not has_judged_nights(job.lake, candidate.version):
-            take_back(settings, job.day, candidate.version)
-        if adapter is not None and activated(settings, job.day) == adapter:
-            activate(settings, job.day, None)
+    adapter = carry_out(found, job.lake, settings, job.day, candidate=roles["candidate"], version=candidate.version)
     registry, serving = Registry(settings), newest(settings)
     registry.set_alias_or_none(JUDGE, ACTIVE, serving.version if serving else None)
 

@@ -2,6 +2,7 @@
 
 from sgrec_core.quality.report import write_report
 from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.runs import compact_day
 
 
 def run(job: Job) -> None:
@@ -21,6 +22,7 @@ def run(job: Job) -> None:
     job.fact("night", summary["status"] if summary["status"] == "succeeded" else f"stopped at {summary['stopped_at']}")
     job.fact("checks", summary["checks"])
     job.fact("report", str(page))
+    compact_day(job.lake, job.day)
 
 
 main = stage_command("report_quality", run)

@@ -20,8 +20,9 @@ from sgrec_core.generator.train import read_results, train_in_processes, write_i
 from sgrec_core.generator.training import cut_windows
 from sgrec_core.lake.queries import days_until, decisions, table_versions
 from sgrec_core.night.generators import day_catalogue, load_generator, register_generator
+from sgrec_core.night.tokenizers import current_tokenizer
 from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
-from sgrec_core.registry.nights import current_tokenizer, mark_of_night
+from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import SUPERVISED
 
@@ -58,8 +59,8 @@ def run(job: Job) -> None:
     sequences = chain_decisions(states, catalogue, job.settings.states.max_history)
     if not sequences.decisions:
         raise InputError(
-            f"user_states has {states.num_rows} training decisions from {days[0]} to {days[-1]}, none of them for one of"
-            f" the {len(catalogue)} items with codes; nothing to train on"
+            f"user_states has {states.num_rows} training decisions from {days[0]} to {days[-1]}, none of them for one"
+            f" of the {len(catalogue)} items with codes; nothing to train on"
         )
     windows = cut_windows(sequences.items, sequences.first_target, job.settings.states.max_history)
     model, warm = _starting_model(job, registry, champion, catalogue)

@@ -358,5 +358,5 @@ class Settings(BaseSettings):
         return self.input.partition(":")[0]
 
     def reports(self, day: str, folder: str = "") -> Path:
-        """The folder of a day's report, summary, stage facts and progress; ``folder`` as in `sgrec_core.runtime.stages.Stage`."""
+        """The folder of a day's report, summary, validations and progress; ``folder`` as in `sgrec_core.runtime.stages.Stage`."""
         return self.home.resolve() / "reports" / day / folder

@@ -1,6 +1,5 @@
 """Which home and source a command works on."""
 
-import json
 import os
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.files import read_json, write_json
 from sgrec_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
     # The jobs, in processes of their own, read the environment.
     os.environ["SGREC_HOME"], os.environ["SGREC_INPUT"] = str(home), wanted
     settings = checked_settings()
-    if source_of(home) is None:
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "source.json").write_text(json.dumps({"input": wanted}) + "\n")
+    if _written_source(home) is None:
+        write_json(home / "source.json", {"input": wanted})
     return settings
 
 
@@ -81,10 +80,24 @@ def existing_home() -> Settings:
 
 def source_of(home: Path) -> str | None:
     """The source that a home belongs to, or None for a home in which no night was started."""
-    try:
-        return json.loads((home / "source.json").read_text())["input"]
-    except FileNotFoundError:
-        return None
+    return _written_source(home) or (_source_of_runs(home) if (home / "source.json").exists() else None)
+
+
+def _written_source(home: Path) -> str | None:
+    source = read_json(
+        home / "source.json",
+        otherwise="the home belongs to the source of its newest run; the next night, or --input, writes the file again",
+    ).get("input")
+    return source if isinstance(source, str) else None
+
+
+def _source_of_runs(home: Path) -> str | None:
+    from sgrec_core.lake import Lake
+    from sgrec_core.runtime.runs import days_with_runs, runs_of_day
+
+    lake = Lake(Settings(home=home).lake_root)
+    runs = (run for day in days_with_runs(lake) for run in reversed(runs_of_day(lake, day)))
+    return next((run.input for run in runs), None)
 
 
 def _belongs_to_another(home: Path, wanted: str) -> str:

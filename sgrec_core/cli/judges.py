@@ -1,6 +1,5 @@
 """Commands about the judge."""
 
-import json
 import os
 import subprocess
 from contextlib import nullcontext
@@ -79,7 +78,9 @@ def accept_judge(
 
 def weigh_judge(day: str, what: str, dag_id: str) -> None:
     """Run a DAG that ends with the judge's gate, and say what came out."""
+    from sgrec_core.lake import Lake
     from sgrec_core.night.airflow import run_night
+    from sgrec_core.runtime.runs import last_done
     from sgrec_core.runtime.stages import JUDGE_TRAINING_FOLDER
 
     settings, day = existing_home(), valid_day(day)
@@ -91,7 +92,8 @@ def weigh_judge(day: str, what: str, dag_id: str) -> None:
     if ended.exit_code:
         complain(f"the {what} of {day} stopped at {ended.reason}")
         raise typer.Exit(1)
-    written = settings.reports(day, JUDGE_TRAINING_FOLDER) / "stages" / "evaluate_judge.json"
-    facts = json.loads(written.read_text())["facts"]
+    run = last_done(Lake(settings.lake_root), day, "evaluate_judge")
+    assert run is not None, "the DAG ended well, and this is its last stage"
+    facts = run.facts
     console.print(f"{'activated' if facts['activated'] else 'not activated'}: {facts['reason']}", soft_wrap=True)
     console.print(f"report: {facts['report']}", soft_wrap=True)

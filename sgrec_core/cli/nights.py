@@ -11,7 +11,7 @@ from rich.table import Table
 from sgrec_core.settings import Settings
 
 if TYPE_CHECKING:
-    from sgrec_core.night.airflow import Night
+    from sgrec_core.night.airflow import Outcome
 
 from sgrec_core.cli.app import Input, InterruptedNightError, Judge, app, complain, console
 from sgrec_core.cli.homes import choose_judge, days_between, default_day, existing_home, settle_home, valid_day
@@ -34,13 +34,13 @@ def nightly(
     choose_judge(judge)
     settings = settle_home(source, starts_anew=True)
     day = valid_day(day) if day else default_day(settings)
-    night = show_night(settings, day)
+    outcome = show_night(settings, day)
     written = settings.reports(day) / "summary.json"
     # One that is older than this run would tell of another.
-    if written.exists() and written.stat().st_mtime >= time.time() - night.seconds:
+    if written.exists() and written.stat().st_mtime >= time.time() - outcome.seconds:
         show_summary(settings, day)
-    if night.exit_code:
-        complain(f"night {day} stopped at {night.reason}")
+    if outcome.exit_code:
+        complain(f"night {day} stopped at {outcome.reason}")
         raise typer.Exit(1)
 
 
@@ -87,19 +87,19 @@ def backfill(
             continue
         if changes.state in ("stale", "changed"):
             console.print(f"night {day} is {changes.state}: {changes.why}")
-        night = show_night(settings, day)
+        outcome = show_night(settings, day)
         states = [stage["state"] for stage in read_summary(settings, day).get("stages", [])]
         table.add_row(
             day,
-            "[red]stopped[/]" if night.exit_code else "succeeded",
-            f"{night.seconds:,.0f}",
+            "[red]stopped[/]" if outcome.exit_code else "succeeded",
+            f"{outcome.seconds:,.0f}",
             str(states.count("finished")),
             str(states.count("skipped")),
             *evaluation_cells(settings, day),
         )
-        if night.exit_code:
+        if outcome.exit_code:
             # Later nights would start from a champion and a history that this one should have made.
-            stopped = f"night {day} stopped at {night.reason}; the days after it were not run"
+            stopped = f"night {day} stopped at {outcome.reason}; the days after it were not run"
             break
         remember_night(settings, day)
     console.print(table)
@@ -131,7 +131,7 @@ def status(
         console.print(f"judge accepted last ({judge.how}, {judge.day}): {judge}", soft_wrap=True, markup=False)
 
 
-def show_night(settings: Settings, day: str) -> "Night":
+def show_night(settings: Settings, day: str) -> "Outcome":
     """Run the night of ``day`` before the user's eyes.
 
     Raises:

@@ -252,6 +252,7 @@ def rank_items(
     Users are batched by the length of their history, so that little is padded. ``bfloat16`` reads with
     `Generator.in_bfloat16`: faster, and about one entry in 150 of a list of 50 differs, with item head and memory one in
     430. ``excluded`` [N, E] as in `beam_search`. ``progress`` gets the number of users finished by each batch.
+    Nine parameters, because each of them is `beam_search`'s or of the batches alone.
     """
     model.eval()
     if bfloat16:

@@ -239,7 +239,7 @@ def load_contract(table: str) -> Contract:
     path = SCHEMAS / f"{table}.yaml"
     if not path.exists():
         raise ContractError(f"no contract for table {table!r}; valid are {', '.join(table_names())}")
-    raw = yaml.safe_load(path.read_text())
+    raw = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
     try:
         columns = tuple(
             Column(**{**column, "allowed": tuple(column["allowed"]) if "allowed" in column else None})

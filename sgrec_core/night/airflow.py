@@ -23,6 +23,7 @@ import psutil
 from rich.console import Console
 
 from sgrec_core.errors import SettingsError, SgrecError
+from sgrec_core.files import read_json, write_json
 from sgrec_core.night.display import Display, Tail, why_stopped
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
@@ -35,7 +36,7 @@ GRACE_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Night:
+class Outcome:
     """How a night ended: ``exit_code`` 0 when every stage and gate passed, else ``reason`` says in one line why not."""
 
     day: str
@@ -45,7 +46,7 @@ class Night:
     reason: str | None = None
 
 
-def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = DAG_ID, folder: str = "") -> Night:
+def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = DAG_ID, folder: str = "") -> Outcome:
     """Run the DAG for ``day`` and show it: a line per stage, and a bar for the one that runs.
 
     ``folder``, below the day's reports, is where the DAG's stages report.
@@ -79,7 +80,7 @@ def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = D
                     display.show(events.read())
                 display.show(events.read())
         reason = None if airflow.returncode == 0 else why_stopped(display.failed, failures.read(), log)
-        return Night(day, airflow.returncode, time.monotonic() - started, log, reason)
+        return Outcome(day, airflow.returncode, time.monotonic() - started, log, reason)
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
@@ -127,11 +128,9 @@ def prepare_airflow(settings: Settings, console: Console) -> None:
     """
     home = settings.home.resolve() / "airflow"
     home.mkdir(parents=True, exist_ok=True)
-    stamp, wanted = (
-        home / "prepared.json",
-        {"airflow": version("apache-airflow"), "gpu_slots": settings.airflow.gpu_slots},
-    )
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted and (home / "airflow.db").exists():
+    stamp = home / "prepared.json"
+    wanted = {"airflow": version("apache-airflow"), "gpu_slots": settings.airflow.gpu_slots}
+    if read_json(stamp, otherwise="Airflow is set up again") == wanted and (home / "airflow.db").exists():
         return
     log = home / "setup.log"
     with log.open("wb") as output, console.status("setting up Airflow (once)"):
@@ -144,7 +143,7 @@ def prepare_airflow(settings: Settings, console: Console) -> None:
                 airflow.wait()
             if airflow.returncode:
                 raise SgrecError(f"`airflow {' '.join(arguments)}` failed; its output is in {log}")
-    stamp.write_text(json.dumps(wanted) + "\n")
+    write_json(stamp, wanted)
 
 
 def check_interpreters(settings: Settings) -> None:
@@ -191,7 +190,7 @@ def running_night(settings: Settings) -> str | None:
     path = settings.home.resolve() / "night.lock"
     if not path.exists():
         return None
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,7 +1,7 @@
 """What of a night would be computed again, and why: one rule for `backfill`, `backfill --dry-run` and `status`.
 
 A night is as it would be made today when the code of its stages, and all that they read, are those after its last success.
-The code is that which stages say they ran with; the rest is kept in ``reports/<day>/inputs.json``, a digest a part. A doubt
+The code is that which stages ran with by the table ``stage_runs``; the rest is kept in ``reports/<day>/inputs.json``, a digest a part. A doubt
 costs a run whose stages find out for themselves.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 from sgrec_core.files import read_json, write_json
 from sgrec_core.hashing import digest
 from sgrec_core.judge.versions.adapters import of_night
+from sgrec_core.lake import Lake, load_contract
 from sgrec_core.runtime.code import stage_digest
-from sgrec_core.runtime.job import DONE, last_run
+from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import BY_NAME, STAGES, Stage
 from sgrec_core.settings import Settings
 
@@ -66,7 +67,8 @@ def remember_night(settings: Settings, day: str) -> None:
 
 def changes_of_night(settings: Settings, day: str) -> Changes:
     """What has changed since the night of ``day`` succeeded."""
-    if any(last_run(settings, day, stage).get("state") not in DONE for stage in STAGES):
+    runs = last_runs(Lake(settings.lake_root), day)
+    if any(stage.name not in runs or runs[stage.name].state not in DONE for stage in STAGES):
         return Changes(new=True)
     stages = stale_stages(settings, day)
     before = read_json(settings.reports(day) / "inputs.json")
@@ -82,13 +84,15 @@ def stale_stages(settings: Settings, day: str) -> tuple[str, ...]:
 
     Those that have not run are left out, and those whose results stay until somebody asks for others.
     """
+    runs = last_runs(Lake(settings.lake_root), day)
     return tuple(
         stage.name
         for stage in STAGES
         if (stage.publishes or stage.registers)
         and not stage.stays
-        and (run := last_run(settings, day, stage)).get("state") in DONE
-        and run.get("code_digest") != stage_digest(stage.name)
+        and stage.name in runs
+        and runs[stage.name].state in DONE
+        and runs[stage.name].code_digest != stage_digest(stage.name)
     )
 
 
@@ -114,7 +118,6 @@ def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
 
     Tables without a day are left out: they are keyed by content and later nights add rows that this one does not use.
     """
-    from sgrec_core.lake import Lake, load_contract
     from sgrec_core.logs.parsing import rules
     from sgrec_core.registry import Registry
 
@@ -156,7 +159,7 @@ def raw_state(settings: Settings, day: str) -> object:
     """What the day's raw logs come from: name, size and time of change of files, and the code that makes them."""
     from sgrec_core.logs.adaptors import code_of_logs, parse_source
     from sgrec_core.logs.landing import day_folder
-    from sgrec_core.simulator.marketplace import fingerprint_of_day
+    from sgrec_core.simulator import fingerprint_of_day
 
     source = parse_source(settings.input)
     if source.path is None:

@@ -68,7 +68,10 @@ def register_generator(
     tables: Mapping[str, int | None],
     tags: Mapping[str, str],
 ) -> ModelVersion:
-    """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version."""
+    """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version.
+
+    Ten parameters, because it passes most of `Registry.register`'s on.
+    """
     tensors = {**model.state_dict(), CODES: torch.from_numpy(catalogue.codes).int()}
     config = {
         "kind": "generator",

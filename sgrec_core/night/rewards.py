@@ -11,7 +11,8 @@ from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.lake import Lake
-from sgrec_core.rewards.business import BusinessContext, EcpmModel
+from sgrec_core.night.business import day_context
+from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.runtime.code import stage_digest
 from sgrec_core.settings import Settings
@@ -45,6 +46,6 @@ def business_reward(
     if config["kind"] == "ranking":
         targets = catalogue.index(states["target_item"])
         return lambda rows, items: ranking_reward(items, targets[rows])
-    context = BusinessContext.from_lake(lake, day, settings)
+    context = day_context(lake, day, settings)
     model = EcpmModel.from_config(config)
     return lambda rows, items: model.reward(states.take(rows), [catalogue.ids(row) for row in items], context)

@@ -45,7 +45,7 @@ REWARD_FACTS = (
 )
 """Facts of ``materialize_rewards``."""
 MAX_FACTS = 12
-"""Facts of a stage that the page shows; the file of facts has all."""
+"""Facts of a stage that the page shows; ``summary.json`` has all."""
 
 
 def write_report(

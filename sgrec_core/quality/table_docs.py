@@ -6,7 +6,7 @@ A test fails when the file is not what the contracts say.
 from pathlib import Path
 
 from sgrec_core.lake.contracts import Column, Contract, all_contracts
-from sgrec_core.runtime.stages import ALL_STAGES
+from sgrec_core.runtime.stages import ALL_STAGES, STAGE_RUNS
 from sgrec_core.settings import PROJECT_ROOT
 
 TABLE_DOCS = PROJECT_ROOT / "docs" / "tables.md"
@@ -30,11 +30,15 @@ def table_docs() -> str:
 
 def _line(contract: Contract) -> str:
     stages = ", ".join(stage.name for stage in ALL_STAGES if contract.table in stage.publishes)
+    if contract.table == STAGE_RUNS:
+        stages = "every run"
     return f"| [{contract.table}](#{contract.table}) | {stages} | {_cell(contract.description)} |"
 
 
 def _section(contract: Contract) -> str:
     readers = ", ".join(f"`{stage.name}`" for stage in ALL_STAGES if contract.table in stage.reads)
+    if contract.table == STAGE_RUNS:
+        readers = "every stage"
     unique = "; ".join(", ".join(f"`{name}`" for name in columns) for columns in (contract.key, *contract.unique))
     facts = [
         f"- Owner: {contract.owner}; a broken rule is {contract.severity}.",

@@ -127,6 +127,8 @@ class Registry:
             config: JSON that `load` gives back beside the tensors.
             tables: table name to the Delta version that was read.
             example: input and output as pandas DataFrames, from which signature and input example are made.
+
+        Ten parameters, because a version is that many facts, most of which callers leave out.
         """
         from mlflow.exceptions import MlflowException
         from mlflow.models import infer_signature

@@ -15,6 +15,9 @@ GENERATOR = "sgrec-generator"
 JUDGE = "sgrec-judge"
 JUDGE_WEIGHTS = "sgrec-judge-weights"
 
+STAGE_RUNS = "stage_runs"
+"""The one table that no stage publishes: every run of a stage or a gate adds its rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:

@@ -19,7 +19,9 @@ import pytest
 from rich.console import Console
 
 from sgrec_core.cli import homes
+from sgrec_core.cli.views import nights_table
 from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import (
     airflow_environment,
     check_interpreters,
@@ -27,7 +29,10 @@ from sgrec_core.night.airflow import (
     only_night,
     running_night,
 )
-from sgrec_core.night.display import Display, Tail, state_of_night, why_stopped
+from sgrec_core.night.display import Display, Tail, why_stopped
+from sgrec_core.quality.night import state_of_night
+from sgrec_core.runtime.runs import Run, record
+from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 SGREC = [sys.executable, "-c", "from sgrec_core.cli import main; main()"]
@@ -277,13 +282,45 @@ def test_one_line_says_why_a_night_stopped(
     assert why_stopped(failed, failures, Path("airflow.log")).startswith(reason)
 
 
-def test_state_of_a_night_is_that_of_its_last_run() -> None:
-    stopped = [line("ingest_events", "started"), line("ingest_events", "failed", message="no file")]
-    report = [line("report_quality", "started"), line("report_quality", "finished")]
-    assert state_of_night(stopped + report) == ("stopped", stopped[1])
-    again = [line("ingest_events", "started"), line("ingest_events", "progress", done=1)]
-    assert state_of_night(stopped + report + again) == ("unfinished", again[1])
-    assert state_of_night(stopped + again + [line("ingest_events", "finished")] + report)[0] == "succeeded"
+def ran(settings: Settings, *steps: tuple[str, str]) -> None:
+    """Runs of stages and gates, one after another, that ended in a state or did not end."""
+    for step, state in steps:
+        run = Run(day="2026-01-05", stage=step, input="simulator")
+        record(Lake(settings.lake_root), [run] if state == "running" else [run, run.ended(state, message=state)])
+
+
+def test_state_of_a_night_is_that_of_its_last_run(home: Path) -> None:
+    settings = Settings()
+    lake = Lake(settings.lake_root)
+
+    def at() -> tuple[str, str]:
+        found = state_of_night(settings, lake, "2026-01-05")
+        assert found is not None
+        return found.state, found.step.name
+
+    assert state_of_night(settings, lake, "2026-01-05") is None
+    ran(settings, ("ingest_events", "failed"), ("report_quality", "finished"))
+    assert at() == ("stopped", "ingest_events")
+    ran(settings, ("ingest_events", "running"))
+    assert at() == ("unfinished", "ingest_events")
+    whole = [
+        (name, "finished")
+        for stage in STAGES
+        for name in (stage.name, *([f"check_{stage.name}"] if stage.publishes else []))
+    ]
+    ran(settings, *whole)
+    assert at() == ("succeeded", "report_quality")
+    ran(settings, *whole[:5], ("check_tokenize_items", "failed"))
+    assert at() == ("stopped", "check_tokenize_items")
+
+
+def test_the_nights_of_a_home_are_listed_from_the_lake(home: Path) -> None:
+    settings = Settings()
+    ran(settings, ("ingest_events", "finished"), ("check_ingest_events", "failed"))
+    output = StringIO()
+    Console(file=output, width=200).print(nights_table(settings, 7))
+    (_, row) = output.getvalue().splitlines()
+    assert re.search(r"2026-01-05\s+stopped\s+check_ingest_events .* failed", row), row
 
 
 # Nights that stop

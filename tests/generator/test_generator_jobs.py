@@ -21,6 +21,7 @@ import pytest
 import torch
 from rich.console import Console
 from source import change_gate, copied, run_in
+from stage_runs import last_run
 
 import jobs.evaluate_generator
 import jobs.generate_candidates
@@ -155,7 +156,7 @@ def write_scores(settings: Settings, day: str) -> None:
 def run_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> dict[str, Any]:
     job = Job(stage, day, settings, force=force)
     assert job.execute(STAGES[stage], Console(quiet=True)) == 0, job.reports
-    return json.loads((job.reports / "stages" / f"{stage}.json").read_text())
+    return last_run(settings, day, stage)
 
 
 def run_day(settings: Settings, day: str, *, force: bool = False) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,7 @@ def test_it_is_the_smoothed_share_of_what_followed_the_items_of_the_history(
 def test_windows_of_a_long_sequence_count_each_transition_once_and_no_transition_to_what_is_only_read() -> None:
     sequence = np.arange(40) % ITEMS
     memory = memory_of([sequence], [10])
-    # Every target of a later window has at least four items of its history there: what is five before it may be missing.
+    # Every target of a later window has at least four items of its history there: what is five before may be missing.
     counts, popularity = counted([sequence], [10])
     assert torch.equal(memory.popularity, torch.from_numpy(popularity).float())
     exact = np.zeros((ITEMS, ITEMS))

@@ -147,7 +147,12 @@ def test_other_aspects_or_levels_are_compared_by_pairs_alone() -> None:
     assert metrics == {"compared_users", "difference_pair_auc"}
 
 
-def rows(points: tuple[float, float] | None, pairs: tuple[float, float] | None = (0.0, 0.1), failed: float = 0.0, users: int = 20) -> dict[str, list[Row]]:  # fmt: skip
+def rows(
+    points: tuple[float, float] | None,
+    pairs: tuple[float, float] | None = (0.0, 0.1),
+    failed: float = 0.0,
+    users: int = 20,
+) -> dict[str, list[Row]]:
     candidate = [
         Row(metric="failed_share", value=failed, count=10),
         Row(metric="compared_users", value=users, count=10),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import last_run
 
 from sgrec_core.judge.versions.accepted import accepted_judges
 from sgrec_core.lake import Lake
@@ -93,8 +94,8 @@ def test_sgrec_backfill_computes_every_day_in_order(home: Path, computed: subpro
         assert summary["status"] == "succeeded"
         ended = [event["stage"] for event in events_of(home, day) if event["event"] == "finished"]
         assert set(ended) == TASKS
-    first = (home / "reports" / DAYS[0] / "progress.jsonl").stat().st_mtime
-    assert first < (home / "reports" / DAYS[1] / "stages" / "ingest_events.json").stat().st_mtime
+    runs = [last_run(Settings(home=home), day, "ingest_events") for day in DAYS]
+    assert runs[0]["started"] < runs[1]["started"]
     rows = [line.split() for line in computed.stdout.splitlines() if line.strip().startswith(DAYS)]
     assert [row[:2] for row in rows] == [[day, "succeeded"] for day in DAYS]
 
@@ -195,7 +196,7 @@ def rows_of(home: Path) -> dict[str, Any]:
 
 
 def facts_of(home: Path, day: str, stage: str) -> dict[str, Any]:
-    return json.loads((home / "reports" / day / "stages" / f"{stage}.json").read_text())["facts"]
+    return last_run(Settings(home=home), day, stage)["facts"]
 
 
 def module(stage: str, day: str, *arguments: str) -> None:

@@ -278,8 +278,8 @@ def test_the_environment_of_the_judge_computes_the_same_digests(ours: dict) -> N
         pytest.param("prompt.py", '"\\n".join(f"{number}. {text}"', '"\\n".join(f"{number}) {text}"', {1, 2, 3, 4}, id="wording"),
         pytest.param("engines/embedding.py", "HALF_LIFE = 3.0", "HALF_LIFE = 2.0", {0}, id="formula"),
         pytest.param("engines/language_model.py", "math.exp(log_probs[label] - highest)", "math.exp(log_probs[label])", {1, 3}, id="reading"),
-        pytest.param("engines/backends.py", "temperature=0.0, max_tokens=1,", "temperature=0.1, max_tokens=1,", {1}, id="decoding"),
-        pytest.param("engines/backends.py", "SILENCE = 32", "SILENCE = 64", set(), id="client"),
+        pytest.param("engines/vllm_backend.py", "temperature=0.0, max_tokens=1,", "temperature=0.1, max_tokens=1,", {1}, id="decoding"),
+        pytest.param("engines/server_backend.py", "SILENCE = 32", "SILENCE = 64", set(), id="client"),
         pytest.param("calls/estimate.py", "BLOCK = ", "BLOCK = 1 + ", set(), id="estimate"),
     ],
 )  # fmt: skip

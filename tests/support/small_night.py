@@ -116,6 +116,12 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
             {"day": the_day, "reason": "missing_field", "detail": "column labels: absent", "file": "labels.jsonl", "line": 3,
              "raw_text": '{"sample_id": "l99"} ' + attack},
         ],
+        "stage_runs": [
+            {"day": the_day, "folder": "", "stage": stage.name, "run_id": f"r-{stage.name}", "sequence": 1, "state": "finished",
+             "started": noon, "seconds": 1.5, "message": None, "facts": "{}", "notes": [], "fingerprint": None, "code_digest": None,
+             "tables_read": "{}", "tables_written": "{}", "input": "simulator", "sgrec_version": "0.1.0", "git_revision": None}
+            for stage in STAGES
+        ],
         "judge_evaluations": [
             {"day": the_day, "candidate_version": "j2", "judge_version": "j2", "role": "candidate", "metric": "point_acc", "aspect": aspect, "bucket": "all",
              "value": 0.61, "lower": 0.55, "upper": 0.66, "count": USERS}

@@ -28,6 +28,7 @@ from sgrec_core.judge.calls.scores import (
 from sgrec_core.judge.engines import Engine, day_has_context, judge_version, make_engine
 from sgrec_core.judge.engines.embedding import EmbeddingEngine
 from sgrec_core.judge.versions.accepted import accept, check_accepted
+from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.rewards.fusion import UNGATED
 from sgrec_core.rewards.table import varied_groups
 from sgrec_core.runtime.job import Job
@@ -92,6 +93,7 @@ def plan_day(job: Job) -> Plan | None:
         ContractError: the day's tables do not fit together.
         SettingsError: rubric or model setting are not valid; nights may not use that judge.
     """
+    resolve_adapter(job)
     if not job.looks_only:
         check_accepted(job.settings)
     items = day_texts(job.lake, job.day, job.settings)

@@ -15,11 +15,11 @@ from sgrec_core.judge.engines.backends import (
     Backend,
     Chat,
     Failed,
-    Server,
-    Vllm,
     is_known_to_the_server_alone,
 )
+from sgrec_core.judge.engines.server_backend import Server
 from sgrec_core.judge.engines.tiny_model import tiny_model_fingerprint
+from sgrec_core.judge.engines.vllm_backend import Vllm
 from sgrec_core.judge.prompt import (
     answer_schema,
     clean,
@@ -34,17 +34,22 @@ from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.runtime.code import code_digest
 from sgrec_core.settings import JudgeSettings, Settings
 
-_PROMPT, _BACKENDS = "sgrec_core.judge.prompt", "sgrec_core.judge.engines.backends"
-WORDS = (f"{_PROMPT}:system_message", f"{_PROMPT}:user_message", f"{__name__}:fitting_chat", f"{_BACKENDS}:chat_tokens")
+_PROMPT, _ENGINES = "sgrec_core.judge.prompt", "sgrec_core.judge.engines"
+WORDS = (
+    f"{_PROMPT}:system_message",
+    f"{_PROMPT}:user_message",
+    f"{__name__}:fitting_chat",
+    f"{_ENGINES}.backends:chat_tokens",
+)
 ANSWERS = {
     "labels": (f"{_PROMPT}:label_question", f"{__name__}:expected_level"),
     "reasoning": (f"{_PROMPT}:reasoning_question", f"{_PROMPT}:answer_schema", f"{_PROMPT}:read_answer"),
 }
 DECODING = {
-    ("vllm", "labels"): (f"{_BACKENDS}:label_sampling",),
-    ("vllm", "reasoning"): (f"{_BACKENDS}:text_sampling", f"{_BACKENDS}:STRUCTURED_OUTPUTS"),
-    ("server", "labels"): (f"{_BACKENDS}:asked_for_labels", f"{_BACKENDS}:labels_of"),
-    ("server", "reasoning"): (f"{_BACKENDS}:asked_for_text",),
+    ("vllm", "labels"): (f"{_ENGINES}.vllm_backend:label_sampling",),
+    ("vllm", "reasoning"): (f"{_ENGINES}.vllm_backend:text_sampling", f"{_ENGINES}.vllm_backend:STRUCTURED_OUTPUTS"),
+    ("server", "labels"): (f"{_ENGINES}.server_backend:asked_for_labels", f"{_ENGINES}.server_backend:labels_of"),
+    ("server", "reasoning"): (f"{_ENGINES}.server_backend:asked_for_text",),
 }
 """What words prompts, decodes and reads answers, by engine and mode: the code that ``judge_version`` covers.
 
@@ -58,8 +63,8 @@ class LanguageModelEngine:
     - ``labels``: one question an aspect, of whose answer only the first token is generated. The score is the
       expectation of the level's value under the probabilities of the labels, renormalised; these are kept. Whatever
       texts say, there is no output that could leave the format.
-    - ``reasoning``: one question for all aspects, answered with reasoning and levels as JSON under a schema (the form of
-      S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
+    - ``reasoning``: one question for all aspects, answered with reasoning and levels as JSON under a schema (the form
+      of S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
 
     How often the model would leave the format if it were let: in ``labels`` the probability outside of the labels, in
     ``reasoning`` a share ``judge.format_sample`` of the requests is answered without the schema as well.
