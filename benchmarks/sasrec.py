@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sgrec_core.evaluation.metrics import ndcg, target_ranks
 from sgrec_core.generator.device import device
-from sgrec_core.generator.training import Windows, catalogue_loss, optimiser_of
+from sgrec_core.generator.packing import Windows
+from sgrec_core.generator.training import catalogue_loss, optimiser_of
 
 
 @dataclass(frozen=True, kw_only=True)

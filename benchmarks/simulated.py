@@ -23,7 +23,7 @@ from sgrec_core import simulator
 from sgrec_core.aggregator.features import state_features
 from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.generator import ItemTrie
-from sgrec_core.generator.training import Windows, cut_windows
+from sgrec_core.generator.packing import Windows, cut_windows
 from sgrec_core.hashing import hash_share
 from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.items.codes import assign_codes

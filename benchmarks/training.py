@@ -23,8 +23,8 @@ import torch
 from benchmarks import data
 from benchmarks.report import Claim, write
 from sgrec_core.generator import Generator, GeneratorConfig, ItemTrie, TrainingConfig, train_supervised
-from sgrec_core.generator.model import Packing
-from sgrec_core.generator.training import GRADIENT_NORM, Batch, Windows, optimiser_of, packed_loss
+from sgrec_core.generator.packing import Batch, Packing, Windows
+from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, packed_loss
 
 # "card" is for a GPU: wide enough for its matrix units, with a batch that fills them.
 SIZES = {

@@ -40,8 +40,8 @@ def show_summary(settings: Settings, day: str) -> None:
         table.add_row("decision", escape(summary["evaluation"]["reason"]))
     for note in summary["notes"]:
         table.add_row("note", escape(f"{note['stage']}: {note['text']}"))
-    table.add_row("report", paths["report"])
-    table.add_row("models", paths["models"])
+    table.add_row("report", str(settings.home / paths["report"]))
+    table.add_row("models", str(settings.home / paths["models"]))
     console.print(table)
 
 

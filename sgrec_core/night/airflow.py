@@ -7,7 +7,6 @@ every job appends a line when its state changes.
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -89,14 +88,14 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     An Airflow that the user runs otherwise does not leak in: its variables are left out.
     """
     home = settings.home.resolve()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
     return {
-        **inherited,
-        "SGREC_HOME": str(home),
+        **{name: value for name, value in settings.environment().items() if not name.startswith("AIRFLOW_")},
         "AIRFLOW_HOME": str(home / "airflow"),
-        # Airflow writes these two into its airflow.cfg, where they would go stale when the home is moved.
+        # Airflow writes these into its airflow.cfg, where they would go stale when the home is moved.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "airflow" / "logs"),
+        "AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(home / "airflow" / "logs" / "dag_processor"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(home / "airflow" / "plugins"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT_ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # the embedded one listens on this machine only

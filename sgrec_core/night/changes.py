@@ -1,8 +1,8 @@
 """What of a night would be computed again, and why: one rule for `backfill`, `backfill --dry-run` and `status`.
 
-A night is as it would be made today when the code of its stages, and all that they read, are those after its last success.
-The code is that which stages ran with by the table ``stage_runs``; the rest is kept in ``reports/<day>/inputs.json``, a digest a part. A doubt
-costs a run whose stages find out for themselves.
+A night is as it would be made today when the code of its stages, and all that they read, are those after its last
+success. The table ``stage_runs`` tells the code; the rest is kept in ``reports/<day>/inputs.json``, a digest a part. A
+doubt costs a run whose stages find out for themselves.
 """
 
 import json
@@ -41,7 +41,7 @@ class Changes:
 
     @property
     def computed(self) -> str:
-        """What would be computed, in words; of stages behind the first one only those whose inputs come out otherwise."""
+        """What would be computed, in words; of stages behind only those whose inputs come out otherwise."""
         if not self:
             return "nothing"
         if self.new:

@@ -49,7 +49,7 @@ class Gate:
 
 
 def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> Gate:
-    """Validate each table that ``stage`` publishes; write the results under ``reports/<day>`` and the run to ``stage_runs``.
+    """Validate each table that ``stage`` publishes; write results under ``reports/<day>`` and a run.
 
     A table whose rows and contract are those of an earlier successful validation is not validated again. Critical
     failures are part of the outcome, not an exception: see `stop_on_critical`.
@@ -179,7 +179,7 @@ def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
             column=None,
             severity="critical",
             success=rows_in == accepted + rejected,
-            observed=f"{rows_in:,} rows in, {accepted:,} rows in events, items and users, {rejected:,} in events_rejected",
+            observed=f"{rows_in:,} rows in, {accepted:,} in events, items and users, {rejected:,} in events_rejected",
             expected="rows in = rows accepted + rows rejected",
         ),
         Check(

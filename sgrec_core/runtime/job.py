@@ -1,8 +1,8 @@
 """What a stage runs in: its day, its settings, the lake, and the facts it leaves for people.
 
-A stage module defines ``run(job)`` and ends with ``main = stage_command("<stage>", run)``. What it leaves goes to the table
-``stage_runs`` (`sgrec_core.runtime.runs`), from which morning page, summary and later nights are made; what the terminal
-shows while it runs goes to ``<home>/reports/<day>/progress.jsonl``.
+A stage module defines ``run(job)`` and ends with ``main = stage_command("<stage>", run)``. What it leaves goes to the
+table ``stage_runs`` (`sgrec_core.runtime.runs`), from which morning page, summary and later nights are made; what the
+terminal shows while it runs goes to ``<home>/reports/<day>/progress.jsonl``.
 """
 
 import json
@@ -263,7 +263,8 @@ def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:
         text.append(f"Registers: {definition.registers}.")
     text.append(
         "Tables and models lie under SGREC_HOME (default .sgrec). Settings come from SGREC_* variables. "
-        "Nothing is computed again when nothing changed. Exit codes: 0 done, 1 crashed, 2 an input or a setting is wrong, 3 stopped by a quality gate."
+        "Nothing is computed again when nothing changed. Exit codes: 0 done, 1 crashed, 2 an input or a setting is "
+        "wrong, 3 stopped by a quality gate."
     )
 
     def command(

@@ -1,4 +1,4 @@
-"""The stages of a night and of the judge's training, in order: the one place that says who reads and who publishes what.
+"""The stages of a night and of the judge's training, in order: the one place that says who reads and publishes what.
 
 The DAG, the command line, the quality gates and the documentation all read this list, so it imports nothing
 but the standard library: Airflow parses it on every DAG refresh.
@@ -118,7 +118,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="materialize_rewards",
         engine="torch",
-        reads=("candidates", "aspect_scores", "user_weights", "items"),
+        reads=("candidates", "aspect_scores", "user_weights", "items", "item_codes", "user_states"),
         publishes=("rewards",),
         summary="standardise, gate and fuse business and semantic reward",
     ),

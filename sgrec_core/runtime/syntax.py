@@ -1,8 +1,8 @@
 """Modules as definitions and the names that these read, from the source alone: nothing is imported.
 
-A definition is what a module gives a name to: a function, a class with its whole body, a constant. Its text is its syntax
-tree without comments, docstrings, formatting, type hints of functions and what is said to users on raising an error; it is
-the same in every version of Python. Names of other definitions are no part of the text: they are `references`.
+A definition is what a module gives a name to: a function, a class with its whole body, a constant. Its text is its
+syntax tree without comments, docstrings, formatting, type hints of functions and what is said to users on raising an
+error; it is the same in every version of Python. Names of other definitions are no part of it: they are `references`.
 """
 
 import ast
@@ -23,7 +23,7 @@ HINTS = {"returns", "type_comment", "type_params", "ctx", "kind", "lineno"}
 
 @dataclass
 class Definition:
-    """Text of a definition, and what it reads of its module and of others, in order; NUL in the text stands for each."""
+    """Text of a definition, and in order what it reads of its module and of others; NUL in the text stands for each."""
 
     text: str
     references: list[Reference]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgrec_core.generator.memory import FADING, REACH, SMOOTHING, UNSEEN, TransitionMemory
-from sgrec_core.generator.training import cut_windows
+from sgrec_core.generator.packing import cut_windows
 
 ITEMS, MAX_ITEMS = 12, 8
 
@@ -95,7 +95,7 @@ def test_another_catalogue_keeps_the_transitions_between_items_that_stay(
 ) -> None:
     rows = torch.tensor([max(row, -1) for row in order[: size + 1]])
     memory = memory_of(*drawn)
-    memory.align(rows)
+    memory.align(rows, torch.zeros(len(rows), 1))
     counts, popularity = counted(*drawn)
     stays = rows >= 0
     # An item that has gone keeps what followed the others from being sure of the rest.

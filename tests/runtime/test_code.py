@@ -160,7 +160,7 @@ def test_the_way_to_import_does_not_count(tmp_path: Path) -> None:
 def test_neither_does_the_place_of_a_definition(tmp_path: Path) -> None:
     rules = SMALL["sgrec_core/shop/rules.py"]
     moved = {
-        "sgrec_core/shop/rules.py": "from sgrec_core.shop.taxes import discount, price\n\ndef unused():\n    return 1\n",
+        "sgrec_core/shop/rules.py": "from sgrec_core.shop.taxes import discount, price\n\nunused = None\n",
         "sgrec_core/shop/taxes.py": rules.split("def unused")[0],
     }
     assert write(tmp_path / "before", SMALL) == write(tmp_path / "after", {**SMALL, **moved})
@@ -233,7 +233,8 @@ from sgrec_core.judge.engines import judge_version
 from sgrec_core.runtime.code import stage_digest
 from sgrec_core.runtime.stages import ALL_STAGES
 from sgrec_core.settings import Settings
-judges = [Settings()] + [Settings(judge={"engine": e, "mode": m}) for e in ("vllm", "server") for m in ("labels", "reasoning")]
+kinds = [(engine, mode) for engine in ("vllm", "server") for mode in ("labels", "reasoning")]
+judges = [Settings(), *(Settings(judge={"engine": engine, "mode": mode}) for engine, mode in kinds)]
 print(json.dumps({
     "stages": {stage.name: stage_digest(stage.name) for stage in ALL_STAGES},
     "judges": [judge_version(settings, True) for settings in judges],
@@ -274,15 +275,35 @@ def test_the_environment_of_the_judge_computes_the_same_digests(ours: dict) -> N
 @pytest.mark.parametrize(
     ("file", "before", "after", "differing"),
     [
-        pytest.param("prompt.py", "unicodedata.normalize(\"NFKC\", text[: 4 * limit])", "text[: 4 * limit]", {1, 2, 3, 4, 0}, id="cleaning"),
-        pytest.param("prompt.py", '"\\n".join(f"{number}. {text}"', '"\\n".join(f"{number}) {text}"', {1, 2, 3, 4}, id="wording"),
+        pytest.param(
+            "prompt.py",
+            'unicodedata.normalize("NFKC", text[: 4 * limit])',
+            "text[: 4 * limit]",
+            {1, 2, 3, 4, 0},
+            id="cleaning",
+        ),
+        pytest.param(
+            "prompt.py", '"\\n".join(f"{number}. {text}"', '"\\n".join(f"{number}) {text}"', {1, 2, 3, 4}, id="wording"
+        ),
         pytest.param("engines/embedding.py", "HALF_LIFE = 3.0", "HALF_LIFE = 2.0", {0}, id="formula"),
-        pytest.param("engines/language_model.py", "math.exp(log_probs[label] - highest)", "math.exp(log_probs[label])", {1, 3}, id="reading"),
-        pytest.param("engines/vllm_backend.py", "temperature=0.0, max_tokens=1,", "temperature=0.1, max_tokens=1,", {1}, id="decoding"),
+        pytest.param(
+            "engines/language_model.py",
+            "math.exp(log_probs[label] - highest)",
+            "math.exp(log_probs[label])",
+            {1, 3},
+            id="reading",
+        ),
+        pytest.param(
+            "engines/vllm_backend.py",
+            "temperature=0.0, max_tokens=1,",
+            "temperature=0.1, max_tokens=1,",
+            {1},
+            id="decoding",
+        ),
         pytest.param("engines/server_backend.py", "SILENCE = 32", "SILENCE = 64", set(), id="client"),
         pytest.param("calls/estimate.py", "BLOCK = ", "BLOCK = 1 + ", set(), id="estimate"),
     ],
-)  # fmt: skip
+)
 def test_a_judge_is_another_by_what_words_decodes_and_reads(
     tmp_path: Path, file: str, before: str, after: str, differing: set[int]
 ) -> None:
@@ -305,7 +326,7 @@ def test_what_is_not_followed_exists() -> None:
     source = code._source(PROJECT_ROOT)
     for name in (*code.MOVES, *code.COMPUTES):
         assert source.module(name), name
-    for name in code.STANDS_FOR_ITSELF:
+    for name in (*code.STANDS_FOR_ITSELF, *(name for names in code.CALLS_NONE.values() for name in names)):
         module, _, inner = name.partition(":")
         found = source.module(module)
         assert found is not None, name

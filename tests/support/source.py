@@ -20,11 +20,11 @@ def copied(root: Path, edit: Callable[[Path], None] = lambda root: None) -> Path
 
 
 def change_gate(root: Path) -> None:
-    """Another formula of A2PO's gate, wherever it stands."""
-    path = next(path for path in (root / "sgrec_core" / "rewards").rglob("*.py") if "def a2po(" in path.read_text())
+    """Another formula of A2PO's gate."""
+    path = root / "sgrec_core" / "rewards" / "advantages" / "a2po.py"
     text = path.read_text()
-    assert text.count("(larger + eps)") == 1
-    path.write_text(text.replace("(larger + eps)", "(larger + 1.0)"))
+    assert text.count("(larger + epsilon)") == 1
+    path.write_text(text.replace("(larger + epsilon)", "(larger + 1.0)"))
 
 
 def rewrite(root: Path) -> None:

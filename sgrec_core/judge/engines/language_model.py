@@ -15,6 +15,7 @@ from sgrec_core.judge.engines.backends import (
     Backend,
     Chat,
     Failed,
+    decoding_settings,
     is_known_to_the_server_alone,
 )
 from sgrec_core.judge.engines.server_backend import Server
@@ -93,12 +94,9 @@ class LanguageModelEngine:
 
     def version_facts(self) -> dict[str, Any]:
         judge = self.settings.judge
-        decoding: dict[str, Any] = {"mode": self.mode}
+        decoding = decoding_settings(judge)
         if self.mode == "reasoning":
-            decoding |= {"max_tokens": self.max_tokens, "reasoning_characters": judge.reasoning_characters}
-        if not is_known_to_the_server_alone(judge):
-            # Histories are cut until the prompt fits.
-            decoding |= {"max_model_len": judge.max_model_len}
+            decoding["max_tokens"] = self.max_tokens
         return {
             "engine": judge.engine,
             "model": _model_identity(judge) | _adapter_identity(judge.adapter_folder),
