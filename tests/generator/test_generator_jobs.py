@@ -441,7 +441,7 @@ def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights:
 def test_advantages_of_codes_go_from_the_method_through_the_table_into_training(
     two_nights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A method of the papers to come, which `METHODS` alone knows: a code is right or wrong, whatever comes after it."""
+    """A method of the papers to come, which `METHODS` alone knows: a code is right or wrong, whatever follows."""
 
     def right_codes(groups: Groups, epsilon: float) -> Fused:
         right = (groups.codes == groups.target_codes[:, None]) & ~groups.forced
@@ -584,7 +584,7 @@ def test_a_training_job_of_two_processes_does_what_one_does(two_nights: Any) -> 
 
 
 def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights: Any, tmp_path: Path) -> None:
-    """Trained, rolled out, improved, evaluated and served; the next night starts from it, another model's from scratch."""
+    """Trained, rolled out, improved, evaluated and served; the next night starts from it."""
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     backbone = make_tiny_model(tmp_path / "model")
     changes = {"backbone": backbone, "epochs": 2, "learning_rate": 1e-3, "warm_epochs": 1}

@@ -156,8 +156,14 @@ def _promote_many(root: str, who: str, start: "multiprocessing.synchronize.Barri
         def choose(decisions: list[p.Decision], version: str = f"{who}{number}") -> p.Decision:
             reason = f"after {p.champion(decisions)}"
             return p.Decision(
-                day="2026-01-05", action="promote", model=GENERATOR, version=version, fingerprint="f", who=who, reason=reason
-            )  # fmt: skip
+                day="2026-01-05",
+                action="promote",
+                model=GENERATOR,
+                version=version,
+                fingerprint="f",
+                who=who,
+                reason=reason,
+            )
 
         table.decide(choose)
 
