@@ -45,7 +45,7 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # DEVICE=cuda for decode and training, SIZE=card for a model that fills a card; a2po and generator take a GPU where there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: bench-a2po bench-decode bench-generator bench-judge bench-tokenizers bench-training
+.PHONY: bench-a2po bench-decode bench-generator bench-judge bench-night bench-tokenizers bench-training
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
@@ -57,6 +57,8 @@ bench-generator: env
 bench-judge: env judge-env
 	@.venv-judge/bin/python -m benchmarks.judge $(OPTIONS)
 	@$(BENCH) benchmarks.judge_training $(if $(SHORT),--short)
+bench-night: java env
+	@$(BENCH) benchmarks.night $(if $(SHORT),--short)
 bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env

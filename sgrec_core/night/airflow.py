@@ -141,7 +141,7 @@ def warm_process(settings: Settings, output: Any, *options: str) -> Iterator[War
             listener.bind(f"{folder}/jobs")
             listener.listen()
             inherited = (listener.fileno(), watched)
-            command = ["--listener", str(inherited[0]), "--alive", str(watched), "--gateway", f"{folder}/spark"]
+            command = ["--listener", str(inherited[0]), "--alive", str(watched), "--folder", folder]
             process = start(settings, ["sgrec_core.runtime.zygote", *command, *options], output, inherited=inherited)
         try:
             yield Warm(process, Path(folder) / "jobs", alive)

@@ -58,6 +58,7 @@ class Job:
         self.notes: list[str] = []
         self.reports = settings.reports(day, self.stage.folder)
         self._started = time.time()
+        self._starting = 0.0
         self._skipped = False
         self._fingerprint: str | None = None
         self._earlier: list[dict[str, Any]] = []
@@ -112,6 +113,15 @@ class Job:
         self.notes = [*notes, *(note for note in self.notes if note not in notes)]
         self._skipped = True
 
+    @contextmanager
+    def starting_engine(self) -> Iterator[None]:
+        """Around the start of Spark and its like: no work of the stage, but what the night itself costs."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._starting += time.monotonic() - began
+
     def progress(self, iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
         """Iterate with a progress bar on the terminal and progress lines in the day's file."""
         if total is None and isinstance(iterable, Sized):
@@ -160,6 +170,7 @@ class Job:
         """Run the stage and return its exit code; errors for users become one red line."""
         self.event("started")
         self._write_facts_running()
+        began = time.monotonic()
         try:
             run(self)
         except SgrecError as error:
@@ -170,9 +181,11 @@ class Job:
         except BaseException as error:
             self._fail("".join(traceback.format_exception_only(error)).strip())
             raise
+        worked = time.monotonic() - began - self._starting
         state = "skipped" if self._skipped else "finished"
         self._write_facts(state)
-        self.event(state, seconds=round(time.time() - self._started, 2), message=_headline(self.facts))
+        seconds = {"seconds": round(time.time() - self._started, 2), "work_seconds": round(worked, 2)}
+        self.event(state, **seconds, message=_headline(self.facts))
         console.print(self._closing_table(state))
         return 0
 

@@ -18,6 +18,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -42,7 +43,7 @@ LIBRARIES = (
 )
 GRACE_SECONDS = 10.0
 """How long a job may take to end after SIGTERM before it is killed."""
-FREE = ("SGREC_", "_SGREC_", "AIRFLOW_", "_AIRFLOW_", "__AIRFLOW_")
+FREE: tuple[str, ...] = ("SGREC_", "_SGREC_", "AIRFLOW_", "_AIRFLOW_", "__AIRFLOW_")
 FREE += ("CUDA_VISIBLE_DEVICES=", "PWD=", "OLDPWD=", "SHLVL=", "_=")
 """Beginnings of ``name=`` of the variables in which a job may differ: no library reads them when it is imported."""
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "_RJEM_MALLOC_CONF": "background_thread:false"}
@@ -286,12 +287,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--listener", type=int, required=True, help="descriptor of a socket that listens")
     parser.add_argument("--alive", type=int, required=True, help="descriptor of a pipe; all ends when it is closed")
-    parser.add_argument("--gateway", type=Path, required=True, help="file that tells the Spark jobs of their JVM")
+    parser.add_argument("--folder", type=Path, required=True, help="of this process: its socket; removed at its end")
     parser.add_argument("--spark-jobs", nargs="*", default=[], help="modules of the Spark jobs, in their order")
     parser.add_argument("--libraries", nargs="*", default=LIBRARIES, help="modules to import")
     given = parser.parse_args()
     listener = socket.socket(fileno=given.listener)
-    Zygote(listener, given.alive, given.spark_jobs, given.gateway).serve(given.libraries)
+    Zygote(listener, given.alive, given.spark_jobs, given.folder / "spark").serve(given.libraries)
+    shutil.rmtree(given.folder, ignore_errors=True)
     os._exit(0)
 
 
