@@ -15,6 +15,7 @@ from sgrec_core.judge.versions.adapters import (
     newest,
     of_night,
     remember,
+    resolve_adapter,
     rubric_digest,
     settings_of_stage,
     trained,
@@ -115,7 +116,7 @@ def test_the_active_adapter_is_for_how_it_was_compared(changes: dict[str, Any]) 
 
 def test_an_estimate_pins_nothing(settings: Settings) -> None:
     activate(settings, "2026-01-03", adapter("2026-01-03"))
-    Job("score_aspects", "2026-01-11", settings, looks_only=True)
+    resolve_adapter(Job("score_aspects", "2026-01-11", settings, looks_only=True))
     assert not settings.reports("2026-01-11").exists()
 
 
