@@ -107,8 +107,8 @@ class Zygote:
             connection.settimeout(5)
             head, streams, _, _ = socket.recv_fds(connection, 4, 3)
             text = b""
-            while len(text) < int.from_bytes(head, "big"):
-                text += connection.recv(1 << 16)
+            while len(text) < int.from_bytes(head, "big") and (part := connection.recv(1 << 16)):
+                text += part
             asked = json.loads(text)
             if self.serves(asked):
                 self.start(asked, connection, streams)
