@@ -23,7 +23,8 @@ def run(job: Job) -> None:
     from pyspark.sql import functions as F
 
     has_labels = job.lake.count("events", where={**partition, "role": "validation"}) > 0
-    spark = spark_session(job.settings, "build_states")
+    with job.starting_engine():
+        spark = spark_session(job.settings, "build_states")
     try:
         today = read_spark(spark, job.lake, "events", {"day": [job.day], "role": ["logged", "validation"]})
         before = read_spark(spark, job.lake, "events", {"day": days, "role": ["logged"]})

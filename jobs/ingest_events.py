@@ -49,7 +49,8 @@ def run(job: Job) -> None:
 
     from pyspark.sql import DataFrame
 
-    spark = spark_session(settings, "ingest_events")
+    with job.starting_engine():
+        spark = spark_session(settings, "ingest_events")
     try:
         parsed = {
             record: parse_files(spark, [file for file in files if file.record == record], record, job.day, limits)

@@ -56,6 +56,7 @@ class Job:
         self.notes: list[str] = []
         self.reports = settings.reports(day, self.stage.folder)
         self._started = time.time()
+        self._starting = 0.0
         self._run: Run | None = None
         """As recorded last; None before the stage has begun."""
         self._skipped = False
@@ -123,6 +124,15 @@ class Job:
         self.notes = [*notes, *(note for note in self.notes if note not in notes)]
         self._skipped = True
 
+    @contextmanager
+    def starting_engine(self) -> Iterator[None]:
+        """Around the start of Spark and its like: no work of the stage, but what the night itself costs."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._starting += time.monotonic() - began
+
     def _earlier_runs(self) -> list[Run]:
         """Of the stage and its day, the oldest first."""
         runs = runs_of_day(self.lake, self.day, folder=self.stage.folder, stage=self.stage.name)
@@ -175,6 +185,7 @@ class Job:
         self.event("started")
         try:
             self._begin()
+            began = time.monotonic()
             run(self)
         except SgrecError as error:
             self._fail(str(error))
@@ -184,9 +195,10 @@ class Job:
         except BaseException as error:
             self._fail("".join(traceback.format_exception_only(error)).strip())
             raise
+        worked = time.monotonic() - began - self._starting
         state = "skipped" if self._skipped else "finished"
         self._end(state)
-        self.event(state, seconds=self._seconds, message=_headline(self.facts))
+        self.event(state, seconds=self._seconds, work_seconds=round(worked, 2), message=_headline(self.facts))
         console.print(self._closing_table(state))
         return 0
 
