@@ -322,6 +322,9 @@ class AirflowSettings(Section):
     )
     retry_delay_seconds: float = Field(30.0, ge=0, description="wait before the first retry; doubles with each")
     gpu_slots: int = Field(1, ge=1, description="slots of the pool gpu: stages that may hold a GPU at the same time")
+    warm: bool = Field(
+        True, description="fork the jobs of `sgrec nightly` from one process that has imported the libraries"
+    )
 
 
 class Settings(BaseSettings):
