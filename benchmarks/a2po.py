@@ -32,7 +32,8 @@ from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, ran
 from sgrec_core.generator.device import device
 from sgrec_core.hashing import digest
 from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
-from sgrec_core.rewards import fusion
+from sgrec_core.rewards.advantages import Groups
+from sgrec_core.rewards.fusion import Advantages, fuse, fusion_facts
 
 GROUP = 16
 BEAM, LIST = 50, 20
@@ -187,7 +188,11 @@ def fused_groups(
     everything = np.ones(len(rows), dtype=bool)
     draw = np.random.default_rng(seed)
     sampled = draw.random(len(rows)) < SHARE
-    plain = fusion.business(rewards)
+
+    def fused(objective: str, semantic: np.ndarray | None = None, judged: np.ndarray | None = None) -> Advantages:
+        return fuse(objective, Groups.of(world.trie, items, rewards, semantic, judged, targets))
+
+    plain = fused("business")
     advantages: dict[str, np.ndarray] = {"business": plain.advantage}
     facts: dict[str, Any] = {
         "groups": len(rows),
@@ -195,20 +200,20 @@ def fused_groups(
     }
     for judge in JUDGES[world.name]:
         semantic = world.semantic[judge](rows, items)
-        gated = fusion.a2po(rewards, semantic)
+        gated = fused("a2po", semantic)
         shuffled = np.take_along_axis(semantic, draw.random(semantic.shape).argsort(axis=1), axis=1)
         growth = np.abs(gated.advantage).mean() / np.abs(plain.advantage).mean()
         advantages |= {
             f"a2po/{judge}": gated.advantage,
-            f"a2po p=5%/{judge}": fusion.a2po(rewards, semantic, sampled).advantage,
+            f"a2po p=5%/{judge}": fused("a2po", semantic, sampled).advantage,
             f"scaled control/{judge}": plain.advantage * growth,
-            f"permuted control/{judge}": fusion.a2po(rewards, shuffled).advantage,
-            f"a2po_centred/{judge}": fusion.a2po_centred(rewards, semantic).advantage,
-            f"permuted centred control/{judge}": fusion.a2po_centred(rewards, shuffled).advantage,
-            f"adv_sum/{judge}": fusion.adv_sum(rewards, semantic).advantage,
-            f"reward_sum/{judge}": fusion.reward_sum(rewards, semantic).advantage,
+            f"permuted control/{judge}": fused("a2po", shuffled).advantage,
+            f"a2po_centred/{judge}": fused("a2po_centred", semantic).advantage,
+            f"permuted centred control/{judge}": fused("a2po_centred", shuffled).advantage,
+            f"adv_sum/{judge}": fused("adv_sum", semantic).advantage,
+            f"reward_sum/{judge}": fused("reward_sum", semantic).advantage,
         }
-        facts[judge] = vars(fusion.fusion_facts(gated, everything)) | {"auc": order_of_hits(items, targets, semantic)}
+        facts[judge] = vars(fusion_facts(gated, everything)) | {"auc": order_of_hits(items, targets, semantic)}
     facts["policy"] = {"auc": order_of_hits(items, targets, beams.scores.numpy())}
     return StoredGroups(histories, items, beams.log_probs.numpy(), plain.advantage), advantages, facts
 

@@ -236,7 +236,8 @@ def main() -> None:
         "before a resolver. Lift: how much more often than by chance neighbours in training sequences (different "
         "items) share a prefix of 1, 2 and 3 codes. Moved: items that did not get the tuple they wanted. Added cost: "
         "what the last level's cost rises by, mean over items: squared distance, or cosine where residuals are "
-        "normalised, so that it compares within a row alone; greedy is first come first served, the resolver before this one. "
+        "normalised, so that it compares within a row alone; greedy is first come first served, the resolver before "
+        "this one. "
         "Fit times of a shared machine say an order of magnitude."
     ]
     for catalogue, (public_set, vectors) in catalogues.items():

@@ -17,10 +17,10 @@ from sgrec_core.judge.versions.comparison import (
     Row,
     against,
     answers,
+    decide,
     held_out,
     measures,
     settings_of_roles,
-    verdict,
 )
 from sgrec_core.judge.versions.decision import carry_out
 from sgrec_core.lake import load_contract
@@ -50,7 +50,7 @@ def run(job: Job) -> None:
         "candidate": [*measures(held, candidate, **how), *against(held, candidate, active, **how)],
         "active": list(measures(held, active, **how)),
     }
-    found = verdict(rows, settings, active.version)
+    found = decide(rows, settings, active.version)
 
     adapter = carry_out(found, job.lake, settings, job.day, candidate=roles["candidate"], version=candidate.version)
     registry, serving = Registry(settings), newest(settings)
@@ -76,7 +76,7 @@ def run(job: Job) -> None:
     job.fact("activated", found.passed)
     job.fact("reason", found.reason)
     page = write_judge_report(job, roles, of_role, rows, found, was_trained=adapter is not None)
-    job.fact("report", str(page))
+    job.fact("report", str(page.relative_to(job.settings.home.resolve())))
     name = f"judge {candidate.version}" + (f" ({JUDGE} version {adapter.version})" if adapter else "")
     job.note(f"{name} {'activated' if found.passed else 'not activated'}: {found.reason}")
 

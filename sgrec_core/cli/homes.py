@@ -4,21 +4,17 @@ import os
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from sgrec_core.cli.app import DEFAULT_HOME, JUDGE_INTERPRETER, console
 from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.files import read_json, write_json
 from sgrec_core.settings import Settings
 
-if TYPE_CHECKING:
-    pass
-
-from sgrec_core.cli.app import DEFAULT_HOME, JUDGE_INTERPRETER, console
-
 # The home and its source
 
 
-def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
+def settle_home(source: str | None, judge: str | None = None, *, starts_anew: bool) -> Settings:
     """Settings whose home belongs to the source that is asked for; marks a new home as belonging to it.
 
     A home holds the tables and models of one source. Asked for another one, the default home gives way to
@@ -26,6 +22,7 @@ def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
 
     Args:
         source: ``--input``, or None.
+        judge: ``--judge``, or None.
         starts_anew: without any source named, the default home is asked for the simulator rather than for its own.
 
     Raises:
@@ -53,16 +50,14 @@ def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
             f"{first.name} belongs to {source_of(first)}; this night uses {home.name} (SGREC_HOME={home})",
             soft_wrap=True,
         )
-    # The jobs, in processes of their own, read the environment.
-    os.environ["SGREC_HOME"], os.environ["SGREC_INPUT"] = str(home), wanted
-    settings = checked_settings()
+    settings = checked_settings(judge, home=home, input=wanted)
     if _written_source(home) is None:
         write_json(home / "source.json", {"input": wanted})
     return settings
 
 
-def existing_home() -> Settings:
-    """Settings of a home in which a night was started, with its source.
+def existing_home(judge: str | None = None) -> Settings:
+    """Settings of a home in which a night was started, with its source; ``judge`` is what ``--judge`` says.
 
     Raises:
         SettingsError: there is none; the message names homes that are there.
@@ -73,9 +68,7 @@ def existing_home() -> Settings:
         others = [path.parent.name for path in sorted(home.parent.glob(f"{DEFAULT_HOME}*/source.json"))]
         hint = f"; set SGREC_HOME to one of {', '.join(others)}" if others else "; run `sgrec nightly` first"
         raise SettingsError(f"no night was run in {home}{hint}")
-    os.environ["SGREC_HOME"] = str(home)
-    os.environ.setdefault("SGREC_INPUT", source)
-    return checked_settings()
+    return checked_settings(judge, home=home, input=os.environ.get("SGREC_INPUT", source))
 
 
 def source_of(home: Path) -> str | None:
@@ -107,18 +100,20 @@ def _belongs_to_another(home: Path, wanted: str) -> str:
     )
 
 
-def choose_judge(engine: str | None) -> None:
-    """Put the judge's engine, and the environment that it needs, into the settings of the jobs."""
-    if engine:
-        os.environ["SGREC_JUDGE__ENGINE"] = engine
-    if os.environ.get("SGREC_JUDGE__ENGINE") == "vllm":
-        os.environ.setdefault("SGREC_INTERPRETERS__JUDGE", JUDGE_INTERPRETER)
-
-
-def checked_settings() -> Settings:
+def checked_settings(judge: str | None, **given: Any) -> Settings:
+    """What is given before what the environment says; a judge's engine comes with the interpreter that it needs."""
     from sgrec_core.runtime.job import load_settings
 
-    return load_settings()
+    settings = load_settings(**given, **({"judge": {"engine": judge}} if judge else {}))
+    return with_judge_interpreter(settings) if settings.judge.engine == "vllm" else settings
+
+
+def with_judge_interpreter(settings: Settings) -> Settings:
+    """Judge in the environment that `make judge-env` makes, unless the settings name another."""
+    if "judge" in settings.interpreters.model_fields_set:
+        return settings
+    interpreters = settings.interpreters.model_copy(update={"judge": JUDGE_INTERPRETER})
+    return settings.model_copy(update={"interpreters": interpreters})
 
 
 def valid_day(day: str) -> str:

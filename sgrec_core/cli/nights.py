@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sgrec_core.night.airflow import Outcome
 
 from sgrec_core.cli.app import Input, InterruptedNightError, Judge, app, complain, console
-from sgrec_core.cli.homes import choose_judge, days_between, default_day, existing_home, settle_home, valid_day
-from sgrec_core.cli.views import evaluation_cells, nights_table, read_summary, show_summary, stages_table
+from sgrec_core.cli.homes import days_between, default_day, existing_home, settle_home, valid_day
+from sgrec_core.cli.views import changes_table, evaluation_cells, nights_table, read_summary, show_summary, stages_table
 
 
 @app.command()
@@ -31,8 +31,7 @@ def nightly(
     judge: Judge = None,
 ) -> None:
     """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again."""
-    choose_judge(judge)
-    settings = settle_home(source, starts_anew=True)
+    settings = settle_home(source, judge, starts_anew=True)
     day = valid_day(day) if day else default_day(settings)
     outcome = show_night(settings, day)
     written = settings.reports(day) / "summary.json"
@@ -53,13 +52,18 @@ def backfill(
     force: Annotated[
         bool, typer.Option("--force", help="Look at every stage, also of days that have not changed.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be computed, and why; compute nothing.")
+    ] = False,
 ) -> None:
-    """Run the nights of past days, in order; only what is missing or changed is computed."""
-    from sgrec_core.night.unchanged import night_is_unchanged, remember_night
+    """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed."""
+    from sgrec_core.night.changes import changes_of_night, remember_night
 
-    choose_judge(judge)
-    settings = settle_home(source, starts_anew=False)
+    settings = existing_home(judge) if dry_run and source is None else settle_home(source, judge, starts_anew=False)
     days = list(days_between(valid_day(first), valid_day(last)))
+    if dry_run:
+        console.print(changes_table(settings, days))
+        return
     table = Table(title=f"backfill {first} to {last}", title_justify="left", box=None)
     for name in (
         "day",
@@ -74,10 +78,13 @@ def backfill(
         table.add_column(name, justify="left" if name in ("day", "night", "promoted") else "right")
     stopped = None
     for day in days:
-        if not force and night_is_unchanged(settings, day):
+        changes = changes_of_night(settings, day)
+        if not force and not changes:
             console.print(f"[dim]·[/] night {day} unchanged")
             table.add_row(day, "unchanged", "", "0", "all", *evaluation_cells(settings, day))
             continue
+        if changes.state in ("stale", "changed"):
+            console.print(f"night {day} is {changes.state}: {changes.why}")
         outcome = show_night(settings, day)
         states = [stage["state"] for stage in read_summary(settings, day).get("stages", [])]
         table.add_row(
@@ -113,10 +120,12 @@ def status(
     console.print(f"{settings.home} · {settings.input}", soft_wrap=True)
     console.print(stages_table(settings, valid_day(day)) if day else nights_table(settings, nights))
     registry = Registry(settings)
-    aliases = registry.aliases(GENERATOR)
-    for alias in (CHAMPION, CHALLENGER):
-        version = aliases.get(alias)
-        made = f"version {version}, made by night {registry.get(GENERATOR, version).day}" if version else "none yet"
+    challenger = registry.aliases(GENERATOR).get(CHALLENGER)
+    for alias, version in (
+        (CHAMPION, registry.champion()),
+        (CHALLENGER, registry.get(GENERATOR, challenger) if challenger else None),
+    ):
+        made = f"version {version.version}, made by night {version.day}" if version else "none yet"
         console.print(f"{alias}: {made}")
     for judge in accepted_judges(settings)[-1:]:
         console.print(f"judge accepted last ({judge.how}, {judge.day}): {judge}", soft_wrap=True, markup=False)

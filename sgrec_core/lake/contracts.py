@@ -27,6 +27,7 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "list<string>": pa.list_(pa.string()),
     "list<int32>": pa.list_(pa.int32()),
     "list<float32>": pa.list_(pa.float32()),
+    "list<float64>": pa.list_(pa.float64()),
 }
 
 
@@ -152,7 +153,8 @@ class Contract:
         """Check the values of conformed rows.
 
         Raises:
-            ContractError: names table, column, number of bad rows, the first bad row's key and value, and what is valid.
+            ContractError: names table, column, number of bad rows, the first bad row's key and value, and what is
+            valid.
         """
         for column in self.columns:
             values = data.column(column.name)
@@ -195,7 +197,11 @@ def _bad_rows(column: Column, values: pa.Array | pa.ChunkedArray) -> pa.Array | 
     """True for each row that breaks the column's rules."""
     bad = pc.is_null(values) if not column.nullable else pc.and_(pc.is_null(values), False)
     if column.is_list:
-        if column.minimum is not None or column.maximum is not None or column.type == "list<float32>":
+        if (
+            column.minimum is not None
+            or column.maximum is not None
+            or column.type in ("list<float32>", "list<float64>")
+        ):
             for low_high in (pa.chunked_array([values]) if isinstance(values, pa.Array) else values).chunks:
                 low_high.validate()
             bad = pc.or_(bad, _bad_lists(column, values))

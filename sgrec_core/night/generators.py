@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
 
 from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.generator.config import GeneratorConfig
@@ -25,8 +26,8 @@ NO_SHAPE = ("dropout", "item_weight", "followers", "memory_weight")
 """Of a generator's configuration what a warm start may change."""
 
 
-def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: int) -> Catalogue:
-    """The day's items that have codes of this tokenizer.
+def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: int | None = None) -> Catalogue:
+    """The day's items that have codes of this tokenizer; by default the codebook is as large as its codes need.
 
     Raises:
         SgrecError: there are none.
@@ -35,6 +36,7 @@ def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: i
     codes = lake.read(
         "item_codes", where={"tokenizer_version": tokenizer_version}, columns=["item_id", "codes", "wanted_codes"]
     )
+    codebook_size = codebook_size or (pc.max(pc.list_flatten(codes["codes"])).as_py() or 0) + 1
     try:
         return Catalogue.build(
             items["item_id"], codes, codebook_size=codebook_size, tokenizer_version=tokenizer_version

@@ -6,34 +6,55 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from sgrec_core.errors import SgrecError
 from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.lake import Lake
+from sgrec_core.lake.queries import decisions
 from sgrec_core.night.business import day_context
 from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.rewards.ranking import ranking_reward
+from sgrec_core.runtime.code import stage_digest
 from sgrec_core.settings import Settings
 
 
 def version_of_day(lake: Lake, day: str, settings: Settings) -> str:
     """The reward version that the day's tables and the settings make; part of the key of ``rewards``.
 
-    A content hash of the versions of judge, aggregator, business model and tokenizer, and of the fusion settings.
+    A content hash of the versions of judge, aggregator, business model, policy and tokenizer, of the fusion settings,
+    and of the code that makes candidates, weights and rewards of them.
     """
-    candidates = lake.read("candidates", where={"day": day}, columns=["business_version", "tokenizer_version"])
+    made_by = ["business_version", "policy_version", "tokenizer_version"]
+    candidates = lake.read("candidates", where={"day": day}, columns=made_by)
     weights = lake.read("user_weights", where={"day": day}, columns=["aggregator_version"])
     versions = [
         sorted(column.unique().to_pylist())
-        for column in (
-            weights["aggregator_version"],
-            candidates["business_version"],
-            candidates["tokenizer_version"],
-        )
+        for column in (weights["aggregator_version"], *(candidates[name] for name in made_by))
     ]
+    code = [stage_digest(stage) for stage in ("generate_candidates", "train_aggregator", "materialize_rewards")]
     judge = judge_version(settings, day_has_context(lake, day))
-    return digest(json.dumps([judge, *versions, settings.fusion.model_dump()], sort_keys=True))
+    return digest(json.dumps([judge, *versions, code, settings.fusion.model_dump()], sort_keys=True))
+
+
+def candidates_to_fuse(lake: Lake, day: str) -> pa.Table:
+    """The day's candidates, and beside them item_hash of the day's item and target_item of the decision.
+
+    Raises:
+        SgrecError: there are none.
+    """
+    candidates = lake.read("candidates", where={"day": day})
+    if not candidates.num_rows:
+        raise SgrecError(f"{day} has no candidates; run `python -m jobs.generate_candidates --day {day}` first")
+    items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])
+    states = decisions(lake, [day], "train", ["decision_id", "target_item"])
+    item = pc.index_in(candidates["item_id"], items["item_id"].combine_chunks())
+    state = pc.index_in(candidates["decision_id"], states["decision_id"].combine_chunks())
+    return candidates.append_column("item_hash", items["item_hash"].take(item)).append_column(
+        "target_item", states["target_item"].take(state)
+    )
 
 
 def business_reward(

@@ -1,17 +1,18 @@
 """The page about a judge that may become active: is it better, at what, how sure of itself, and where does it go wrong.
 
-``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from data is escaped.
-``index.html`` beside it is the same page of the newest comparison.
+``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from
+data is escaped. ``index.html`` beside it is the same page of the newest comparison.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgrec_core.evaluation.gate import Verdict
 from sgrec_core.files import write_text
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.versions.accepted import judge_in_words
-from sgrec_core.judge.versions.comparison import Answers, Row, Verdict
+from sgrec_core.judge.versions.comparison import Answers, Row
 from sgrec_core.quality.report import page_environment
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.runs import Run, last_done

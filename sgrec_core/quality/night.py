@@ -201,7 +201,7 @@ def state_of_night(settings: Settings, lake: Lake, day: str) -> At | None:
 
 
 def steps_of_night(runs: Mapping[str, Run], failures: Mapping[str, Mapping[str, Any]]) -> list[Step]:
-    """Stages and gates in order. The night is a chain, so what began before a step ahead of it is from an earlier run."""
+    """Stages and gates in order. The night is a chain: what began before a step ahead of it is from an earlier run."""
     steps: list[Step] = []
     newest: datetime | None = None
     for stage in STAGES:

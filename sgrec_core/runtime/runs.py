@@ -1,4 +1,4 @@
-"""Runs of stages and of the gates behind them: rows of the table ``stage_runs``, which outlive whatever cleans up Delta's log.
+"""Runs of stages and of the gates behind them: rows of ``stage_runs``, which outlive a clean-up of Delta's log.
 
 A run adds a row when it begins and one when it ends. Rows are only ever added, so that two jobs of one day do not
 wait for each other; a run that was killed stays ``running``.

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
-from sgrec_core.cli import homes
+from sgrec_core.cli import app, homes
 from sgrec_core.cli.views import nights_table
 from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.lake import Lake
@@ -31,6 +33,7 @@ from sgrec_core.night.airflow import (
 )
 from sgrec_core.night.display import Display, Tail, why_stopped
 from sgrec_core.quality.night import state_of_night
+from sgrec_core.registry import GENERATOR, Registry
 from sgrec_core.runtime.runs import Run, record
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -46,11 +49,9 @@ def sgrec(*arguments: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProc
 
 @pytest.fixture
 def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory without homes; SGREC_HOME and SGREC_INPUT are not set, and restored afterwards."""
-    # Set before deleting: only then does monkeypatch undo what the code under test sets.
+    """A working directory without homes; nothing in the environment names one."""
     for name in ("SGREC_HOME", "SGREC_INPUT", "SGREC_JUDGE__ENGINE", "SGREC_INTERPRETERS__JUDGE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -81,15 +82,12 @@ def test_the_default_home_belongs_to_its_first_source(no_home: Path, logs: Path)
     assert settings.home == no_home / ".sgrec"
     assert settings.input == f"logs:{logs}"
     assert json.loads((settings.home / "source.json").read_text()) == {"input": f"logs:{logs}"}
-    assert os.environ["SGREC_HOME"] == str(settings.home)
 
 
 def test_another_source_gets_a_home_of_its_own_and_is_told(
-    no_home: Path, logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    no_home: Path, logs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     homes.settle_home("simulator", starts_anew=True)
-    for name in ("SGREC_HOME", "SGREC_INPUT"):
-        monkeypatch.delenv(name)
     settings = homes.settle_home("logs:raw", starts_anew=True)
     assert settings.home == no_home / ".sgrec-logs"
     assert settings.input == f"logs:{logs}", "relative to where the user stands, absolute for the jobs"
@@ -111,15 +109,10 @@ def test_without_a_source_an_existing_home_goes_on_with_its_own(
     no_home: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     homes.settle_home(f"logs:{logs}", starts_anew=True)
-    for name in ("SGREC_HOME", "SGREC_INPUT"):
-        monkeypatch.delenv(name)
     assert homes.settle_home(None, starts_anew=False).input == f"logs:{logs}", "backfill"
-    for name in ("SGREC_HOME", "SGREC_INPUT"):
-        monkeypatch.delenv(name)
     night = homes.settle_home(None, starts_anew=True)
     assert (night.input, night.home.name) == ("simulator", ".sgrec-simulator"), "nightly alone is the simulator"
     monkeypatch.setenv("SGREC_HOME", ".sgrec")
-    monkeypatch.delenv("SGREC_INPUT")
     assert homes.settle_home(None, starts_anew=True).input == f"logs:{logs}", "nightly in a home that was named"
 
 
@@ -172,13 +165,45 @@ def test_days_of_a_backfill_include_both_ends() -> None:
 def test_judge_vllm_brings_its_environment_unless_another_is_named(
     no_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    homes.choose_judge(None)
-    assert Settings().interpreters.judge == ".venv/bin/python"
-    homes.choose_judge("vllm")
-    assert (Settings().judge.engine, Settings().interpreters.judge) == ("vllm", ".venv-judge/bin/python")
+    assert homes.settle_home(None, starts_anew=True).interpreters.judge == ".venv/bin/python"
+    monkeypatch.setenv("SGREC_JUDGE__MODE", "reasoning")
+    settings = homes.existing_home("vllm")
+    assert (settings.judge.engine, settings.judge.mode) == ("vllm", "reasoning")
+    assert settings.interpreters.judge == ".venv-judge/bin/python"
     monkeypatch.setenv("SGREC_INTERPRETERS__JUDGE", "/other/python")
-    homes.choose_judge("vllm")
-    assert Settings().interpreters.judge == "/other/python"
+    assert homes.existing_home("vllm").interpreters.judge == "/other/python"
+
+
+def test_commands_leave_the_environment_as_it_is(no_home: Path, registry_home: Path) -> None:
+    before = dict(os.environ)
+    homes.settle_home("simulator", "vllm", starts_anew=True)
+    homes.existing_home("server")
+    registry = Registry(Settings())
+    for day in ("2026-01-05", "2026-01-06"):
+        registry.register(GENERATOR, day=day, fingerprint=day, tensors={"n": torch.zeros(1)}, config={"kind": "test"})
+    for command in (["promote", "--version", "1"], ["promotions"], ["rollback"], ["status"]):
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert dict(os.environ) == before
+
+
+def test_children_get_the_settings_that_they_are_handed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment of this process says."""
+    monkeypatch.setenv("SGREC_JUDGE__MODEL", "a model")
+    monkeypatch.setenv("SGREC_THREADS", "3")
+    settings = Settings(home=Path("here"), input="logs:/raw", judge={"engine": "vllm", "max_calls": 5})
+    adapter = settings.judge.model_copy(update={"adapter": Path("judge/one")})
+    settings = settings.model_copy(update={"judge": adapter})
+    child = settings.environment()
+    monkeypatch.setenv("SGREC_JUDGE__RUBRIC", "not in the settings that are handed over")
+    assert "SGREC_JUDGE__RUBRIC" not in settings.environment()
+    with pytest.MonkeyPatch.context() as as_child:
+        for name in [name for name in os.environ if name not in child]:
+            as_child.delenv(name)
+        for name, value in child.items():
+            as_child.setenv(name, value)
+        read = Settings()
+    assert read == settings.model_copy(update={"home": Path("here").resolve()})
 
 
 # Running the night

@@ -10,7 +10,7 @@ from sgrec_core.judge.calls.drift import stability_index
 from sgrec_core.judge.calls.scores import Call, Pair
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.training.labels import call_of, label_request
-from sgrec_core.judge.versions.comparison import Answers, HeldOut, Row, against, measures, verdict
+from sgrec_core.judge.versions.comparison import Answers, HeldOut, Row, against, decide, measures
 from sgrec_core.settings import PROJECT_ROOT, JudgeSettings, Settings
 
 RUBRIC = load_rubric(False, PROJECT_ROOT / "benchmarks" / "short_rubric.yaml")
@@ -181,7 +181,7 @@ def rows(
     ],
 )
 def test_the_gate_of_a_version(given: dict[str, list[Row]], passed: bool, words: str) -> None:
-    decided = verdict(given, Settings(judge=JudgeSettings()), "j1")
+    decided = decide(given, Settings(judge=JudgeSettings()), "j1")
     assert decided.passed is passed
     import re
 

@@ -8,6 +8,7 @@ re-run makes the same rows; a night with the other judge leaves the rewards of t
 
 import json
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -143,6 +144,30 @@ def test_airflow_backfill_runs_the_right_days_and_changes_nothing(
     assert {(row["name"], row["partition_key"]) for row in partitions} == {(t, d) for t in TABLES for d in DAYS}
 
 
+NAME_THE_HOME = {
+    r"airflow/airflow\.cfg": "generated; what counts comes with every call (`airflow_environment`)",
+    r"airflow/airflow\.db.*": "where tables were when the DAGs were parsed last",
+    r"airflow/.*\.log|reports/[^/]+/airflow\.log": "what was said then",
+    r"lake/.*/_delta_log/0+\.json": "a remark of delta-rs on how the table was made",
+    r"mlflow/mlflow\.db": "put right when a home has moved (`sgrec_core.registry.moved`)",
+    r"mlflow/artifacts/.*/MLmodel": "where MLflow logged the model; it loads one from where it finds it",
+}
+"""Files that may say where the home lies, and why that is no harm once it lies elsewhere."""
+
+
+def test_what_a_home_keeps_does_not_say_where_it_lies(home: Path, computed: subprocess.CompletedProcess[str]) -> None:
+    named = [
+        path.relative_to(home).as_posix()
+        for path in home.rglob("*")
+        if path.is_file()
+        and path.suffix not in (".parquet", ".safetensors")
+        and str(home).encode() in path.read_bytes()
+    ]
+    assert "mlflow/mlflow.db" in named
+    unknown = [path for path in named if not any(re.fullmatch(allowed, path) for allowed in NAME_THE_HOME)]
+    assert not unknown
+
+
 def test_status_shows_nights_and_models(home: Path, computed: subprocess.CompletedProcess[str]) -> None:
     done = sgrec("status")
     assert done.returncode == 0, done.stderr
@@ -208,11 +233,11 @@ def module(stage: str, day: str, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def second_night(home: Path, computed: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     """The second day again, after the first one's generator was made the champion of the first night."""
+    # A night keeps the champion that it met: as if the second had not run yet.
+    shutil.rmtree(home / "lake" / "promotions")
     registry = Registry(Settings())
-    while registry.newest_promotion():
-        registry.rollback()
     first = next(version for version in registry.versions(GENERATOR) if version.day == DAYS[0])
-    registry.promote(first, day=DAYS[0])
+    assert registry.promote(first) == DAYS[0]
     return sgrec("nightly", "--day", DAYS[1])
 
 

@@ -78,6 +78,17 @@ def is_known_to_the_server_alone(judge: JudgeSettings) -> bool:
     return served_model(judge) != judge.model == JudgeSettings().model
 
 
+def decoding_settings(judge: JudgeSettings) -> dict[str, Any]:
+    """Of how a language model is asked, the settings that its scores depend on: with the model they make the judge."""
+    settings: dict[str, Any] = {"mode": judge.mode}
+    if judge.mode == "reasoning":
+        settings["reasoning_characters"] = judge.reasoning_characters
+    if not is_known_to_the_server_alone(judge):
+        # Histories are cut until the prompt fits.
+        settings["max_model_len"] = judge.max_model_len
+    return settings
+
+
 def served_model(judge: JudgeSettings) -> str:
     """What the model is called where it is asked."""
     return (judge.served_name if judge.engine == "server" else None) or judge.model

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sgrec_core.errors import SettingsError
 from sgrec_core.files import write_json, write_text_once
 from sgrec_core.judge.engines import judge_version
-from sgrec_core.judge.engines.backends import is_known_to_the_server_alone, served_model
+from sgrec_core.judge.engines.backends import decoding_settings, served_model
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.versions.adapters import judge_folder, rubric_digest
 from sgrec_core.settings import Settings
@@ -179,11 +179,7 @@ def _judge(settings: Settings) -> dict[str, Any]:
     fields: dict[str, Any] = {"engine": judge.engine, "adapter": None}
     if judge.engine == "embedding":
         return fields
-    fields |= {name: getattr(judge, name) for name in ("model", "revision", "mode")}
-    if not is_known_to_the_server_alone(judge):
-        fields["max_model_len"] = judge.max_model_len
-    if judge.mode == "reasoning":
-        fields["reasoning_characters"] = judge.reasoning_characters
+    fields |= {"model": judge.model, "revision": judge.revision, **decoding_settings(judge)}
     if judge.engine == "server":
         fields |= {"served_name": judge.served_name, "server_url": judge.server_url}
     if judge.adapter_folder is not None:

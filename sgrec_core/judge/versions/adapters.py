@@ -141,8 +141,8 @@ def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
             f"the adapter that the training of {adapter.day} made is for judge.model={adapter.model!r}"
             f" (revision {adapter.revision}) and rubric {adapter.rubric}, not for {settings.judge.model!r} (revision"
             f" {settings.judge.revision}) and rubric {rubric_digest(settings)}; go back to these"
-            " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days with"
-            " the new one"
+            " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days"
+            " with the new one"
         )
     path = None if adapter is None else adapter.path(settings)
     return settings.model_copy(update={"judge": settings.judge.model_copy(update={"adapter": path})})
@@ -176,8 +176,8 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
         return {kind: {} for kind in KINDS}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingsError(
-            f"{path}: not what `sgrec` writes ({error}); put it right, or remove it: nights then use the model as it came"
-            " until `sgrec train-judge` activates an adapter"
+            f"{path}: not what `sgrec` writes ({error}); put it right, or remove it: nights then use the model as it"
+            " came until `sgrec train-judge` activates an adapter"
         ) from error
 
 

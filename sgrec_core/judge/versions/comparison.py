@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.evaluation.gate import Verdict
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.judge.calls.plan import judged_with
@@ -336,15 +337,7 @@ def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
             yield Row(metric="confusion", aspect=aspect.id, bucket=f"{true} > {given}", value=share, count=count)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a candidate becomes active, and why, in words."""
-
-    passed: bool
-    reason: str
-
-
-def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
+def decide(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
     """The gate of a new version: more labels hit beyond chance, pairs not ordered worse, and few failed calls.
 
     It has to be better, not just no worse: a new version pays for all scores anew. Where the two rubrics have other

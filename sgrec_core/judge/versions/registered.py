@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.judge.versions.adapters import Adapter, judge_folder, rubric_digest
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.runtime.job import Job
 from sgrec_core.settings import JudgeSettings, Settings
 
@@ -44,7 +44,7 @@ def trained_before(job: Job, registry: Registry, fingerprint: str) -> ModelVersi
     if version is None or job.force:
         return None
     # Of this version, which need not be the one that was trained last.
-    _count(job, registry.metrics(version))
+    _tell_figures(job, registry.metrics(version))
     job.keep_facts()
     return version
 
@@ -71,16 +71,16 @@ def register_adapter(
                 "rubric": rubric_digest(job.settings),
                 "adapter": json.loads((folder / CONFIG).read_text()),
             },
-            tags={MODEL_TAG: model_tag(judge)},
+            tags={MODEL_TAG: model_tag(judge), CODE_TAG: job.code_digest},
             metrics=figures,
             parameters=job.settings.judge_training.model_dump(),
             tables={table: job.lake.version(table) for table in job.stage.reads},
         )
-    _count(job, registry.metrics(version))
+    _tell_figures(job, registry.metrics(version))
     return version
 
 
-def _count(job: Job, figures: Mapping[str, float]) -> None:
+def _tell_figures(job: Job, figures: Mapping[str, float]) -> None:
     for name, value in figures.items():
         job.fact(name, round(value, 4))
 
