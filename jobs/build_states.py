@@ -6,16 +6,12 @@ from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.states.decisions import chosen_items, decision_points, history_lengths, with_split, with_states
 from sgrec_core.states.pairs import sampled_pairs, shown_pairs
 
-REVISION = 3
-"""Raise it when the same events give other states."""
-
 
 def run(job: Job) -> None:
     settings = job.settings.states
     days = days_until(job.day, settings.history_days)
     fingerprint = job.inputs_fingerprint(
         {
-            "revision": REVISION,
             "states": settings.model_dump(),
             "events": {day: job.lake.fingerprint("events", {"day": day}) for day in days},
         }

@@ -38,7 +38,7 @@ def run(job: Job) -> None:
 
     fingerprint = job.inputs_fingerprint(
         {
-            "parsing": parsing.REVISION,
+            "rules": parsing.rules(),
             "raw files": landing.content_fingerprint(landing_root, job.day),
             "limits": [limits.line_bytes, limits.raw_text],
         }

@@ -93,8 +93,8 @@ class SupervisedSettings(Section):
 
     backbone: Literal["transformer"] | Path = Field(
         "transformer",
-        description="what reads histories: our transformer, whose shape is width, layers, heads and dropout, or the folder of"
-        " a causal language model in Hugging Face format, which brings its own",
+        description="what reads histories: our transformer, whose shape is width, layers, heads and dropout, or the"
+        " folder of a causal language model in Hugging Face format, which brings its own",
     )
     width: int = Field(128, ge=8)
     layers: int = Field(2, ge=1)

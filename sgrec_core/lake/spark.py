@@ -117,7 +117,7 @@ def _jvm_of_the_night(settings: Settings) -> dict[str, Any] | None:
 
 
 def read_spark(spark: "SparkSession", lake: Lake, table: str, where: Where | None = None) -> "DataFrame":
-    """Rows of the partitions that match ``where`` (partition columns only), as a DataFrame of the contract's columns."""
+    """Rows of the partitions that match ``where`` (partition columns only), as a DataFrame of the contract."""
     from pyspark.sql import functions as F
     from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -294,7 +294,8 @@ def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: lis
         if repeated:
             first = {name: repeated[0][name] for name in inside}
             raise ContractError(
-                f"table {contract.table}: {', '.join(columns)} must be unique, but {first} occurs {repeated[0]['count']} times"
+                f"table {contract.table}: {', '.join(columns)} must be unique, but {first} occurs"
+                f" {repeated[0]['count']} times"
             )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_core import __version__
 from sgrec_core.errors import GateError
 from sgrec_core.files import write_json
 from sgrec_core.hashing import digest
@@ -24,6 +23,7 @@ from sgrec_core.quality.validation import (
     result_path,
     validate,
 )
+from sgrec_core.runtime.code import code_digest
 from sgrec_core.runtime.runs import Run, last_done, record
 from sgrec_core.runtime.stages import BY_NAME
 from sgrec_core.settings import Settings
@@ -146,7 +146,7 @@ def identity_of_rows(lake: Lake, contract: Contract, day: str) -> str:
     versions = [lake.version(contract.table)]
     if "day" not in contract.partition_by:
         versions.append(lake.version("user_states"))
-    return digest(__version__, contract.table, day, versions, contract, length=32)
+    return digest(code_digest(f"{__name__}:check_stage"), contract.table, day, versions, contract, length=32)
 
 
 def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
