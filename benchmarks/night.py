@@ -95,7 +95,7 @@ def parts_of(home: Path) -> list[Part]:
     work = {event["stage"]: event["work_seconds"] for event in map(json.loads, lines) if "work_seconds" in event}
     with closing(sqlite3.connect(home / "airflow" / "airflow.db")) as connection:
         tasks = connection.execute(
-            "select task_id, start_date, end_date from task_instance where start_date is not null order by start_date"
+            "select task_id, start_date, end_date from task_instance where end_date is not null order by start_date"
         ).fetchall()
     return [
         Part(task, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), work.get(task, 0.0))
