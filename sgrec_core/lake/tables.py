@@ -8,7 +8,8 @@ killed job therefore leaves the table at its last commit, and a re-run with the 
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from sgrec_core.lake.contracts import Contract, load_contract
 
 Where = Mapping[str, object]
 
-UPSERT_TRIES = 20
+TRIES = 20
+"""Of a commit that other writers come before."""
 
 
 class Lake:
@@ -127,19 +129,59 @@ class Lake:
         contract.check(rows)
         contract.check_unique(rows)
         self.create(table)
-        try:
-            write_deltalake(
-                self.uri(table),
-                rows.sort_by([(name, "ascending") for name in contract.key]),
-                mode="overwrite",
-                predicate=_predicate(contract, partition),
-                commit_properties=commit_properties(table, partition, fingerprint, metadata),
+        with _delta_errors(f"table {table}, partition {dict(partition)}: not published"):
+            self.replace(
+                table,
+                partition,
+                lambda: write_deltalake(
+                    self.uri(table),
+                    rows.sort_by([(name, "ascending") for name in contract.key]),
+                    mode="overwrite",
+                    predicate=_predicate(contract, partition),
+                    commit_properties=commit_properties(table, partition, fingerprint, metadata),
+                ),
             )
-        except DeltaError as error:
-            raise ContractError(f"table {table}, partition {dict(partition)}: not published: {error}") from error
-        version = self.version(table)
-        assert version is not None
-        return version
+        return self._version(table)
+
+    def replace(self, table: str, partition: Mapping[str, object], commit: Callable[[], None]) -> None:
+        """``commit``, which replaces ``partition``; again where only `sgrec_core.lake.maintenance` came before.
+
+        That moves rows between files and publishes nothing, so the fingerprint is still the one from before.
+        """
+        before = self.fingerprint(table, partition)
+        for attempt in range(1, TRIES + 1):
+            try:
+                return commit()
+            except CommitFailedError:
+                if attempt == TRIES or self.fingerprint(table, partition) != before:
+                    raise
+                _wait(attempt)
+
+    def append(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
+        """Add rows with new keys in one commit; what is there is not read, so that it costs the same however much that is.
+
+        The caller knows that the keys are new. Writers side by side do not disturb each other.
+
+        Returns:
+            The Delta version. Nothing is committed for an empty ``data``.
+
+        Raises:
+            ContractError: the rows break the contract.
+        """
+        contract = load_contract(table)
+        rows = contract.conform(data)
+        contract.check(rows)
+        contract.check_unique(rows)
+        self.create(table)
+        if rows.num_rows:
+            with _delta_errors(f"table {table}: rows not added"):
+                write_deltalake(
+                    self.uri(table),
+                    rows.sort_by([(name, "ascending") for name in contract.key]),
+                    mode="append",
+                    commit_properties=CommitProperties(custom_metadata=_metadata(metadata), max_commit_retries=TRIES),
+                )
+        return self._version(table)
 
     def upsert(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
         """Add rows to a content-keyed table in one commit; a row whose key is there already replaces the old one.
@@ -150,24 +192,20 @@ class Lake:
             The Delta version. Nothing is committed for an empty ``data``.
 
         Raises:
-            ContractError: the rows break the contract, or other writers came first `UPSERT_TRIES` times.
+            ContractError: the rows break the contract, or other writers came first `TRIES` times.
         """
         contract = load_contract(table)
         rows = contract.conform(data)
         contract.check(rows)
         contract.check_unique(rows)
-        for attempt in range(1, UPSERT_TRIES + 1):
-            try:
-                return self._merge(contract, rows, metadata)
-            except CommitFailedError as error:
-                if attempt == UPSERT_TRIES:
-                    raise ContractError(
-                        f"table {table}: rows not added, other writers came first {attempt} times: {error}"
-                    ) from error
-                # Apart from each other, so that the same writers do not meet again.
-                time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
-            except DeltaError as error:
-                raise ContractError(f"table {table}: rows not added: {error}") from error
+        with _delta_errors(f"table {table}: rows not added"):
+            for attempt in range(1, TRIES + 1):
+                try:
+                    return self._merge(contract, rows, metadata)
+                except CommitFailedError:
+                    if attempt == TRIES:
+                        raise
+                    _wait(attempt)
         raise AssertionError("unreachable")
 
     def _merge(self, contract: Contract, rows: pa.Table, metadata: Mapping[str, object] | None) -> int:
@@ -194,6 +232,10 @@ class Lake:
             .when_not_matched_insert_all()
             .execute()
         )
+        return self._version(table)
+
+    def _version(self, table: str) -> int:
+        """Of a table that is there."""
         version = self.version(table)
         assert version is not None
         return version
@@ -219,6 +261,20 @@ class Lake:
             if f"delta.constraints.{name}" not in present:
                 delta.alter.add_constraint({name: condition})
         return DeltaTable(self.uri(table))
+
+
+@contextmanager
+def _delta_errors(what: str) -> Iterator[None]:
+    """Delta's errors as our own: "``what``: Delta's words"."""
+    try:
+        yield
+    except DeltaError as error:
+        raise ContractError(f"{what}: {error}") from error
+
+
+def _wait(attempt: int) -> None:
+    """Before another try; apart from other writers, so that the same ones do not meet again."""
+    time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
 
 
 def _check_age(contract: Contract, delta: DeltaTable) -> None:

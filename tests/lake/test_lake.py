@@ -114,6 +114,22 @@ def test_upsert_adds_new_keys_and_replaces_known_ones(lake: Lake) -> None:
     ]
 
 
+def test_appended_rows_are_checked_and_stand_beside_those_that_are_there(lake: Lake) -> None:
+    lake.append("aspect_scores", scores("s1", 0.5), metadata={"writer": 1})
+    version = lake.append("aspect_scores", scores("s2", None))
+    assert lake.read("aspect_scores")["state_id"].to_pylist() == ["s1", "s2"]
+    with pytest.raises(ContractError, match="column scores: 1 of 1 rows are not valid"):
+        lake.append("aspect_scores", scores("s3", 2.0))
+    with pytest.raises(ContractError, match="occur more than once"):
+        lake.append("aspect_scores", pa.concat_tables([scores("s3", 0.5)] * 2))
+    assert lake.append("aspect_scores", scores("s3", 0.5).slice(0, 0)) == version
+    assert any(
+        action.get("commitInfo", {}).get("sgrec.writer") == "1"
+        for of in commits(lake, "aspect_scores")
+        for action in of
+    )
+
+
 def test_rows_that_a_merge_wrote_can_be_chosen_by_any_column(lake: Lake) -> None:
     """A merge writes string views, which Arrow does not compare with strings."""
     lake.upsert("aspect_scores", scores("s1", 0.5))
