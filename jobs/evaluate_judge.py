@@ -11,7 +11,7 @@ from datetime import date
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.judge.calls.scores import has_judged_nights
+from sgrec_core.judge.calls.ledger import has_judged_nights
 from sgrec_core.judge.versions.accepted import accept, take_back
 from sgrec_core.judge.versions.adapters import activate, activated, newest, resolve_adapter
 from sgrec_core.judge.versions.comparison import (
@@ -38,7 +38,7 @@ def run(job: Job) -> None:
     settings = job.settings
     held = held_out(job.lake, settings, job.day)
     roles = settings_of_roles(settings, job.day)
-    of_role = {role: answers(job.lake, chosen, held) for role, chosen in roles.items()}
+    of_role = {role: answers(job.lake, chosen, job.day, held) for role, chosen in roles.items()}
     candidate, active = of_role["candidate"], of_role["active"]
     for judge in (candidate, active):
         if judge.missing:

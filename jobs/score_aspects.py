@@ -21,7 +21,8 @@ stage then does what they left and counts what they paid as its own.
 """
 
 from sgrec_core.judge.calls.drift import DRIFTED, drift
-from sgrec_core.judge.calls.plan import Plan, count_workers, estimate, plan_day, score_shards, uncounted_workers
+from sgrec_core.judge.calls.ledger import close_night, uncounted_workers
+from sgrec_core.judge.calls.plan import Plan, estimate, plan_day, score_shards
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.prompt import flags, texts_of
 from sgrec_core.judge.versions.accepted import find_accepted
@@ -46,7 +47,7 @@ def run(job: Job) -> None:
     if is_meaningless(job.settings):
         job.note("the judge is the tiny untrained model: its scores are meaningless")
     expected = estimate(job, plan)
-    helped = uncounted_workers(job, plan.version)
+    helped = uncounted_workers(job.lake, job.day, plan.version)
     spent = score_shards(job, [shard for of_worker in plan.shards for shard in of_worker], plan)
     if accepted := find_accepted(job.settings, plan.version):
         job.fact("judge_gate", f"{accepted.how}, {accepted.day}: {accepted.reason}")
@@ -80,7 +81,7 @@ def run(job: Job) -> None:
                 f"{len(flagged)} {name} have texts with markup, chat markers, hidden characters or words that address the"
                 " judge; they were read as data, look at them: " + ", ".join(list(flagged)[:5])
             )
-    compared = drift(job.settings, job.lake, job.day, plan.version)
+    compared = drift(job.lake, job.day, plan.version)
     if compared is not None:
         before, indices = compared
         job.fact("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
@@ -99,7 +100,7 @@ def run(job: Job) -> None:
             f"judge.max_calls={job.settings.judge.max_calls}: {plan.units - plan.chosen} of {plan.units} groups and "
             "pairs were not judged; such groups fall back to the business reward"
         )
-    count_workers(job, plan.version)
+    close_night(job.lake, job.day, plan.version)
 
 
 def _flagged(job: Job, plan: Plan) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -18,7 +18,8 @@ from sgrec_core import __version__
 from sgrec_core.aggregator.weights import AspectWeights, Pairs, day_features, fit
 from sgrec_core.errors import SettingsError
 from sgrec_core.hashing import digest
-from sgrec_core.judge.calls.scores import day_states, day_texts, split_pairs, state_request
+from sgrec_core.judge.calls.requests import day_states, day_texts, split_pairs, state_request
+from sgrec_core.judge.calls.scores import CALL, find_scores
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.engines.backends import model_path
 from sgrec_core.judge.rubric import load_rubric
@@ -170,16 +171,8 @@ def _scores(job: Job, judge: str, states: set[str]) -> Scores:
     """Scores of ``states`` by this judge, of items as they are today."""
     items = job.lake.read("items", where={"day": job.day}, columns=["item_id", "item_hash"]).to_pylist()
     hash_of = {item["item_id"]: item["item_hash"] for item in items}
-    rows = job.lake.read(
-        "aspect_scores",
-        where={"judge_version": judge},
-        columns=["state_id", "item_id", "item_hash", "aspects", "scores"],
-    ).to_pylist()
-    rows = [
-        row
-        for row in rows
-        if row["state_id"] in states and row["scores"] is not None and hash_of.get(row["item_id"]) == row["item_hash"]
-    ]
+    found = find_scores(job.lake, job.day, judge, states, [*CALL, "aspects", "scores"]).to_pylist()
+    rows = [row for row in found if row["scores"] is not None and hash_of.get(row["item_id"]) == row["item_hash"]]
     return Scores(
         aspects=rows[0]["aspects"] if rows else [],
         of={(row["state_id"], row["item_id"]): row["scores"] for row in rows},

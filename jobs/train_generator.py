@@ -15,7 +15,7 @@ from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.generator.device import use_threads
 from sgrec_core.hashing import hash_share
-from sgrec_core.judge.calls.scores import CachedJudge
+from sgrec_core.judge.calls.cached import CachedJudge
 from sgrec_core.judge.versions.accepted import check_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake.queries import decisions, table_versions

@@ -14,7 +14,7 @@ from sgrec_core.errors import InputError
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.generator.device import use_threads
-from sgrec_core.judge.calls.scores import Pair, Texts, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.calls.requests import Pair, Texts, day_pairs, day_states, day_texts, request
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.engines.backends import model_path
 from sgrec_core.judge.request import JudgeRequest

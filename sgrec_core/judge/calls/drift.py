@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from sgrec_core.files import read_json
+from sgrec_core.judge.calls.ledger import judged_with
+from sgrec_core.judge.calls.scores import find_scores
 from sgrec_core.lake import Lake
-from sgrec_core.settings import Settings
 
 DRIFTED = 0.2
 """A stability index that calls for a look, by the usual rule of thumb."""
@@ -22,7 +22,7 @@ def stability_index(now: np.ndarray, before: np.ndarray) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def drift(settings: Settings, lake: Lake, day: str, version: str) -> tuple[str, dict[str, float]] | None:
+def drift(lake: Lake, day: str, version: str) -> tuple[str, dict[str, float]] | None:
     """The night before and the stability index of each aspect over the candidates' scores of both nights.
 
     None where there is no night before that judged anything.
@@ -31,8 +31,7 @@ def drift(settings: Settings, lake: Lake, day: str, version: str) -> tuple[str, 
     if not days:
         return None
     before = max(days)
-    report = read_json(settings.reports(before) / "stages" / "score_aspects.json")
-    earlier = report.get("facts", {}).get("judge_version")
+    earlier = judged_with(lake, before)
     if earlier is None:
         return None
     ours, theirs = _scores(lake, day, version), _scores(lake, before, earlier)
@@ -46,8 +45,7 @@ def _scores(lake: Lake, day: str, version: str) -> dict[str, np.ndarray]:
     # The same state may have been asked about other items on other nights.
     calls = {(row["state_id"], row["item_id"]) for row in shown}
     columns = ["state_id", "item_id", "aspects", "scores"]
-    where = {"judge_version": version, "state_id": sorted({state for state, _ in calls})}
-    rows = lake.read("aspect_scores", where=where, columns=columns).to_pylist()
+    rows = find_scores(lake, day, version, {state for state, _ in calls}, columns).to_pylist()
     found = [row for row in rows if (row["state_id"], row["item_id"]) in calls and row["scores"] is not None]
     if not found:
         return {}
