@@ -34,7 +34,7 @@ def judge_day(
     settings = existing_home()
     module = "estimate_judge" if estimate else "score_aspects"
     command = [settings.interpreters.judge, "-m", f"jobs.{module}", "--day", valid_day(day)]
-    environment = {**os.environ, "SGREC_HOME": str(settings.home.resolve())}
+    environment = {**os.environ, "SGREC_HOME": str(settings.home.resolve()), "SGREC_LAKE": settings.lake_root}
     with nullcontext() if estimate else only_night(settings, day):
         raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, env=environment).returncode)
 

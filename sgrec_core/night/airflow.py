@@ -92,6 +92,8 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     return {
         **inherited,
         "SGREC_HOME": str(home),
+        # Jobs run in the project's folder, whatever folder a relative path was meant from.
+        **({"SGREC_LAKE": settings.lake_root} if settings.lake else {}),
         "AIRFLOW_HOME": str(home / "airflow"),
         # Airflow writes these two into its airflow.cfg, where they would go stale when the home is moved.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}",

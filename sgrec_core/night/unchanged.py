@@ -62,7 +62,7 @@ def inputs_of_night(settings: Settings, day: str) -> str:
     ]
     state = {
         "code": code,
-        "settings": settings.model_dump(mode="json", exclude={"home", "airflow"}),
+        "settings": settings.model_dump(mode="json", exclude={"home", "lake", "airflow"}),
         "raw": raw_state(settings, day),
         "files": sorted(files),
         "models": sorted(models),

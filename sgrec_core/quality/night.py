@@ -84,6 +84,7 @@ class Night:
     source: str
     input: str
     home: Path
+    lake: str
     stop: Stop | None
     steps: list[Step]
     results: list[TableResult]
@@ -164,6 +165,7 @@ def gather_night(settings: Settings, day: str) -> Night:
         source=settings.source,
         input=settings.input,
         home=settings.home.resolve(),
+        lake=settings.lake_root,
         stop=_stop(settings, day, steps, results, failures),
         steps=steps,
         results=results,

@@ -116,7 +116,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
             "report": str(page),
             "data_docs": str(data_docs) if data_docs else None,
             "models": str(night.home / "mlflow"),
-            "lake": str(night.home / "lake"),
+            "lake": night.lake,
         },
         "notes": [{"stage": stage, "text": text} for stage, text in night.notes],
     }

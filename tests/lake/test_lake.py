@@ -184,12 +184,15 @@ def test_writers_side_by_side_lose_no_row(lake: Lake) -> None:
 
 
 @pytest.mark.spark
-def test_spark_publishes_and_reads_under_the_same_contract(lake: Lake) -> None:
+@pytest.mark.parametrize("is_uri", [False, True])
+def test_spark_publishes_and_reads_under_the_same_contract(tmp_path: Path, is_uri: bool) -> None:
     from pyspark.sql import functions as F
 
     from sgrec_core.lake.spark import publish_spark, read_spark, spark_session
     from sgrec_core.settings import Settings
 
+    folder = tmp_path / "a lake"
+    lake = Lake(folder.as_uri() if is_uri else folder)
     spark = spark_session(Settings(threads=2))
     frame = spark.range(1000).select(
         F.concat(F.lit("user/"), F.col("id").cast("string")).alias("user_id"), F.lit("{}").alias("profile")
@@ -203,13 +206,13 @@ def test_spark_publishes_and_reads_under_the_same_contract(lake: Lake) -> None:
     publish_spark(lake, "users", frame.limit(5), partition={"day": "2026-01-06"}, fingerprint="bb" * 8)
     assert (lake.count("users", where=DAY), lake.count("users")) == (10, 15)
     version = lake.version("users")
-    files = sorted(Path(lake.uri("users")).rglob("*.parquet"))
+    files = sorted(folder.rglob("*.parquet"))
     with pytest.raises(ContractError, match="column profile: .* rows are not valid"):
         publish_spark(lake, "users", frame.withColumn("profile", F.lit(None)), partition=DAY, fingerprint="cc" * 8)
     with pytest.raises(ContractError, match="user_id must be unique"):
         publish_spark(lake, "users", frame.withColumn("user_id", F.lit("x")), partition=DAY, fingerprint="cc" * 8)
     assert lake.version("users") == version
-    assert sorted(Path(lake.uri("users")).rglob("*.parquet")) == files, "a failed write leaves no files behind"
+    assert sorted(folder.rglob("*.parquet")) == files, "a failed write leaves no files behind"
 
 
 def test_a_table_of_an_older_contract_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ A row is written before the scores that it pays for: a kill between the two can 
 """
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime
 from typing import Any, Literal, NamedTuple
@@ -31,8 +31,8 @@ class Account:
     day: str
     kind: str
     """What has a speed of its own; see `kind_of`."""
-    purpose: Literal["night", "labels"] = "night"
-    """Calls about labels belong to no night, so that no night's limit is charged."""
+    purpose: Literal["night", "labels", "end"] = "night"
+    """Calls about labels belong to no night, so that no night's limit is charged; for end see `close_night`."""
     worker: str = ""
 
 
@@ -72,9 +72,7 @@ COLUMNS = [field.name for field in fields(Spent)]
 
 def charge(lake: Lake, account: Account, spent: Spent, state_ids: Iterable[str]) -> None:
     """The row of a shard; its scores are written after it."""
-    its = {"purpose": account.purpose, "worker": account.worker, "kind": account.kind}
-    states = np.sort(hash_integers(set(state_ids)))
-    _write(lake, account.judge_version, account.day, {**its, **asdict(spent), "states": states})
+    _add(lake, row_of(account, spent, state_ids))
 
 
 def paid_before(lake: Lake, day: str, version: str) -> int:
@@ -112,8 +110,8 @@ def uncounted_workers(lake: Lake, day: str, version: str) -> Spent:
 def close_night(lake: Lake, day: str, version: str) -> None:
     """Note that the stage score_aspects came to its end with judge ``version``, and has told of what workers spent."""
     if judged_with(lake, day) != version or uncounted_workers(lake, day, version).asked:
-        nothing = {"worker": "", "kind": "", **asdict(Spent()), "states": []}
-        _write(lake, version, day, {"purpose": "end", **nothing})
+        account = Account(judge_version=version, day=day, kind="", purpose="end")
+        _add(lake, row_of(account, Spent(), ()))
 
 
 def judged_with(lake: Lake, day: str) -> str | None:
@@ -151,15 +149,23 @@ def kind_of(engine: Engine) -> str:
     return " ".join([judge.engine, served_model(judge), judge.mode, f"{judge.gpus} GPU"])
 
 
-def _write(lake: Lake, version: str, day: str, facts: Mapping[str, Any]) -> None:
-    row = {
-        "judge_version": version,
+def row_of(account: Account, spent: Spent, state_ids: Iterable[str]) -> dict[str, Any]:
+    """A row of the ledger, written now."""
+    return {
+        "judge_version": account.judge_version,
         "entry_id": uuid.uuid4().hex,
         "written": datetime.now(UTC),
-        "day": date.fromisoformat(day),
+        "day": date.fromisoformat(account.day),
+        "purpose": account.purpose,
+        "worker": account.worker,
+        "kind": account.kind,
+        **asdict(spent),
+        "states": np.sort(hash_integers(set(state_ids))),
         "sgrec_version": __version__,
-        **facts,
     }
+
+
+def _add(lake: Lake, row: dict[str, Any]) -> None:
     lake.append(LEDGER, pa.Table.from_pylist([row], schema=load_contract(LEDGER).arrow_schema))
 
 

@@ -119,7 +119,7 @@ def publish_scores(
         **asdict(usage or Usage()),
     )
     charge(lake, account, spent, {state for state, _, _ in answers})
-    rows = _rows(account, answers, aspects)
+    rows = rows_of(account, answers, aspects)
     again = pa.array([call in failed_before for call in answers], pa.bool_())
     facts = {"day": account.day, "judge_version": account.judge_version, "judge_worker": account.worker}
     lake.append("aspect_scores", rows.filter(pc.invert(again)), metadata=facts)
@@ -128,7 +128,7 @@ def publish_scores(
     return spent
 
 
-def _rows(account: Account, answers: Mapping[Call, JudgeResult], aspects: list[str]) -> pa.Table:
+def rows_of(account: Account, answers: Mapping[Call, JudgeResult], aspects: list[str]) -> pa.Table:
     """Rows of ``aspect_scores``."""
     results = answers.values()
     return pa.table(
