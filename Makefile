@@ -1,6 +1,7 @@
 # The commands of the project. `make nightly` and `make test` install what they need and say what they cannot install.
 #
-#   make nightly [INPUT=simulator|scientific:PATH|beauty:PATH|minionerec:PATH|logs:PATH] [DAY=2026-01-05] [JUDGE=embedding|vllm]
+#   make nightly [INPUT=simulator|scientific:PATH|beauty:PATH|minionerec:PATH|logs:PATH] [DAY=2026-01-05]
+#                [JUDGE=embedding|vllm]
 #   make test
 
 INPUT ?=
@@ -11,7 +12,7 @@ SETUP := bash requirements/setup.sh
 .PHONY: nightly test lint env judge-env browser lock table-docs clean help
 
 help:
-	@sed -n '2,5s/^# \{0,1\}//p' Makefile
+	@sed -n '2,6s/^# \{0,1\}//p' Makefile
 
 nightly: java env $(if $(filter vllm,$(JUDGE)),judge-env)
 	@.venv/bin/sgrec nightly $(if $(INPUT),--input $(INPUT)) $(if $(DAY),--day $(DAY)) $(if $(JUDGE),--judge $(JUDGE))
@@ -42,7 +43,8 @@ browser:
 DATA ?= ../shared/data
 BENCH = .venv/bin/python -m
 OPTIONS = $(if $(SHORT),--short) --data $(DATA)
-# DEVICE=cuda for decode and training, SIZE=card for a model that fills a card; a2po and generator take a GPU where there is one.
+# DEVICE=cuda for decode and training, SIZE=card for a model that fills a card; a2po and generator take a GPU where
+# there is one.
 DEVICE ?= cpu
 SIZE ?= default
 .PHONY: bench-a2po bench-decode bench-generator bench-judge bench-tokenizers bench-training

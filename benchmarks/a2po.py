@@ -4,8 +4,8 @@
     python -m benchmarks.a2po --world simulator  [--short] ...
     python -m benchmarks.a2po --world scientific --tune      # validation figures of a grid of settings
 
-Per seed: supervised training; one rollout group of 16 by constrained beam search for every feedback decision; then
-the same stored groups and the same number of updates under each objective; adv_sum and reward_sum, which learn from groups
+Per seed: supervised training; one rollout group of 16 by constrained beam search for every feedback decision; then the
+same stored groups and the same number of updates under each objective; adv_sum and reward_sum, which learn from groups
 without business variance as well, see more groups in an update. Test decisions are scored once, at the end, the whole
 test set. What a seed gave is kept under ``--cache`` for the git revision that made it.
 """
@@ -32,7 +32,8 @@ from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, ran
 from sgrec_core.generator.device import device
 from sgrec_core.hashing import digest
 from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
-from sgrec_core.rewards import fusion
+from sgrec_core.rewards.advantages import Groups
+from sgrec_core.rewards.fusion import Advantages, fuse, fusion_facts
 
 GROUP = 16
 BEAM, LIST = 50, 20
@@ -55,8 +56,8 @@ POLICY = {
     "scientific": {"epochs": 3, "learning_rate": 3e-4, "batch_size": 32, "clip": 0.2, "beta": 1e-3},
     "simulator": {"epochs": 1, "learning_rate": 3e-4, "batch_size": 64, "clip": 0.2, "beta": 1e-3},
 }
-"""Scientific: chosen on 3,000 validation users in a scouting run, by business and a2po alike (docs/lab-notes.md, "rollouts
-that meet new targets"). Simulator: with ``--tune``, by business and a2po alike."""
+"""Scientific: chosen on 3,000 validation users in a scouting run, by business and a2po alike (docs/lab-notes.md,
+"rollouts that meet new targets"). Simulator: with ``--tune``, by business and a2po alike."""
 GRID = {
     "scientific": [(rate, epochs) for rate in (1e-4, 3e-4) for epochs in (1, 3, 6)],
     "simulator": [(rate, 1) for rate in (3e-5, 1e-4, 3e-4, 1e-3)],
@@ -74,7 +75,7 @@ ARMS = (
 OUTCOME = "outcome:"
 MEASURES = {"HR@10": hit_rate, "NDCG@10": ndcg}
 PAPER = {"HR@10": 0.034, "NDCG@10": 0.053}
-"""Gain of S-GRec over MiniOneRec on Office (papers.md, section 1)."""
+"""Gain of S-GRec over MiniOneRec on Office, as S-GRec reports it (arXiv 2602.10606)."""
 
 
 def main() -> None:
@@ -187,7 +188,11 @@ def fused_groups(
     everything = np.ones(len(rows), dtype=bool)
     draw = np.random.default_rng(seed)
     sampled = draw.random(len(rows)) < SHARE
-    plain = fusion.business(rewards)
+
+    def fused(objective: str, semantic: np.ndarray | None = None, judged: np.ndarray | None = None) -> Advantages:
+        return fuse(objective, Groups.of(world.trie, items, rewards, semantic, judged, targets))
+
+    plain = fused("business")
     advantages: dict[str, np.ndarray] = {"business": plain.advantage}
     facts: dict[str, Any] = {
         "groups": len(rows),
@@ -195,20 +200,20 @@ def fused_groups(
     }
     for judge in JUDGES[world.name]:
         semantic = world.semantic[judge](rows, items)
-        gated = fusion.a2po(rewards, semantic)
+        gated = fused("a2po", semantic)
         shuffled = np.take_along_axis(semantic, draw.random(semantic.shape).argsort(axis=1), axis=1)
         growth = np.abs(gated.advantage).mean() / np.abs(plain.advantage).mean()
         advantages |= {
             f"a2po/{judge}": gated.advantage,
-            f"a2po p=5%/{judge}": fusion.a2po(rewards, semantic, sampled).advantage,
+            f"a2po p=5%/{judge}": fused("a2po", semantic, sampled).advantage,
             f"scaled control/{judge}": plain.advantage * growth,
-            f"permuted control/{judge}": fusion.a2po(rewards, shuffled).advantage,
-            f"a2po_centred/{judge}": fusion.a2po_centred(rewards, semantic).advantage,
-            f"permuted centred control/{judge}": fusion.a2po_centred(rewards, shuffled).advantage,
-            f"adv_sum/{judge}": fusion.adv_sum(rewards, semantic).advantage,
-            f"reward_sum/{judge}": fusion.reward_sum(rewards, semantic).advantage,
+            f"permuted control/{judge}": fused("a2po", shuffled).advantage,
+            f"a2po_centred/{judge}": fused("a2po_centred", semantic).advantage,
+            f"permuted centred control/{judge}": fused("a2po_centred", shuffled).advantage,
+            f"adv_sum/{judge}": fused("adv_sum", semantic).advantage,
+            f"reward_sum/{judge}": fused("reward_sum", semantic).advantage,
         }
-        facts[judge] = vars(fusion.fusion_facts(gated, everything)) | {"auc": order_of_hits(items, targets, semantic)}
+        facts[judge] = vars(fusion_facts(gated, everything)) | {"auc": order_of_hits(items, targets, semantic)}
     facts["policy"] = {"auc": order_of_hits(items, targets, beams.scores.numpy())}
     return StoredGroups(histories, items, beams.log_probs.numpy(), plain.advantage), advantages, facts
 
@@ -326,15 +331,16 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
     ]
     text = "\n".join(
         [
-            f"Test decisions of {len(np.unique(world.test.users)):,} users, {len(seeds)} seeds, {facts[0]['groups']:,} rollout groups of {GROUP}. ",
+            f"Test decisions of {len(np.unique(world.test.users)):,} users, {len(seeds)} seeds,"
+            f" {facts[0]['groups']:,} rollout groups of {GROUP}. ",
             "Mean over seeds ± deviation between seeds; gains over `business` with 95% intervals over seeds and users.",
             "",
             "| objective / judge | HR@10 | over business | NDCG@10 | over business |",
             "| --- | --- | --- | --- | --- |",
             *rows,
             "",
-            f"The judges on groups that hold the target ({100 * np.mean([f['hits'] for f in facts]):.1f}% of them); the policy's own order has AUC"
-            f" {np.mean([f['policy']['auc'] for f in facts]):.3f}:",
+            f"The judges on groups that hold the target ({100 * np.mean([f['hits'] for f in facts]):.1f}% of them); the"
+            f" policy's own order has AUC {np.mean([f['policy']['auc'] for f in facts]):.3f}:",
             "",
             "| judge | AUC of the target | agreement | mean gate | growth of mean abs. advantage |",
             "| --- | --- | --- | --- | --- |",
@@ -343,8 +349,9 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
             ""
             if world.name != "simulator"
             else "Intervals of the simulated A/B are over users alone, the trainings as they are.\n",
-            "None of these judges is the paper's LLM. Adam's step does not depend on the scale of the gradient, so the scaled",
-            "control can differ from business only through the clipped gradient norm and the weight of the KL penalty.",
+            "None of these judges is the paper's LLM. Adam's step does not depend on the scale of the gradient, so the",
+            "scaled control can differ from business only through the clipped gradient norm and the weight of the KL",
+            "penalty.",
         ]
     )
     details = {"facts": facts, "policy": POLICY[world.name], "supervised": SUPERVISED, "shape": SHAPE}

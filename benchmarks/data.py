@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from sgrec_core.generator import ItemTrie
-from sgrec_core.generator.training import Windows, cut_windows
+from sgrec_core.generator.packing import Windows, cut_windows
 from sgrec_core.items import TextEncoder, item_text
 from sgrec_core.items.codes import assign_codes
 from sgrec_core.items.fitting import fit_quantiser

@@ -23,6 +23,7 @@ from benchmarks import data
 from benchmarks.generator import train_generator
 from benchmarks.report import Claim, write
 from sgrec_core.generator import Generator, ItemTrie, rank_items
+from sgrec_core.generator.transformer import Transformer
 
 BEAM = 50
 
@@ -138,9 +139,10 @@ def main() -> None:
     ]
     text = f"""
 {users} users, beam {BEAM}, {trie.items} items of {trie.levels} codes, one thread; generator of
-{model.config.layers} layers of width {model.config.width} with {sum(p.numel() for p in llama.parameters()):,} parameters, item head and memory apart. Hugging Face decodes in batches of {batch}
-(the best of those tried), `renormalize_logits`, its own beam search and dynamic cache; ours in batches of 32. The interval
-is the range over {repetitions} alternating repetitions.
+{model.config.layers} layers of width {model.config.width} with {sum(p.numel() for p in llama.parameters()):,}
+parameters, item head and memory apart. Hugging Face decodes in batches of {batch} (the best of those tried),
+`renormalize_logits`, its own beam search and dynamic cache; ours in batches of 32. The interval is the range over
+{repetitions} alternating repetitions.
 """
     details = {"speed": speed, "batch": batch, "users": users, "items": trie.items, "config": model.config.as_json()}
     page = write("decode" + short_name, claims, seeds=[0], text=text, details=details, folder=options.output)
@@ -156,8 +158,9 @@ def as_llama(model: Generator) -> "torch.nn.Module":
     """`LlamaForCausalLM` with the weights of ``model``: the same function of the same tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = model.config
-    inner = model.blocks[0].feed_out.in_features
+    shape, encoder = model.config, model.encoder
+    assert isinstance(encoder, Transformer)
+    inner = encoder.blocks[0].feed_out.in_features
     llama = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocabulary,
@@ -166,7 +169,7 @@ def as_llama(model: Generator) -> "torch.nn.Module":
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
             num_key_value_heads=shape.heads,
-            max_position_embeddings=len(model.rotations),
+            max_position_embeddings=len(encoder.rotations),
             rms_norm_eps=1e-6,
             rope_theta=10_000.0,
             tie_word_embeddings=False,
@@ -176,12 +179,12 @@ def as_llama(model: Generator) -> "torch.nn.Module":
         )
     ).eval()
     weights = {
-        "model.embed_tokens.weight": model.embedding.weight,
-        "model.norm.weight": model.final_norm.weight,
+        "model.embed_tokens.weight": encoder.embedding.weight,
+        "model.norm.weight": encoder.final_norm.weight,
         # BOS is never predicted; its row is never allowed.
-        "lm_head.weight": torch.cat((model.codebooks.new_zeros(1, shape.width), model.codebooks.flatten(0, 1))),
+        "lm_head.weight": torch.cat((encoder.codebooks.new_zeros(1, shape.width), encoder.codebooks.flatten(0, 1))),
     }
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(encoder.blocks):
         layer = f"model.layers.{number}."
         query, key, value = block.attention.project_in.weight.chunk(3)
         gate, up = block.feed_in.weight.chunk(2)

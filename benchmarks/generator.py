@@ -8,14 +8,14 @@ epoch on validation, the generator's epochs are fixed. Semantic ids are those th
 has texts (Scientific), else those that come with it (Beauty); SASRec reads no text.
 
 ``--tune`` (seed 1000) is for choosing dropout, epochs and weights, for SASRec dropout and width; learning rates and
-weight decay are the usual ones. It leaves the test items out and plays the same game one item earlier: what is predicted
-is the validation item, and what is before the item before it is trained on. A history then ends, as in the test, with an item that this
-user was never trained on.
+weight decay are the usual ones. It leaves the test items out and plays the same game one item earlier: what is
+predicted is the validation item, and what is before the item before it is trained on. A history then ends, as in the
+test, with an item that this user was never trained on.
 
 Where there is a GPU it is used.
 
-Two rows say where a difference comes from: the generator without its memory of transitions, and the memory alone. What a
-seed gave is kept under ``--cache`` for the git revision that made it: a run that was stopped goes on.
+Two rows say where a difference comes from: the generator without its memory of transitions, and the memory alone. What
+a seed gave is kept under ``--cache`` for the git revision that made it: a run that was stopped goes on.
 """
 
 import argparse
@@ -247,7 +247,8 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, n
             )
     text = "\n".join(
         [
-            f"{len(targets):,} test users, {len(source.codes):,} items, {len(seeds)} seeds; means over seeds, history not removed.",
+            f"{len(targets):,} test users, {len(source.codes):,} items, {len(seeds)} seeds; means over seeds, history"
+            " not removed.",
             "Intervals: 95%, users resampled, with a Student's t interval over seeds added in squares.",
             "",
             *table,

@@ -4,8 +4,9 @@
 
 A: `sgrec_core.judge` as the pipeline runs it: a shard at once, ordered by user state and item, common parts of prompts
 computed once. B: one request at a time, and no two requests share anything (the prefix cache is emptied before each).
-The same prompts, the same model (the tiny one made on the spot; its scores mean nothing, the token counts are those that any model of
-its tokenizer would have). Repetitions alternate in one process; the ratio of each pair is reported with its spread.
+The same prompts, the same model (the tiny one made on the spot; its scores mean nothing, the token counts are those
+that any model of its tokenizer would have). Repetitions alternate in one process; the ratio of each pair is reported
+with its spread.
 """
 
 import argparse
@@ -52,9 +53,10 @@ def main() -> None:
             claims += found
             details[mode] = facts
     text = (
-        f"{len(calls)} calls in mode labels, a quarter of them in mode reasoning (64 characters): {states} user states, "
-        f"groups of {GROUP}, histories of {HISTORY} items of Amazon Scientific (made-up titles where the set is absent). One "
-        f"engine, vLLM's CPU build, one thread. Intervals are the range over {repetitions} alternating repetitions."
+        f"{len(calls)} calls in mode labels, a quarter of them in mode reasoning (64 characters): {states} user states,"
+        f" groups of {GROUP}, histories of {HISTORY} items of Amazon Scientific (made-up titles where the set is"
+        f" absent). One engine, vLLM's CPU build, one thread. Intervals are the range over {repetitions} alternating"
+        f" repetitions."
     )
     name = "judge" + ("-short" if options.short else "")
     print(write(name, claims, seeds=[0], text=text, details=details, folder=options.output).read_text())

@@ -1,19 +1,22 @@
-"""Whether each stage of the judge's training improves its metric: simulated users, true aspects as labels, held-out users.
+"""Whether each stage of the judge's training improves its metric: simulated users, true labels, held-out users.
 
     python -m benchmarks.judge_training [--short] [--seeds 0 1 2 3 4] [--workers 2]
 
-The base model is a tiny one made on the spot, which has read prompts of training users answered at random: it knows their words and that a
-letter answers a question, not which; rubric and texts are as short as can be (`tiny_rubric.yaml`). This shows that the stages work, not how
-good a judge is: so small a model learns which level of an aspect is the commonest, and little of what a request says.
+The base model is a tiny one made on the spot, which has read prompts of training users answered at random: it knows
+their words and that a letter answers a question, not which; rubric and texts are as short as can be
+(`tiny_rubric.yaml`). This shows that the stages work, not how good a judge is: so small a model learns which level of
+an aspect is the commonest, and little of what a request says.
 
-Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one that the user truly
-prefers, aspects weighed alike) of the base, after supervised training on a few labels, after GRPO on more labels that the supervised stage
-has not seen. For comparison: always the commonest level, and supervised training on all these labels. Each seed draws labels of its own.
+Part A: PointAcc (share of the labels that the likeliest level hits) and PairAUC (of two items shown together the one
+that the user truly prefers, aspects weighed alike) of the base, after supervised training on a few labels, after GRPO
+on more labels that the supervised stage has not seen. For comparison: always the commonest level, and supervised
+training on all these labels. Each seed draws labels of its own.
 
-Part B, apart from A: share of the answers that have the form of weights, of the base and after supervised training on it; then PairAUC on
-the same pairs where the aspects of the items are the true ones. Uniform weights, weights after supervised training on their form, after
-GRPO, and for comparison those of the pipeline's own small network from the same pairs, and each user's true weights. Training pairs are
-those on which weights matter: neither item is better in every aspect.
+Part B, apart from A: share of the answers that have the form of weights, of the base and after supervised training on
+it; then PairAUC on the same pairs where the aspects of the items are the true ones. Uniform weights, weights after
+supervised training on their form, after GRPO, and for comparison those of the pipeline's own small network from the
+same pairs, and each user's true weights. Training pairs are those on which weights matter: neither item is better in
+every aspect.
 """
 
 import argparse
@@ -34,7 +37,9 @@ import pyarrow as pa
 import torch
 
 from benchmarks.report import Claim, write
-from sgrec_core.aggregator.weights import Pairs, fit, state_features
+from sgrec_core import simulator
+from sgrec_core.aggregator.features import state_features
+from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import paired_bootstrap, relative_gain
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
@@ -42,25 +47,16 @@ from sgrec_core.judge.prompt import label_question, system_message, user_message
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Rubric, load_rubric
 from sgrec_core.judge.training.labels import nearest_label
-from sgrec_core.judge.training.tuner import (
-    Labelled,
-    Preference,
-    ScoredPair,
-    Tuner,
-    correct_points,
-    fine_tune,
-    or_uniform,
-    ordered_pairs,
-    scored_pairs,
-)
+from sgrec_core.judge.training.measures import correct_points, or_uniform, ordered_pairs
+from sgrec_core.judge.training.samples import Labelled, Preference, ScoredPair, scored_pairs
+from sgrec_core.judge.training.tuner import Tuner, fine_tune
 from sgrec_core.settings import AggregatorSettings, JudgeTrainingSettings, SimulatorSettings
-from sgrec_core.simulator import marketplace as simulator
 from sgrec_core.simulator.vocabulary import CATEGORIES, OCCASIONS
 
 WORLD = 100
 """Seed of the simulated users; settings were chosen in world 200."""
 RUBRIC = Path(__file__).with_name("tiny_rubric.yaml")
-BASE = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3}
+BASE = {"sft_epochs": 1, "sft_batch_size": 8, "sft_learning_rate": 3e-3}
 LABELS = {
     "sft_batch_size": 8,
     "sft_epochs": 1,
@@ -127,7 +123,7 @@ def sizes_of(options: argparse.Namespace) -> dict[str, int]:
 
 
 def make_base(sizes: dict[str, int], folder: Path) -> Path:
-    """The base model of all seeds: what `make_tiny_model` makes, trained on prompts of training users answered at random."""
+    """The base model of all seeds: the tiny model, trained on prompts of training users answered at random."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)
@@ -151,7 +147,7 @@ def make_base(sizes: dict[str, int], folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     # The tiny model's own random weights are made to give different prompts different answers, not to be trained.
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny))
-    fine_tune(model, tokenizer, rows, seed=0, completions_only=False, **BASE)
+    fine_tune(model, tokenizer, rows, JudgeTrainingSettings(seed=0, **BASE), completions_only=False)
     base = folder / "base"
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
@@ -324,7 +320,6 @@ def network_weights(rubric: Rubric, training: list[ScoredPair], test: list[Score
         )
         return state_features(states, [], None, seed=seed)
 
-    default = AggregatorSettings()
     module, _ = fit(
         Pairs(
             [user(pair.state) for pair in training],
@@ -333,11 +328,7 @@ def network_weights(rubric: Rubric, training: list[ScoredPair], test: list[Score
             np.array([pair.other for pair in training]),
         ),
         rubric.aspect_ids,
-        seed=seed,
-        held_out_share=0.0,
-        epochs=default.epochs,
-        learning_rate=default.learning_rate,
-        weight_decay=default.weight_decay,
+        AggregatorSettings(seed=seed, held_out_share=0.0),
     )
     return module.weights(features(test))
 
@@ -412,7 +403,8 @@ def report(options: argparse.Namespace, seeds: list[int], runs: list[dict[str, A
         gain = relative_gain(values(challenger), values(baseline), seed=0)
         claims.append(Claim.percent(words, gain, goal="> 0" if wanted else "", met=gain.lower > 0 if wanted else None))
     rows = [
-        f"| {name} | {np.mean([run[name].mean() for run in runs]):.4f} | {np.std([run[name].mean() for run in runs], ddof=1):.4f} |"
+        f"| {name} | {np.mean([run[name].mean() for run in runs]):.4f}"
+        f" | {np.std([run[name].mean() for run in runs], ddof=1):.4f} |"
         for name in runs[0]
         if not name.startswith("users")
     ]

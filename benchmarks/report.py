@@ -99,7 +99,8 @@ def write(
         rows.append(f"| {name_cell} | {claim.value:.4g} {claim.unit} | {interval} | {claim.goal} | {met} |")
     on = header["machine"]
     commit, *changes = header["revision"].partition("+")
-    taken = f"`{command}` at {commit[:12]}{''.join(changes)}, {on['accelerator'] or on['processor']}, {on['cores']} cores, torch {on['torch']}."
+    where = f"{on['accelerator'] or on['processor']}, {on['cores']} cores, torch {on['torch']}"
+    taken = f"`{command}` at {commit[:12]}{''.join(changes)}, {where}."
     page = folder / f"{name}.md"
     page.write_text("\n".join([f"# {name}", "", taken, "", *rows, "", text.strip(), ""]))
     return page

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sgrec_core.evaluation.metrics import ndcg, target_ranks
 from sgrec_core.generator.device import device
-from sgrec_core.generator.training import Windows, catalogue_loss, optimiser_of
+from sgrec_core.generator.packing import Windows
+from sgrec_core.generator.training import catalogue_loss, optimiser_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def train(
 
 @torch.inference_mode()
 def rank(model: SASRec, histories: np.ndarray, count: int = 20) -> np.ndarray:
-    """[N, count] best items for histories [N, n], -1 after the end, none of them empty; the history stays in the ranking."""
+    """[N, count] best items for histories [N, n], -1 after the end, none empty; the history stays in the ranking."""
     model.eval()
     place = model.items.weight.device
     ranked = []

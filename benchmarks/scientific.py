@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks import data
 from benchmarks.world import Decisions, World
 from sgrec_core.aggregator import weights
-from sgrec_core.generator.training import cut_windows
+from sgrec_core.generator.packing import cut_windows
 from sgrec_core.judge.engines.embedding import EmbeddingEngine
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.rewards.ranking import ranking_reward

@@ -19,9 +19,11 @@ import pyarrow.compute as pc
 import torch
 
 from benchmarks.world import Decisions, World
-from sgrec_core.aggregator.weights import Pairs, fit, state_features
+from sgrec_core import simulator
+from sgrec_core.aggregator.features import state_features
+from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.generator import ItemTrie
-from sgrec_core.generator.training import Windows, cut_windows
+from sgrec_core.generator.packing import Windows, cut_windows
 from sgrec_core.hashing import hash_share
 from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.items.codes import assign_codes
@@ -32,7 +34,8 @@ from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.logs.context import DAYPARTS
 from sgrec_core.logs.parsing import canonical_json
 from sgrec_core.policy.trainer import BusinessReward, SemanticReward
-from sgrec_core.rewards.business import BusinessContext, EcpmModel
+from sgrec_core.rewards.business import EcpmModel
+from sgrec_core.rewards.business_context import BusinessContext
 from sgrec_core.settings import (
     AggregatorSettings,
     BusinessSettings,
@@ -42,13 +45,12 @@ from sgrec_core.settings import (
     SimulatorSettings,
     StateSettings,
 )
-from sgrec_core.simulator import marketplace as simulator
 from sgrec_core.simulator.vocabulary import PLACEMENTS
 
 MAX_HISTORY = 20
 PAIR_ACCURACY = 0.87
-"""How often the noisy oracle puts two items of the catalogue in the order of their true utility. More than the paper's judge
-manages of its pairs (PairAUC .8116), which are harder: pairs of one slate. Of candidates in one group it orders .81."""
+"""How often the noisy oracle puts two items of the catalogue in the order of their true utility. More than the paper's
+judge manages of its pairs (PairAUC .8116), which are harder: pairs of one slate. Of one group's it orders .81."""
 
 
 @dataclass(frozen=True)
@@ -316,8 +318,8 @@ def world(*, short: bool, cache: Path) -> World:
 def noise_for(accuracy: float, scores: np.ndarray, truth: np.ndarray) -> float:
     """Deviation of the noise that makes ``scores`` [N, items] agree with ``truth`` on a share ``accuracy`` of pairs.
 
-    A pair is two items of one row; 200,000 are drawn, fixed by a seed. The noise is Gaussian and drawn for each entry, so
-    that a gap d keeps its sign with probability Phi(d / (sqrt(2) * deviation)).
+    A pair is two items of one row; 200,000 are drawn, fixed by a seed. The noise is Gaussian and drawn for each entry,
+    so that a gap d keeps its sign with probability Phi(d / (sqrt(2) * deviation)).
     """
     rows, first, second = np.random.default_rng(1).integers(0, [[len(scores)], *[[scores.shape[1]]] * 2], (3, 200_000))
     rows, first, second = (index[first != second] for index in (rows, first, second))
@@ -389,11 +391,7 @@ def _embedding_judge(log: Log, rows: np.ndarray, vectors: np.ndarray, cache: Pat
     aggregator, _ = fit(
         Pairs(states["user_id"].to_pylist(), features(states), judged[:, 0], judged[:, 1]),
         engine.rubric.aspect_ids,
-        seed=settings.seed,
-        held_out_share=settings.held_out_share,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
+        settings,
     )
     prompts = log.states(rows)
     weights = aggregator.weights(features(prompts))

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.simulated import MARKET, SHORT, Market, read_log
+from sgrec_core import simulator
 from sgrec_core.evaluation import simulated_ab
 from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.simulated_ab import Arm, Outcomes
-from sgrec_core.simulator import marketplace as simulator
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ GOALS = {"GMV": 0.0119, "CTR": 0.0116, "dislike rate": -0.0202}
 def compare(models: Mapping[str, Arm], seed: int, *, short: bool = False) -> dict[str, Outcomes]:
     """Serve all users with each arm, see `sgrec_core.evaluation.simulated_ab`; ``seed`` draws requests and responses.
 
-    Arms take histories [S, `simulated.MAX_HISTORY`] and give at least ``slate`` ranked items; the users' histories start with what
-    the logs hold of them.
+    Arms take histories [S, `simulated.MAX_HISTORY`] and give at least ``slate`` ranked items; the users' histories
+    start with what the logs hold of them.
     """
     parameters = SHORT_PARAMETERS if short else PARAMETERS
     market = parameters.market
@@ -65,7 +65,7 @@ def compare(models: Mapping[str, Arm], seed: int, *, short: bool = False) -> dic
 def differences(
     runs: Sequence[Mapping[str, Outcomes]], baseline: str, *, short: bool = False
 ) -> dict[str, dict[str, Interval]]:
-    """By arm and metric, the relative difference from the arm ``baseline``; users' outcomes are summed over ``runs``."""
+    """By arm and metric, the relative difference from the arm ``baseline``; outcomes are summed over ``runs``."""
     parameters = SHORT_PARAMETERS if short else PARAMETERS
     pooled = {name: simulated_ab.pooled([run[name] for run in runs]) for name in runs[0]}
     return {

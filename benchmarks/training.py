@@ -3,8 +3,8 @@
     python -m benchmarks.training [--short] [--data ../shared/data] [--device cpu] [--size default]
 
 Windows of Amazon Scientific (without the data folder: of random sequences). The ceiling is what the machine reaches on
-the step's own matrix products in bfloat16, forward and backward, one after the other with nothing between them. The ways
-to train alternate in one process; peak memory is measured in fresh ones.
+the step's own matrix products in bfloat16, forward and backward, one after the other with nothing between them. The
+ways to train alternate in one process; peak memory is measured in fresh ones.
 """
 
 import argparse
@@ -23,8 +23,8 @@ import torch
 from benchmarks import data
 from benchmarks.report import Claim, write
 from sgrec_core.generator import Generator, GeneratorConfig, ItemTrie, TrainingConfig, train_supervised
-from sgrec_core.generator.model import Packing
-from sgrec_core.generator.training import GRADIENT_NORM, Batch, Windows, optimiser_of, packed_loss
+from sgrec_core.generator.packing import Batch, Packing, Windows
+from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, packed_loss
 
 # "card" is for a GPU: wide enough for its matrix units, with a batch that fills them.
 SIZES = {
@@ -101,12 +101,16 @@ def main() -> None:
         claims.append(claim(f"peak memory of training, {way}", [peak / 2**20], "MiB"))
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    tokens = int((windows.items >= 0).sum()) * trie.levels
     text = f"""
-{source.name}: {len(windows.items)} windows with {windows.targets} targets and {int((windows.items >= 0).sum()) * trie.levels} tokens, of which
-{len(measured.items)} were measured. Generator of {model.config.layers} layers of width {model.config.width}, {parameters:,} parameters without the item head, dropout {model.config.dropout}, bfloat16, {batch_size}
-windows of mean length a step, {options.threads} thread(s) on {options.device}. FLOPs are counted from shapes: two for each multiplication with its
-addition, the backward pass as two forward ones, attention within the causal triangle, embedding look-ups and elementwise
-work as nothing; the item head is a product of each position before a target with the whole catalogue. Padding goes through all of the model but the loss; "by length" sorts windows within pools of 16 batches. On a CPU peak memory is what training adds to the process, on a GPU what torch allocates.
+{source.name}: {len(windows.items)} windows with {windows.targets} targets and {tokens} tokens, of which
+{len(measured.items)} were measured. Generator of {model.config.layers} layers of width {model.config.width},
+{parameters:,} parameters without the item head, dropout {model.config.dropout}, bfloat16, {batch_size} windows of mean
+length a step, {options.threads} thread(s) on {options.device}. FLOPs are counted from shapes: two for each
+multiplication with its addition, the backward pass as two forward ones, attention within the causal triangle, embedding
+look-ups and elementwise work as nothing; the item head is a product of each position before a target with the whole
+catalogue. Padding goes through all of the model but the loss; "by length" sorts windows within pools of 16 batches. On
+a CPU peak memory is what training adds to the process, on a GPU what torch allocates.
 Intervals are the range over {repetitions} alternating repetitions.
 """
     details = {

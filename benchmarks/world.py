@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgrec_core.generator import ItemTrie
-from sgrec_core.generator.training import Windows
+from sgrec_core.generator.packing import Windows
 from sgrec_core.policy.trainer import BusinessReward, SemanticReward
 
 

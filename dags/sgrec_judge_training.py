@@ -1,12 +1,12 @@
 """The training of the judge as an Airflow DAG, once a week. Wiring only, like `sgrec_nightly`.
 
-The run on Sunday noon has that Sunday as its partition key and trains on the labels of the day before, whose night has run by then;
-a run without a key takes the parameter ``day``.
+The run on Sunday noon has that Sunday as its partition key and trains on the labels of the day before, whose night has
+run by then; a run without a key takes the parameter ``day``.
 
     airflow dags test sgrec_judge_training --conf '{"day": "2026-01-05"}'
 
-It needs ``SGREC_JUDGE__ENGINE=vllm``, a model and labels (``SGREC_JUDGE_TRAINING__LABELS``; the simulator brings its own). A judge that
-passes its gate becomes active: nights with ``SGREC_JUDGE__ADAPTER=active`` use it from then on.
+It needs ``SGREC_JUDGE__ENGINE=vllm``, a model and labels (``SGREC_JUDGE_TRAINING__LABELS``; the simulator brings its
+own). A judge that passes its gate becomes active: nights with ``SGREC_JUDGE__ADAPTER=active`` use it from then on.
 """
 
 from airflow.sdk import DAG, CronPartitionTimetable, Param

@@ -1,6 +1,5 @@
 """What the DAGs share: a stage as a task, the day of a run, assets, retries. A stage is a module of ``jobs/``."""
 
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import Asset, Context, Param, RetryDecision, RetryPolicy, chain
 from airflow.sdk.exceptions import AirflowFailException
 
+from sgrec_core.files import append_json_line
 from sgrec_core.runtime.stages import ALL_STAGES, BY_NAME, Stage
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
@@ -126,9 +126,7 @@ def record_failure(context: Context) -> None:
     }
     stage = BY_NAME.get(task.task_id.removeprefix("check_"))
     folder = home / "reports" / day / (stage.folder if stage else "")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "failures.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append_json_line(folder / "failures.jsonl", line)
 
 
 def exit_code(exception: BaseException | str | None) -> int | None:

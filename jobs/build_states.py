@@ -1,4 +1,4 @@
-"""Turn the day's events into decision points, and slates into pairs of preferred and passed-over items (`sgrec_core.states`)."""
+"""Turn the day's events into decision points, and slates into preference pairs (`sgrec_core.states`)."""
 
 from sgrec_core.lake.queries import days_until
 from sgrec_core.lake.spark import publish_spark, read_spark, spark_session

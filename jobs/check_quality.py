@@ -1,9 +1,6 @@
 """Check what a stage published for a day against the table contracts, and stop the night on a critical failure."""
 
-import json
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,7 +8,7 @@ from rich.table import Table
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.quality.gates import Gate, check_stage, stop_on_critical
-from sgrec_core.runtime.job import load_settings, valid_day
+from sgrec_core.runtime.job import load_settings, report_progress, valid_day
 from sgrec_core.runtime.stages import ALL_STAGES, BY_NAME
 
 GATED = [stage.name for stage in ALL_STAGES if stage.publishes]
@@ -34,15 +31,15 @@ def check_quality(
         if stage not in GATED:
             raise SgrecError(f"stage {stage!r} publishes no table to check; valid are {', '.join(GATED)}")
         reports = settings.reports(day, BY_NAME[stage].folder)
-        _progress(reports, stage, "started")
+        report_progress(reports, f"check_{stage}", "started")
         try:
             gate = check_stage(settings, stage, day, force=force)
         except Exception as error:
-            _progress(reports, stage, "failed", message=f"{type(error).__name__}: {error}")
+            report_progress(reports, f"check_{stage}", "failed", message=f"{type(error).__name__}: {error}")
             raise
         Console(highlight=False).print(closing_table(gate, day))
         message = gate.message or f"{sum(len(result.checks) for result in gate.results)} checks"
-        _progress(reports, stage, gate.state, message=message, seconds=gate.seconds)
+        report_progress(reports, f"check_{stage}", gate.state, message=message, seconds=gate.seconds)
         stop_on_critical(gate)
     except SgrecError as error:
         Console(stderr=True).print(f"[bold red]check_{stage}[/] {day}: ", end="", soft_wrap=True)
@@ -66,14 +63,6 @@ def closing_table(gate: Gate, day: str) -> Table:
             f"{result.seconds:.1f}",
         )
     return table
-
-
-def _progress(reports: Path, stage: str, event: str, **fields: Any) -> None:
-    """A line for the terminal, in the form of `Job.event`."""
-    reports.mkdir(parents=True, exist_ok=True)
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "stage": f"check_{stage}", "event": event}
-    with open(reports / "progress.jsonl", "ab", buffering=0) as file:
-        file.write((json.dumps({**line, **fields}) + "\n").encode())
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Compare the night's challenger with the pinned champion on held-out decisions, and promote it if it is better.
 
 Challenger, champion and popularity rank the whole catalogue for the day's validation decisions. The baseline is the
-champion, or popularity where there is none. The alias champion moves when the gate passes; a challenger that is not
-promoted is a successful night.
+champion, or popularity where there is none. The challenger is promoted when the gate passes; one that is not is a
+successful night.
 """
 
 from datetime import date
@@ -10,21 +10,12 @@ from datetime import date
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.evaluation.significance import Interval, paired_bootstrap
+from sgrec_core.evaluation.gate import Verdict, compare, difference_rows, differences
+from sgrec_core.evaluation.ranking import Ranking, evaluation_rows, figures
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.queries import days_until
-from sgrec_core.night.evaluation import (
-    CUTOFF,
-    Ranking,
-    Verdict,
-    compare,
-    evaluation_rows,
-    figures,
-    held_out_decisions,
-    rank_by_popularity,
-    rank_with_generator,
-)
+from sgrec_core.night.evaluation import held_out_decisions, rank_by_popularity, rank_with_generator, resampling
 from sgrec_core.night.generators import day_catalogue
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
@@ -37,6 +28,7 @@ def run(job: Job) -> None:
     registry = Registry(job.settings)
     challenger = of_night(registry, GENERATOR, job.day, stage="train_generator")
     champion = registry.pinned_champion(job.day)
+    registry.pin_champion(job.day, champion)
     days = days_until(job.day, job.settings.states.history_days)
     fingerprint = job.inputs_fingerprint(
         {
@@ -56,12 +48,14 @@ def run(job: Job) -> None:
         states = None
         job.note(f"nothing to compare on: {error}")
     rankings = {} if states is None else _rankings(job, registry, challenger, champion, states)
-    rows = [row for role, ranking in rankings.items() for row in evaluation_rows(ranking, role, "validation", settings)]
+    draws = resampling(settings)
+    rows = [row for role, ranking in rankings.items() for row in evaluation_rows(ranking, role, "validation", draws)]
     verdict = None
     if rankings:
         baseline = rankings.get("champion", rankings["popularity"])
-        verdict = compare(rankings["challenger"], baseline, settings)
-        rows += _difference_rows(job, rankings["challenger"], baseline, verdict)
+        found = differences(rankings["challenger"], baseline, draws)
+        verdict = compare(rankings["challenger"], baseline, found, tolerance=settings.tolerance)
+        rows += difference_rows(rankings["challenger"], found, "validation")
     promoted, reason = _promote(job, registry, challenger, verdict)
     # Only now: a job that is killed before it publishes does all of this again, with the same result.
     schema = load_contract("evaluations").arrow_schema
@@ -97,50 +91,14 @@ def _rankings(
     return rankings
 
 
-def _difference_rows(job: Job, challenger: Ranking, baseline: Ranking, verdict: Verdict) -> list[dict[str, object]]:
-    """The paired differences at cutoff 10, as rows of the challenger."""
-    settings = job.settings.evaluation
-    ours, theirs = challenger.per_user("hit_rate"), baseline.per_user("hit_rate")
-    hits = paired_bootstrap(ours, theirs, seed=settings.seed, resamples=settings.bootstrap_samples)
-
-    def row(metric: str, interval: Interval) -> dict[str, object]:
-        return {
-            "model": challenger.model,
-            "model_version": challenger.version,
-            "role": "challenger",
-            "split": "validation",
-            "metric": metric,
-            "cutoff": CUTOFF,
-            "bucket": "all",
-            "value": interval.value,
-            "lower": interval.lower,
-            "upper": interval.upper,
-            "users": len(ours),
-        }
-
-    return [row("difference_ndcg", verdict.difference), row("difference_hit_rate", hits)]
-
-
 def _promote(job: Job, registry: Registry, challenger: ModelVersion, verdict: Verdict | None) -> tuple[bool, str]:
-    """Move alias champion when the gate passed and nothing stands against it; whether it did, and why, in words."""
+    """Promote the challenger when the gate passed and nothing stands against it; whether it was, and why, in words."""
     if verdict is None:
         return False, "no held-out decisions to compare on"
     if not verdict.passed:
         return False, verdict.reason
-    if challenger.tags.get("sgrec.promoted_day") == job.day:
-        return True, verdict.reason
-    if challenger.tags.get("sgrec.rolled_back") == "true":
-        return (
-            False,
-            f"{challenger} was rolled back by hand; promote it with `sgrec promote --version {challenger.version}`",
-        )
-    newest = registry.newest_promotion()
-    if newest is not None and newest.tags["sgrec.promoted_day"] > job.day:
-        return False, (
-            f"{newest} was promoted by the later night {newest.tags['sgrec.promoted_day']}; an older night moves no alias"
-        )
-    registry.promote(challenger, day=job.day)
-    return True, verdict.reason
+    against = registry.promote_by_night(challenger, job.day, verdict.reason)
+    return against is None, against or verdict.reason
 
 
 main = stage_command("evaluate_generator", run)

@@ -1,8 +1,9 @@
 """Compare the candidate with the active judge on held-out labels and pairs, and let nights use it if it is better.
 
-The candidate is what the day's training made, or the judge that the settings name (``judge_training.candidate``). All figures are rows of ``judge_evaluations``, and a
-page for people is written to ``reports/<day>/judge_training/<version>.html``; ``index.html`` there is the newest. Nights after the day that have ``judge.adapter=active`` use
-an adapter that was activated; a candidate that was not accepted is no failure of the stage.
+The candidate is what the day's training made, or the judge that the settings name (``judge_training.candidate``). All
+figures are rows of ``judge_evaluations``, and a page for people is written to
+``reports/<day>/judge_training/<version>.html``; ``index.html`` there is the newest. Nights after the day that have
+``judge.adapter=active`` use an adapter that was activated; a candidate that is not accepted is no failure.
 """
 
 from dataclasses import asdict
@@ -11,19 +12,17 @@ from datetime import date
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.judge.calls.ledger import has_judged_nights
-from sgrec_core.judge.versions.accepted import accept, take_back
-from sgrec_core.judge.versions.adapters import activate, activated, newest, resolve_adapter
+from sgrec_core.judge.versions.adapters import newest, resolve_adapter
 from sgrec_core.judge.versions.comparison import (
     Row,
     against,
     answers,
+    decide,
     held_out,
     measures,
     settings_of_roles,
-    trained_candidate,
-    verdict,
 )
+from sgrec_core.judge.versions.decision import carry_out
 from sgrec_core.lake import load_contract
 from sgrec_core.quality.judge_report import write_judge_report
 from sgrec_core.registry import Registry
@@ -51,20 +50,9 @@ def run(job: Job) -> None:
         "candidate": [*measures(held, candidate, **how), *against(held, candidate, active, **how)],
         "active": list(measures(held, active, **how)),
     }
-    found = verdict(rows, settings, active.version)
+    found = decide(rows, settings, active.version)
 
-    adapter = trained_candidate(settings, job.day)
-    if found.passed:
-        accept(roles["candidate"], job.day, "gate", found.reason)
-        if adapter is not None:
-            activate(settings, job.day, adapter)
-    else:
-        # The same candidate, judged again by other rules; what another comparison of the day let pass stays, and nights that have
-        # judged with it must be able to run again.
-        if not has_judged_nights(job.lake, candidate.version):
-            take_back(settings, job.day, candidate.version)
-        if adapter is not None and activated(settings, job.day) == adapter:
-            activate(settings, job.day, None)
+    adapter = carry_out(found, job.lake, settings, job.day, candidate=roles["candidate"], version=candidate.version)
     registry, serving = Registry(settings), newest(settings)
     registry.set_alias_or_none(JUDGE, ACTIVE, serving.version if serving else None)
 
@@ -88,7 +76,7 @@ def run(job: Job) -> None:
     job.fact("activated", found.passed)
     job.fact("reason", found.reason)
     page = write_judge_report(job, roles, of_role, rows, found, was_trained=adapter is not None)
-    job.fact("report", str(page))
+    job.fact("report", str(page.relative_to(job.settings.home.resolve())))
     name = f"judge {candidate.version}" + (f" ({JUDGE} version {adapter.version})" if adapter else "")
     job.note(f"{name} {'activated' if found.passed else 'not activated'}: {found.reason}")
 

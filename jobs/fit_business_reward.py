@@ -2,24 +2,26 @@
 
 With impressions and bids the business reward of a candidate is 1000 x calibrated click probability x last bid; the
 model learns from a window of days up to the night's and reads nothing of validation users. Without them it is the
-next-item ranking reward (MiniOneRec; papers.md section 2), which needs no fit.
+next-item ranking reward (MiniOneRec, arXiv 2510.24431), which needs no fit.
 """
 
+from sgrec_core.lake.queries import days_until
+from sgrec_core.night.business import day_context
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
-from sgrec_core.rewards.business import BusinessContext, EcpmModel, window_days
+from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import BUSINESS_REWARD
 
 RANKING_RULE = (
-    "the logs have no impressions with bids: the business reward is the next-item ranking reward (1 for the item chosen; "
-    "in a group that has it, each other candidate loses by its rank; 0 for all in a group without it)"
+    "the logs have no impressions with bids: the business reward is the next-item ranking reward (1 for the item "
+    "chosen; in a group that has it, each other candidate loses by its rank; 0 for all in a group without it)"
 )
 
 
 def run(job: Job) -> None:
     settings = job.settings.business
-    window = window_days(job.day, settings.window_days)
+    window = days_until(job.day, settings.window_days)
     fingerprint = job.inputs_fingerprint(
         {
             "settings": settings.model_dump(),
@@ -38,7 +40,7 @@ def run(job: Job) -> None:
 
 def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
     settings = job.settings.business
-    context = BusinessContext.from_lake(job.lake, job.day, job.settings)
+    context = day_context(job.lake, job.day, job.settings)
     tables = {table: job.lake.version(table) for table in job.stage.reads}
     if not context.has_impressions_with_bids:
         job.fact("business_reward", "next-item ranking")
@@ -62,8 +64,8 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
     for name, value in model.metrics.items():
         job.fact(name, value)
     job.note(
-        "eCPM = 1000 x calibrated click probability x the item's last bid before the decision; calibration error and AUC "
-        "are of users that neither the trees nor the calibration saw"
+        "eCPM = 1000 x calibrated click probability x the item's last bid before the decision; calibration error and "
+        "AUC are of users that neither the trees nor the calibration saw"
     )
     return registry.register(
         BUSINESS_REWARD,

@@ -17,7 +17,7 @@ from sgrec_core.night.generators import generator_of_day
 from sgrec_core.night.rewards import business_reward
 from sgrec_core.registry import Registry
 from sgrec_core.registry.nights import of_night
-from sgrec_core.rewards.fusion import standardise
+from sgrec_core.rewards.semantic import has_variance
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import BUSINESS_REWARD, SUPERVISED
 
@@ -61,7 +61,7 @@ def run(job: Job) -> None:
     rows = rows.append_column("business_version", pa.repeat(business.version, items.size))
     job.lake.publish("candidates", rows, partition={"day": job.day}, fingerprint=fingerprint)
 
-    with_variance = int(standardise(rewards).any(axis=1).sum())
+    with_variance = int(has_variance(rewards).sum())
     job.fact("groups", len(items))
     job.fact("candidates", items.size)
     job.fact("groups_with_target", int((items == targets[:, None]).any(axis=1).sum()))

@@ -1,7 +1,7 @@
-"""Read the label files of the judge: every row ends in ``judge_labels``, or in ``judge_labels_rejected`` with its reason.
+"""Read the label files of the judge: every row ends in ``judge_labels``, or rejected with its reason.
 
-Files lie in ``judge_training.labels``; their form is in `sgrec_core.judge.training.labels`. A simulated home needs none: what the
-simulator knows of the day's impressions is written as a label file and read like any other.
+Files lie in ``judge_training.labels``; their form is in `sgrec_core.judge.training.labels`. A simulated home needs
+none: what the simulator knows of the day's impressions is written as a label file and read like any other.
 """
 
 from collections import Counter
@@ -56,7 +56,8 @@ def run(job: Job) -> None:
     if share > limit:
         (reason, count), first = reasons.most_common(1)[0], rejected[0]
         raise InputError(
-            f"{folder}: {share:.1%} of the rows were rejected, at most {limit:.1%} may be (SGREC_INGEST__MAX_REJECTED_SHARE);"
+            f"{folder}: {share:.1%} of the rows were rejected, at most {limit:.1%} may be"
+            " (SGREC_INGEST__MAX_REJECTED_SHARE);"
             f" mostly {reason} ({count:,} rows), first {first.file} line {first.line}: {first.detail}"
         )
     job.lake.publish("judge_labels", _table("judge_labels", accepted), partition=partition, fingerprint=fingerprint)

@@ -1,4 +1,4 @@
-"""One of ``judge.workers`` judges that work side by side before the stage score_aspects, each with an engine of its own."""
+"""One of ``judge.workers`` judges that work side by side before the stage score_aspects, with an engine of its own."""
 
 from typing import Annotated
 

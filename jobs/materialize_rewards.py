@@ -11,18 +11,21 @@ from sgrec_core.hashing import digest
 from sgrec_core.judge.calls.scores import CALL, find_scores
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.versions.adapters import resolve_adapter
-from sgrec_core.night.rewards import version_of_day
-from sgrec_core.rewards.fusion import UNGATED
-from sgrec_core.rewards.table import fuse_rewards, varied_groups
+from sgrec_core.night.generators import day_catalogue
+from sgrec_core.night.rewards import candidates_to_fuse, version_of_day
+from sgrec_core.rewards.advantages import Method, method_of
+from sgrec_core.rewards.semantic import decisions_worth_judging
+from sgrec_core.rewards.table import fuse_rewards
 from sgrec_core.runtime.job import Job, stage_command
 
 
 def run(job: Job) -> None:
     resolve_adapter(job)
-    candidates = job.lake.read("candidates", where={"day": job.day})
-    items = job.lake.read("items", where={"day": job.day}, columns=["item_id", "item_hash"])
+    fusion = job.settings.fusion
+    method = method_of(fusion.objective)
+    candidates = candidates_to_fuse(job.lake, job.day)
     judge = judge_version(job.settings, day_has_context(job.lake, job.day))
-    judgeable = _judgeable(candidates, job)
+    judgeable = _judgeable(candidates, method)
     states = judgeable["state_id"].unique().to_pylist()
     scores = find_scores(job.lake, job.day, judge, states, [*CALL, "aspects", "scores"])
     scores = scores.filter(pc.is_in(_call_keys(scores), value_set=_call_keys(judgeable)))
@@ -30,13 +33,13 @@ def run(job: Job) -> None:
     version = version_of_day(job.lake, job.day, job.settings)
     # Rows of aspect_scores are shared by nights, so their content stands for them.
     fingerprint = job.inputs_fingerprint(
-        {"version": version, "scores": digest(scores.to_pylist()), "fusion": job.settings.fusion.model_dump()}
+        {"version": version, "scores": digest(scores.to_pylist()), "fusion": fusion.model_dump()}
     )
     partition = {"day": job.day, "reward_version": version}
     if job.skip_if_published({"rewards": partition}, fingerprint):
         return
-    fusion = job.settings.fusion
-    rewards = fuse_rewards(candidates, items, scores, weights, objective=fusion.objective, epsilon=fusion.epsilon)
+    catalogue = day_catalogue(job.lake, job.day, candidates["tokenizer_version"][0].as_py())
+    rewards = fuse_rewards(candidates, catalogue, scores, weights, objective=fusion.objective, epsilon=fusion.epsilon)
     job.lake.publish("rewards", rewards.rows, partition=partition, fingerprint=fingerprint)
 
     for name, value in rewards.facts.items():
@@ -45,20 +48,19 @@ def run(job: Job) -> None:
     job.fact("objective", fusion.objective)
     groups, covered = rewards.facts["groups_with_business_variance"], rewards.facts["covered_groups"]
     if covered < groups:
-        fate = "get no advantage" if fusion.objective in UNGATED else "keep their business advantage"
+        fate = "get no advantage" if method.needs_every_group else "keep their business advantage"
         why = "" if weights.num_rows else "; there are no user weights for the day"
         job.note(f"{groups - covered} of {groups} groups with business variance were not judged and {fate}{why}")
 
 
-def _judgeable(candidates: pa.Table, job: Job) -> pa.Table:
+def _judgeable(candidates: pa.Table, method: Method) -> pa.Table:
     """The candidates that the judge is asked about.
 
     Other rows of ``aspect_scores`` must not move the rewards: training on fresh groups adds scores of these states, of
     groups, too, that score_aspects skips for want of business variance.
     """
-    if job.settings.fusion.objective in UNGATED:
-        return candidates
-    return candidates.filter(pc.is_in(candidates["decision_id"], value_set=varied_groups(candidates)))
+    worth = decisions_worth_judging(method, candidates)
+    return candidates.filter(pc.is_in(candidates["decision_id"], value_set=worth))
 
 
 def _call_keys(rows: pa.Table) -> pa.ChunkedArray:

@@ -1,11 +1,13 @@
 """Write the Data Docs, the on-call page and the summary of the night, whether it succeeded or stopped."""
 
-from sgrec_core.quality.report import write_report
+from sgrec_core.quality.report import below, write_report
 from sgrec_core.runtime.job import Job, stage_command
+from sgrec_core.runtime.runs import compact_day
 
 
 def run(job: Job) -> None:
     # First without Data Docs: a night that stopped must have its page, whatever becomes of them.
+    home = job.settings.home.resolve()
     summary, page = write_report(job.settings, job.day)
     try:
         from sgrec_core.quality.data_docs import build_data_docs
@@ -17,10 +19,11 @@ def run(job: Job) -> None:
         summary, page = write_report(job.settings, job.day, problem=problem)
     else:
         summary, page = write_report(job.settings, job.day, data_docs=data_docs)
-        job.fact("data_docs", str(data_docs))
+        job.fact("data_docs", below(home, data_docs))
     job.fact("night", summary["status"] if summary["status"] == "succeeded" else f"stopped at {summary['stopped_at']}")
     job.fact("checks", summary["checks"])
-    job.fact("report", str(page))
+    job.fact("report", below(home, page))
+    compact_day(job.lake, job.day)
 
 
 main = stage_command("report_quality", run)

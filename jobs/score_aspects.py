@@ -4,33 +4,32 @@ A call is a distinct (state, item, item content); scores are keyed by these and 
 calls that the night's groups and pairs ask for (`judge_asked`):
 
 - `judge_cached` are in ``aspect_scores`` already. Failed ones are tried again, except where the item has no text;
-- `judge_skipped` belong only to groups without business variance, which get no semantic gradient (papers.md, section
-  1: A2PO);
+- `judge_skipped` belong only to groups without business variance, which get no semantic gradient (S-GRec, arXiv
+  2602.10606: A2PO's gate);
 - `judge_unaffordable` lie beyond ``judge.max_calls``: their groups, always whole ones, fall back to the business
   reward;
 - `judge_without_text` belong only to groups and pairs that hold an item without text, which nobody can score: such
   groups fall back to the business reward as well;
-- `judge_paid` are made now, `judge_unanswered` as well but by nobody; `judge_failed` of both became rows without scores.
+- `judge_paid` are made now, `judge_unanswered` as well but by nobody; `judge_failed` of both became rows without
+  scores.
 
 Groups outside the share ``judge.sampling_ratio`` ask for nothing. Calls are published in shards, one commit each: a
-killed job continues where it was, and ends with the table of an undisturbed one. `judge_gate` says by what nights may use this judge.
+killed job continues where it was, and ends with the table of an undisturbed one. `judge_gate` says by what nights may
+use this judge.
 
 A call that nobody answered is not charged to ``judge.max_calls``. `jobs.estimate_judge` says beforehand what it would
-cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have gone before, each with an engine of its own; this
-stage then does what they left and counts what they paid as its own.
+cost. With ``judge.workers`` above 1, workers (`jobs.judge_worker`) have gone before, each with an engine of its own;
+this stage then does what they left and counts what they paid as its own.
 """
 
-from sgrec_core.judge.calls.drift import DRIFTED, drift
+from sgrec_core.judge.calls.drift import tell_drift
+from sgrec_core.judge.calls.flags import tell_flagged
 from sgrec_core.judge.calls.ledger import close_night, uncounted_workers
-from sgrec_core.judge.calls.plan import Plan, estimate, plan_day, score_shards
+from sgrec_core.judge.calls.plan import estimate, plan_day, score_shards
 from sgrec_core.judge.engines import is_meaningless
-from sgrec_core.judge.prompt import flags, texts_of
 from sgrec_core.judge.versions.accepted import find_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.runtime.job import Job, stage_command
-
-FLAGGED_SHOWN = 50
-"""Items, and users, with suspicious texts that the morning page lists."""
 
 
 def run(job: Job) -> None:
@@ -72,28 +71,12 @@ def run(job: Job) -> None:
         job.fact("judge_tokens_estimated", expected["prompt tokens"])
         job.fact("judge_tokens_computed_estimated", expected["of them computed"])
         job.fact("judge_gpu_hours_estimated", expected["GPU hours"])
-    items, users = _flagged(job, plan)
-    for name, flagged in (("items", items), ("users", users)):
-        job.fact(f"judge_flagged_{name}", len(flagged))
-        if flagged:
-            job.fact(f"judge_flagged_{name}_shown", dict(list(flagged.items())[:FLAGGED_SHOWN]))
-            job.note(
-                f"{len(flagged)} {name} have texts with markup, chat markers, hidden characters or words that address the"
-                " judge; they were read as data, look at them: " + ", ".join(list(flagged)[:5])
-            )
-    compared = drift(job.lake, job.day, plan.version)
-    if compared is not None:
-        before, indices = compared
-        job.fact("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
-        if drifted := [aspect for aspect, index in indices.items() if index > DRIFTED]:
-            job.note(
-                f"the scores of {', '.join(drifted)} are distributed otherwise than on {before} (stability index"
-                f" {max(indices.values()):.2f}, above {DRIFTED}): another judge, or other users and items"
-            )
+    tell_flagged(job, plan)
+    tell_drift(job, plan.version)
     if plan.without_text:
         job.note(
-            f"{len(plan.without_text)} calls of groups and pairs that hold an item without text were not made: without the"
-            " scores of all its items a group falls back to the business reward"
+            f"{len(plan.without_text)} calls of groups and pairs that hold an item without text were not made: without"
+            " the scores of all its items a group falls back to the business reward"
         )
     if plan.chosen < plan.units:
         job.note(
@@ -101,44 +84,6 @@ def run(job: Job) -> None:
             "pairs were not judged; such groups fall back to the business reward"
         )
     close_night(job.lake, job.day, plan.version)
-
-
-def _flagged(job: Job, plan: Plan) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """What is suspicious about the texts that the judge reads, as they came: by item_id, and by user_id of profile or context.
-
-    The most suspicious first.
-    """
-    limits = plan.engine.rubric.limits
-    asked = {state for state, _, _ in plan.wanted}
-    columns = ["state_id", "user_id", "history", "profile", "context"]
-    rows = job.lake.read("user_states", where={"day": job.day}, columns=columns).to_pylist()
-    states = [row for row in rows if row["state_id"] in asked]
-    read = {item for _, item, _ in plan.wanted} | {item for row in states for item in row["history"]}
-    columns = ["item_id", "title", "brand", "category", "description"]
-    rows = job.lake.read("items", where={"day": job.day}, columns=columns).to_pylist()
-    items = {
-        row["item_id"]: flags("\n".join(row[name] for name in columns[1:] if row[name]), limits.item)
-        for row in rows
-        if row["item_id"] in read
-    }
-    users: dict[str, list[str]] = {}
-    for user, document, limit in sorted(
-        {
-            (row["user_id"], row[name], limit)
-            for row in states
-            for name, limit in (("profile", limits.profile), ("context", limits.context))
-            if row[name]
-        }
-    ):
-        signs = users.setdefault(user, [])
-        signs += [sign for sign in flags(texts_of(document), limit) if sign not in signs]
-    return _most_suspicious_first(items), _most_suspicious_first(users)
-
-
-def _most_suspicious_first(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    return dict(
-        sorted(((name, signs) for name, signs in found.items() if signs), key=lambda pair: (-len(pair[1]), pair[0]))
-    )
 
 
 main = stage_command("score_aspects", run)

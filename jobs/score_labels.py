@@ -1,7 +1,7 @@
 """Ask the candidate and the active judge about held-out labels and pairs, and pay for no call twice.
 
-Each runs in a process of its own, with the engine and the settings of nights: a GPU has room for one. Answers are rows of
-``aspect_scores``; what they cost is not charged to ``judge.max_calls`` of any night.
+Each runs in a process of its own, with the engine and the settings of nights: a GPU has room for one. Answers are rows
+of ``aspect_scores``; what they cost is not charged to ``judge.max_calls`` of any night.
 """
 
 import multiprocessing

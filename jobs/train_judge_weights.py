@@ -1,27 +1,23 @@
 """Train an adapter that names how much each aspect counts for a user: the form of the answer first, then GRPO on pairs.
 
-The alternative to the small network of `jobs.train_aggregator`, and compared with it: PairAUC on pairs of held-out users, with the
-aspects as the adapter of the same day's `jobs.train_judge` scores them, for uniform weights, after each stage, and for the network
-fitted to the same pairs. Registered as ``sgrec-judge-weights``; nights use it with ``aggregator.engine=language_model``.
+The alternative to the small network of `jobs.train_aggregator`, and compared with it: PairAUC on pairs of held-out
+users, with the aspects as the adapter of the same day's `jobs.train_judge` scores them, for uniform weights, after each
+stage, and for the network fitted to the same pairs. Registered as ``sgrec-judge-weights``; nights use it with
+``aggregator.engine=language_model``.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from sgrec_core.aggregator.weights import Pairs, day_features, fit
 from sgrec_core.errors import InputError
-from sgrec_core.evaluation.metrics import per_user
-from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.generator.device import use_threads
-from sgrec_core.judge.calls.requests import Pair, Texts, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.calls.requests import day_pairs, day_texts
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.engines.backends import model_path
-from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
-from sgrec_core.judge.training.tuner import Preference, ScoredPair, Tuner, ordered_pairs, scored_pairs
+from sgrec_core.judge.training.measures import ordered_pairs, weight_figures
+from sgrec_core.judge.training.samples import day_scored_pairs
+from sgrec_core.judge.training.tuner import Tuner
 from sgrec_core.judge.versions.adapters import resolve_adapter, trained, with_adapter
 from sgrec_core.judge.versions.registered import check_trainable, lay_out, register_adapter, trained_before
+from sgrec_core.night.aggregators import network_weights
 from sgrec_core.registry import Registry
 from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.runtime.job import Job, stage_command
@@ -68,7 +64,11 @@ def run(job: Job) -> None:
         revision, room = job.settings.judge.revision, job.settings.judge.max_model_len
         adapter = judge.path(job.settings)
         of_aspects = Tuner(base, rubric, settings, adapter=adapter, revision=revision, max_model_len=room)
-        training, held_out = (_scored(job, of_aspects, pairs[split], texts) for split in ("train", "validation"))
+        engine, scored = of_aspects.engine(), []
+        for split in ("train", "validation"):
+            with job.progress_bar(len(pairs[split]), "judging pairs") as advance:
+                scored.append(day_scored_pairs(job.lake, job.day, engine, pairs[split], texts, advance=advance))
+        training, held_out = scored
         if not training or not held_out:
             raise InputError(
                 f"{job.day}: the judge could not score the pairs of one side; none of their items has text"
@@ -81,8 +81,8 @@ def run(job: Job) -> None:
         tuner.reinforce_weights(training)
         weights = tuner.weights(states)
         right["grpo"] = ordered_pairs(held_out, weights)
-        right["network"] = ordered_pairs(held_out, _network_weights(job, training, states, rubric.aspect_ids))
-        figures = _figures(right, [pair.user_id for pair in held_out], settings.seed)
+        right["network"] = ordered_pairs(held_out, network_weights(job, training, states, rubric.aspect_ids))
+        figures = weight_figures(right, [pair.user_id for pair in held_out], settings.seed)
         if figures["pair_auc_gain_grpo_over_network_lower"] <= 0:
             job.note("the named weights order held-out pairs no better than the small network's, beyond chance")
         version = register_adapter(job, registry, tuner, fingerprint, figures)
@@ -92,66 +92,6 @@ def run(job: Job) -> None:
     mark_of_night(registry, version)
     lay_out(job.settings, registry, version, job.day)
     job.fact("weights_model_version", version.version)
-
-
-def _scored(job: Job, tuner: Tuner, pairs: Sequence[Pair], texts: Texts) -> list[ScoredPair]:
-    """Pairs as the trained judge scores their items; without those that it cannot score."""
-    states = day_states(job.lake, job.day, {pair.preferred[0] for pair in pairs})
-    engine = tuner.engine()
-    scored: list[ScoredPair] = []
-    with job.progress_bar(len(pairs), "judging pairs") as advance:
-        for start in range(0, len(pairs), 100):
-            part = pairs[start : start + 100]
-            scored += scored_pairs(
-                engine,
-                [
-                    Preference(
-                        preferred=request(pair.preferred, states[pair.preferred[0]], texts),
-                        other=request(pair.other, states[pair.other[0]], texts),
-                        user_id=pair.user_id,
-                    )
-                    for pair in part
-                ],
-            )
-            advance(len(part))
-    return scored
-
-
-def _network_weights(
-    job: Job, training: Sequence[ScoredPair], states: list[JudgeRequest], aspects: list[str]
-) -> np.ndarray:
-    """Weights [N, A] of the small network for ``states``, fitted to the same pairs with the night's settings."""
-    wanted = {state.state_id for state in [*states, *(pair.state for pair in training)]}
-    features = day_features(job.lake, job.settings, job.day, wanted, job.progress)
-    of_night = job.settings.aggregator
-    module, _ = fit(
-        Pairs(
-            [pair.user_id for pair in training],
-            np.stack([features[pair.state.state_id] for pair in training]),
-            np.array([pair.preferred for pair in training]),
-            np.array([pair.other for pair in training]),
-        ),
-        aspects,
-        seed=of_night.seed,
-        held_out_share=0.0,
-        epochs=of_night.epochs,
-        learning_rate=of_night.learning_rate,
-        weight_decay=of_night.weight_decay,
-    )
-    return module.weights(np.stack([features[state.state_id] for state in states]))
-
-
-def _figures(right: dict[str, np.ndarray], users: list[str], seed: int) -> dict[str, float]:
-    """PairAUC of each kind of weights, and intervals over users of what GRPO adds to its start and to the network."""
-    of_users = {name: per_user(values, np.array(users)) for name, values in right.items()}
-    figures = {f"pair_auc_{name}": float(values.mean()) for name, values in of_users.items()}
-    for name, interval in (
-        ("pair_auc_grpo", bootstrap(of_users["grpo"], seed=seed)),
-        ("pair_auc_gain_grpo_over_form", paired_bootstrap(of_users["grpo"], of_users["form"], seed=seed)),
-        ("pair_auc_gain_grpo_over_network", paired_bootstrap(of_users["grpo"], of_users["network"], seed=seed)),
-    ):
-        figures |= {f"{name}_lower": interval.lower, f"{name}_upper": interval.upper}
-    return figures
 
 
 main = stage_command("train_judge_weights", run)

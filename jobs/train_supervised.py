@@ -12,22 +12,21 @@ from pathlib import Path
 import torch
 
 from sgrec_core.errors import InputError
-from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, train_supervised
+from sgrec_core.generator import TrainingConfig, train_supervised
 from sgrec_core.generator.checkpoints import Checkpoints
-from sgrec_core.generator.dataset import Catalogue, chain_decisions
+from sgrec_core.generator.dataset import chain_decisions
 from sgrec_core.generator.device import device, use_threads
-from sgrec_core.generator.train import read_results, train_in_processes, write_inputs
-from sgrec_core.generator.training import cut_windows
+from sgrec_core.generator.packing import cut_windows
+from sgrec_core.generator.processes import read_results, train_in_processes, write_inputs
 from sgrec_core.lake.queries import days_until, decisions, table_versions
-from sgrec_core.night.generators import day_catalogue, load_generator, register_generator
-from sgrec_core.registry import ModelVersion, Registry
-from sgrec_core.registry.nights import current_tokenizer, mark_of_night
+from sgrec_core.night.generators import backbone_digest, day_catalogue, fresh_generator, register_generator, take_over
+from sgrec_core.night.tokenizers import current_tokenizer
+from sgrec_core.registry import Registry
+from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import SUPERVISED
 
 COLUMNS = ["user_id", "as_of", "position", "history", "target_item"]
-NO_SHAPE = ("dropout", "item_weight", "followers", "memory_weight")
-"""Of a generator's configuration what a warm start may change."""
 
 
 def run(job: Job) -> None:
@@ -44,11 +43,13 @@ def run(job: Job) -> None:
             "champion": champion and champion.fingerprint,
             "max_items": job.settings.states.max_history,
             "supervised": settings.model_dump(exclude={"checkpoint_steps"}),
+            "backbone": backbone_digest(settings),
         }
     )
     made_before = registry.find(SUPERVISED, fingerprint)
     if made_before is not None and not job.force:
         mark_of_night(registry, made_before)
+        registry.pin_champion(job.day, champion)
         job.keep_facts()
         return
 
@@ -58,11 +59,12 @@ def run(job: Job) -> None:
     sequences = chain_decisions(states, catalogue, job.settings.states.max_history)
     if not sequences.decisions:
         raise InputError(
-            f"user_states has {states.num_rows} training decisions from {days[0]} to {days[-1]}, none of them for one of"
-            f" the {len(catalogue)} items with codes; nothing to train on"
+            f"user_states has {states.num_rows} training decisions from {days[0]} to {days[-1]}, none of them for one"
+            f" of the {len(catalogue)} items with codes; nothing to train on"
         )
     windows = cut_windows(sequences.items, sequences.first_target, job.settings.states.max_history)
-    model, warm = _starting_model(job, registry, champion, catalogue)
+    model = fresh_generator(catalogue, settings, job.settings.states.max_history)
+    warm = champion is not None and take_over(model, registry, champion, catalogue, note=job.note)
     model.remember(windows)
     training = TrainingConfig(
         epochs=settings.warm_epochs if warm else settings.epochs,
@@ -72,7 +74,8 @@ def run(job: Job) -> None:
         label_smoothing=settings.label_smoothing,
         bfloat16=settings.bfloat16,
         seed=settings.seed,
-        compile=settings.compile == "on" or (settings.compile == "auto" and device().type == "cuda"),
+        compile=settings.compile == "on"
+        or (settings.compile == "auto" and device().type == "cuda" and model.encoder.compiles),
     )
     work = _work_folder(job, fingerprint)
     with job.progress_bar(training.epochs * len(windows.items), "training windows") as advance:
@@ -102,6 +105,7 @@ def run(job: Job) -> None:
         tables=table_versions(job.lake, job.stage.reads),
         tags={"sgrec.warm_started_from": str(champion) if warm else "scratch"},
     )
+    registry.pin_champion(job.day, champion)
     shutil.rmtree(work, ignore_errors=True)
     job.fact("policy_version", version.version)
     job.fact("decisions", sequences.decisions)
@@ -122,51 +126,6 @@ def _work_folder(job: Job, fingerprint: str) -> Path:
         if other != work:
             shutil.rmtree(other, ignore_errors=True)
     return work
-
-
-def _starting_model(
-    job: Job, registry: Registry, champion: ModelVersion | None, catalogue: Catalogue
-) -> tuple[Generator, bool]:
-    """The pinned champion, or a fresh model; and whether it is the champion."""
-    settings = job.settings.supervised
-    config = GeneratorConfig(
-        levels=catalogue.codes.shape[1],
-        codebook_size=catalogue.codebook_size,
-        width=settings.width,
-        layers=settings.layers,
-        heads=settings.heads,
-        max_items=job.settings.states.max_history,
-        dropout=settings.dropout,
-        items=len(catalogue) if settings.item_head else 0,
-        item_weight=settings.item_weight,
-        followers=settings.followers if settings.item_head else 0,
-        memory_weight=settings.memory_weight,
-    )
-    fresh = Generator(config).to(device())
-    fresh.align(catalogue.trie)
-    if champion is None:
-        return fresh, False
-    model, tokenizer_version = load_generator(registry, champion)
-    if tokenizer_version != catalogue.tokenizer_version:
-        job.note(
-            f"trained from scratch: {champion} reads semantic ids of tokenizer {tokenizer_version},"
-            f" the night those of {catalogue.tokenizer_version}"
-        )
-        return fresh, False
-    model.align(catalogue.trie)
-    its, wanted = shape_of(model.config), shape_of(config)
-    if its != wanted:
-        job.note(f"trained from scratch: {champion} has the shape {its}, the settings {wanted}")
-        return fresh, False
-    # What it remembers is counted anew, in the size that the settings want.
-    model.memory = fresh.memory
-    fresh.load_state_dict(model.state_dict())
-    return fresh, True
-
-
-def shape_of(config: GeneratorConfig) -> dict[str, int | float]:
-    """What two generators must have in common for one to take the other's weights."""
-    return {name: value for name, value in config.as_json().items() if name not in NO_SHAPE}
 
 
 main = stage_command("train_supervised", run)

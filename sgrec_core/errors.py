@@ -31,7 +31,8 @@ class JudgeGoneError(SgrecError):
 
     def __init__(self, reason: str):
         super().__init__(
-            f"the judge no longer answers ({reason}); calls without an answer are rows with that reason and are tried again"
+            f"the judge no longer answers ({reason}); calls without an answer are rows with that reason and are tried"
+            " again"
         )
 
 

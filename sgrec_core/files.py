@@ -1,11 +1,13 @@
-"""Small files that other processes read while they are written."""
+"""Small files that other processes read while they are written, and that a crash of the machine may tear."""
 
 import contextlib
 import json
+import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,53 @@ def write_text_once(path: Path, text: str) -> None:
         os.link(part, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none."""
+def read_json(path: Path, *, otherwise: str = "it is taken for empty") -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, and where it is damaged.
+
+    Of damage a warning tells, with ``otherwise``: what is done instead.
+    """
     try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
         return {}
-    return content if isinstance(content, dict) else {}
+    except ValueError as error:
+        warn_of_damage(path, str(error), otherwise)
+        return {}
+    if isinstance(content, dict):
+        return content
+    warn_of_damage(path, f"it holds no object but {content!r:.40}", otherwise)
+    return {}
+
+
+def append_json_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Add one line of JSON; two processes may do so at once, and a line that was torn takes none with it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One write of one line in append mode is atomic.
+    with path.open("ab+", buffering=0) as file:
+        torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(content).encode() + b"\n")
+
+
+def json_lines(path: Path, data: bytes) -> Iterable[dict[str, Any]]:
+    """The objects in complete lines of JSON from ``path``, without those that are damaged, of which a warning tells."""
+    for line in data.split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            warn_of_damage(path, f"{line!r:.40}: {error}", "such lines are passed over")
+            continue
+        if isinstance(content, dict):
+            yield content
+        else:
+            warn_of_damage(path, f"{line!r:.40}: no object", "such lines are passed over")
+
+
+@cache
+def warn_of_damage(path: Path, damage: str, otherwise: str) -> None:
+    """A line on stderr, once in a process."""
+    logging.getLogger(__name__).warning("%s is damaged (%s): %s", path, damage, otherwise)
 
 
 def _as_json(content: Any) -> str:

@@ -4,9 +4,11 @@ A section belongs to a stage or a part of the core. Settings that change what a 
 fingerprint: change one, and the stage and all behind it are computed anew at the next run.
 """
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -87,16 +89,21 @@ class BusinessSettings(Section):
 
 
 class SupervisedSettings(Section):
-    """The generator's shape and its training on next items; defaults were chosen on validation items of Scientific and the simulator."""
+    """The generator's shape and training on next items; defaults by validation items of Scientific and simulator."""
 
+    backbone: Literal["transformer"] | Path = Field(
+        "transformer",
+        description="what reads histories: our transformer, whose shape is width, layers, heads and dropout, or the folder of"
+        " a causal language model in Hugging Face format, which brings its own",
+    )
     width: int = Field(128, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
     item_head: bool = Field(
         True,
-        description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue for"
-        " each target, which 100,000 items bear and millions do not",
+        description="score whole items beside their codes: better lists, at the cost of a softmax over the catalogue"
+        " for each target, which 100,000 items bear and millions do not",
     )
     item_weight: float = Field(
         0.8, ge=0, le=1, description="weight of item head and memory together in the policy; codes have the rest"
@@ -110,7 +117,8 @@ class SupervisedSettings(Section):
         0.7,
         ge=0,
         le=1,
-        description="weight of the memory beside the item head, which has the rest; less where items have many events each",
+        description="weight of the memory beside the item head, which has the rest; less where items have many events"
+        " each",
     )
     epochs: int = Field(20, ge=1, description="passes over the training windows of a night that starts from scratch")
     warm_epochs: int = Field(5, ge=1, description="the same of a night that goes on from the champion")
@@ -120,7 +128,9 @@ class SupervisedSettings(Section):
     weight_decay: float = Field(0.1, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     bfloat16: bool = Field(True, description="multiply matrices in bfloat16 while training")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: on a GPU only")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile; auto: on a GPU only, and not with a language model"
+    )
     processes: int = Field(1, ge=1, description="processes that share each batch: one a GPU")
     checkpoint_steps: int = Field(200, ge=1, description="steps that a killed training repeats at most")
     seed: int = 0
@@ -190,8 +200,8 @@ class JudgeSettings(Section):
     def _an_active_adapter_is_the_one_that_was_compared(self) -> Self:
         if self.engine == "server" and self.adapter == "active":
             raise ValueError(
-                "adapter=active needs engine=vllm: a server goes on serving what it was started with; valid is the folder of"
-                " the adapter that it serves, and its name there as served_name"
+                "adapter=active needs engine=vllm: a server goes on serving what it was started with; valid is the"
+                " folder of the adapter that it serves, and its name there as served_name"
             )
         if self.mode != "labels" and self.adapter == "active":
             raise ValueError("adapter=active needs mode=labels, in which adapters are trained and compared")
@@ -238,8 +248,8 @@ class JudgeTrainingSettings(Section):
     )
     candidate: Literal["trained", "settings"] = Field(
         "trained",
-        description="what is compared with the judge of nights: the adapter that the day's training made, or the judge of the"
-        " settings (the DAG sgrec_judge_comparison), of judge.adapter=active the model without its adapter",
+        description="what is compared with the judge of nights: the adapter that the day's training made, or the judge"
+        " of the settings (the DAG sgrec_judge_comparison), of judge.adapter=active the model without its adapter",
     )
     seed: int = 0
 
@@ -256,8 +266,8 @@ class JudgeTrainingSettings(Section):
 class AggregatorSettings(Section):
     engine: Literal["network", "language_model"] = Field(
         "network",
-        description="a small network fitted to the night's pairs, or the newest adapter that train_judge_weights made for judge.model"
-        " before the night",
+        description="a small network fitted to the night's pairs, or the newest adapter that train_judge_weights made"
+        " for judge.model before the night",
     )
     held_out_share: float = Field(0.2, ge=0, lt=1, description="share of the pairs' users that PairAUC is measured on")
     epochs: int = Field(20, ge=0)
@@ -285,6 +295,7 @@ class PolicySettings(Section):
     learning_rate: float = Field(1e-4, gt=0)
     clip: float = Field(0.2, gt=0, lt=1)
     kl_weight: float = Field(1e-3, ge=0)
+    loss: Literal["clip"] = "clip"
     seed: int = 0
 
 
@@ -352,6 +363,17 @@ class Settings(BaseSettings):
     quality: QualitySettings = QualitySettings()
     airflow: AirflowSettings = AirflowSettings()
 
+    def environment(self) -> dict[str, str]:
+        """The environment of a child process that is to have these settings: what is not at its default as variables.
+
+        Children may run in another folder, so ``home`` and ``lake`` are absolute.
+        """
+        given = {**self.model_dump(mode="json", exclude_unset=True), "home": str(self.home.resolve())}
+        if self.lake is not None:
+            given["lake"] = self.lake_root
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SGREC_")}
+        return {**inherited, **dict(_variables("SGREC", given))}
+
     @property
     def lake_root(self) -> str:
         """A path, or a URI as it was given."""
@@ -365,5 +387,15 @@ class Settings(BaseSettings):
         return self.input.partition(":")[0]
 
     def reports(self, day: str, folder: str = "") -> Path:
-        """The folder of a day's report, summary, stage facts and progress; ``folder`` as in `sgrec_core.runtime.stages.Stage`."""
+        """The folder of a day's report, summary, validations and progress; ``folder`` as in `Stage`."""
         return self.home.resolve() / "reports" / day / folder
+
+
+def _variables(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """``SGREC_JUDGE__ENGINE`` and its like; what is None says nothing."""
+    if isinstance(value, dict):
+        separator = "_" if name == "SGREC" else "__"
+        for inner, content in value.items():
+            yield from _variables(f"{name}{separator}{inner.upper()}", content)
+    elif value is not None:
+        yield name, value if isinstance(value, str) else json.dumps(value)

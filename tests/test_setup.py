@@ -23,7 +23,8 @@ def fake_java(folder: Path, version: str, modules: str = "java.base@17") -> Path
     binary.parent.mkdir(parents=True)
     binary.write_text(
         "#!/bin/sh\n"
-        f'case "$1" in -version) echo \'openjdk version "{version}" 2020-01-01\' >&2;; --list-modules) echo "{modules}";; esac\n'
+        f'case "$1" in -version) echo \'openjdk version "{version}" 2020-01-01\' >&2;;'
+        f' --list-modules) echo "{modules}";; esac\n'
     )
     binary.chmod(0o755)
     return folder

@@ -1,24 +1,20 @@
 """Which home and source a command works on."""
 
-import json
 import os
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from sgrec_core.errors import InputError, SettingsError
-from sgrec_core.settings import Settings
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 from sgrec_core.cli.app import DEFAULT_HOME, JUDGE_INTERPRETER, console
+from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.files import read_json, write_json
+from sgrec_core.settings import Settings
 
 # The home and its source
 
 
-def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
+def settle_home(source: str | None, judge: str | None = None, *, starts_anew: bool) -> Settings:
     """Settings whose home belongs to the source that is asked for; marks a new home as belonging to it.
 
     A home holds the tables and models of one source. Asked for another one, the default home gives way to
@@ -26,6 +22,7 @@ def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
 
     Args:
         source: ``--input``, or None.
+        judge: ``--judge``, or None.
         starts_anew: without any source named, the default home is asked for the simulator rather than for its own.
 
     Raises:
@@ -53,17 +50,14 @@ def settle_home(source: str | None, *, starts_anew: bool) -> Settings:
             f"{first.name} belongs to {source_of(first)}; this night uses {home.name} (SGREC_HOME={home})",
             soft_wrap=True,
         )
-    # The jobs, in processes of their own, read the environment.
-    os.environ["SGREC_HOME"], os.environ["SGREC_INPUT"] = str(home), wanted
-    settings = checked_settings()
-    if source_of(home) is None:
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "source.json").write_text(json.dumps({"input": wanted}) + "\n")
+    settings = checked_settings(judge, home=home, input=wanted)
+    if _written_source(home) is None:
+        write_json(home / "source.json", {"input": wanted})
     return settings
 
 
-def existing_home() -> Settings:
-    """Settings of a home in which a night was started, with its source.
+def existing_home(judge: str | None = None) -> Settings:
+    """Settings of a home in which a night was started, with its source; ``judge`` is what ``--judge`` says.
 
     Raises:
         SettingsError: there is none; the message names homes that are there.
@@ -74,17 +68,29 @@ def existing_home() -> Settings:
         others = [path.parent.name for path in sorted(home.parent.glob(f"{DEFAULT_HOME}*/source.json"))]
         hint = f"; set SGREC_HOME to one of {', '.join(others)}" if others else "; run `sgrec nightly` first"
         raise SettingsError(f"no night was run in {home}{hint}")
-    os.environ["SGREC_HOME"] = str(home)
-    os.environ.setdefault("SGREC_INPUT", source)
-    return checked_settings()
+    return checked_settings(judge, home=home, input=os.environ.get("SGREC_INPUT", source))
 
 
 def source_of(home: Path) -> str | None:
     """The source that a home belongs to, or None for a home in which no night was started."""
-    try:
-        return json.loads((home / "source.json").read_text())["input"]
-    except FileNotFoundError:
-        return None
+    return _written_source(home) or (_source_of_runs(home) if (home / "source.json").exists() else None)
+
+
+def _written_source(home: Path) -> str | None:
+    source = read_json(
+        home / "source.json",
+        otherwise="the home belongs to the source of its newest run; the next night, or --input, writes the file again",
+    ).get("input")
+    return source if isinstance(source, str) else None
+
+
+def _source_of_runs(home: Path) -> str | None:
+    from sgrec_core.lake import Lake
+    from sgrec_core.runtime.runs import days_with_runs, runs_of_day
+
+    lake = Lake(Settings(home=home).lake_root)
+    runs = (run for day in days_with_runs(lake) for run in reversed(runs_of_day(lake, day)))
+    return next((run.input for run in runs), None)
 
 
 def _belongs_to_another(home: Path, wanted: str) -> str:
@@ -94,18 +100,20 @@ def _belongs_to_another(home: Path, wanted: str) -> str:
     )
 
 
-def choose_judge(engine: str | None) -> None:
-    """Put the judge's engine, and the environment that it needs, into the settings of the jobs."""
-    if engine:
-        os.environ["SGREC_JUDGE__ENGINE"] = engine
-    if os.environ.get("SGREC_JUDGE__ENGINE") == "vllm":
-        os.environ.setdefault("SGREC_INTERPRETERS__JUDGE", JUDGE_INTERPRETER)
-
-
-def checked_settings() -> Settings:
+def checked_settings(judge: str | None, **given: Any) -> Settings:
+    """What is given before what the environment says; an engine of the judge comes with the interpreter that it needs."""
     from sgrec_core.runtime.job import load_settings
 
-    return load_settings()
+    settings = load_settings(**given, **({"judge": {"engine": judge}} if judge else {}))
+    return with_judge_interpreter(settings) if settings.judge.engine == "vllm" else settings
+
+
+def with_judge_interpreter(settings: Settings) -> Settings:
+    """Judge in the environment that `make judge-env` makes, unless the settings name another."""
+    if "judge" in settings.interpreters.model_fields_set:
+        return settings
+    interpreters = settings.interpreters.model_copy(update={"judge": JUDGE_INTERPRETER})
+    return settings.model_copy(update={"interpreters": interpreters})
 
 
 def valid_day(day: str) -> str:

@@ -1,19 +1,15 @@
 """Commands about generators."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sgrec_core.errors import InputError
-
-if TYPE_CHECKING:
-    pass
-
 from sgrec_core.cli.app import METRICS, app, console
 from sgrec_core.cli.homes import existing_home, valid_day
+from sgrec_core.errors import InputError
 
 
 @app.command()
@@ -53,30 +49,51 @@ def evaluate(
     console.print(table)
 
 
+Reason = Annotated[str, typer.Option(help="Kept with it, for those who ask later.")]
+
+
 @app.command()
-def promote(version: Annotated[int, typer.Option(help="Version of sgrec-generator.", show_default=False)]) -> None:
+def promote(
+    version: Annotated[int, typer.Option(help="Version of sgrec-generator.", show_default=False)],
+    reason: Reason = "by hand",
+) -> None:
     """Make a version of the generator the champion: it serves now, and later nights start from it."""
     from sgrec_core.registry import Registry
     from sgrec_core.runtime.stages import GENERATOR
 
     registry = Registry(existing_home())
-    chosen, newest = registry.get(GENERATOR, str(version)), registry.newest_promotion()
-    # As of the newest night that promoted: an earlier day would leave that night's champion in place.
-    day = max(chosen.day, newest.tags["sgrec.promoted_day"]) if newest else chosen.day
-    registry.promote(chosen, day=day)
+    chosen = registry.get(GENERATOR, str(version))
+    day = registry.promote(chosen, reason)
     console.print(f"champion: {chosen}, made by night {chosen.day}, serves as of night {day}")
 
 
 @app.command()
-def rollback() -> None:
+def rollback(reason: Reason = "by hand") -> None:
     """Take the last promotion back: the champion before it serves again."""
     from sgrec_core.registry import Registry
 
-    demoted, champion = Registry(existing_home()).rollback()
+    demoted, champion = Registry(existing_home()).rollback(reason)
     serves = (
         f"{champion}, made by night {champion.day}" if champion else "none; the next challenger must beat popularity"
     )
     console.print(f"rolled back: {demoted}, made by night {demoted.day}\nchampion: {serves}")
+
+
+@app.command()
+def promotions() -> None:
+    """Who was made champion, who was taken back, and which champion each night worked against; the newest last."""
+    from sgrec_core.lake import Lake
+    from sgrec_core.registry.promotions import Promotions
+
+    table = Table(box=None)
+    for name in ("day", "decision", "version", "who", "when (UTC)", "reason"):
+        table.add_column(name, no_wrap=name != "reason")
+    for row in Promotions(Lake(existing_home().lake_root)).rows().to_pylist():
+        when = row["decided_at"].strftime("%m-%d %H:%M")
+        table.add_row(
+            str(row["day"]), row["action"], row["version"] or "none", escape(row["who"]), when, escape(row["reason"])
+        )
+    console.print(table)
 
 
 @app.command()

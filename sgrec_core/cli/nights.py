@@ -11,10 +11,10 @@ from rich.table import Table
 from sgrec_core.settings import Settings
 
 if TYPE_CHECKING:
-    from sgrec_core.night.airflow import Night
+    from sgrec_core.night.airflow import Outcome
 
 from sgrec_core.cli.app import Input, InterruptedNightError, Judge, app, complain, console
-from sgrec_core.cli.homes import choose_judge, days_between, default_day, existing_home, settle_home, valid_day
+from sgrec_core.cli.homes import days_between, default_day, existing_home, settle_home, valid_day
 from sgrec_core.cli.views import evaluation_cells, nights_table, read_summary, show_summary, stages_table
 
 
@@ -31,16 +31,15 @@ def nightly(
     judge: Judge = None,
 ) -> None:
     """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again."""
-    choose_judge(judge)
-    settings = settle_home(source, starts_anew=True)
+    settings = settle_home(source, judge, starts_anew=True)
     day = valid_day(day) if day else default_day(settings)
-    night = show_night(settings, day)
+    outcome = show_night(settings, day)
     written = settings.reports(day) / "summary.json"
     # One that is older than this run would tell of another.
-    if written.exists() and written.stat().st_mtime >= time.time() - night.seconds:
+    if written.exists() and written.stat().st_mtime >= time.time() - outcome.seconds:
         show_summary(settings, day)
-    if night.exit_code:
-        complain(f"night {day} stopped at {night.reason}")
+    if outcome.exit_code:
+        complain(f"night {day} stopped at {outcome.reason}")
         raise typer.Exit(1)
 
 
@@ -57,8 +56,7 @@ def backfill(
     """Run the nights of past days, in order; only what is missing or changed is computed."""
     from sgrec_core.night.unchanged import night_is_unchanged, remember_night
 
-    choose_judge(judge)
-    settings = settle_home(source, starts_anew=False)
+    settings = settle_home(source, judge, starts_anew=False)
     days = list(days_between(valid_day(first), valid_day(last)))
     table = Table(title=f"backfill {first} to {last}", title_justify="left", box=None)
     for name in (
@@ -78,19 +76,19 @@ def backfill(
             console.print(f"[dim]·[/] night {day} unchanged")
             table.add_row(day, "unchanged", "", "0", "all", *evaluation_cells(settings, day))
             continue
-        night = show_night(settings, day)
+        outcome = show_night(settings, day)
         states = [stage["state"] for stage in read_summary(settings, day).get("stages", [])]
         table.add_row(
             day,
-            "[red]stopped[/]" if night.exit_code else "succeeded",
-            f"{night.seconds:,.0f}",
+            "[red]stopped[/]" if outcome.exit_code else "succeeded",
+            f"{outcome.seconds:,.0f}",
             str(states.count("finished")),
             str(states.count("skipped")),
             *evaluation_cells(settings, day),
         )
-        if night.exit_code:
+        if outcome.exit_code:
             # Later nights would start from a champion and a history that this one should have made.
-            stopped = f"night {day} stopped at {night.reason}; the days after it were not run"
+            stopped = f"night {day} stopped at {outcome.reason}; the days after it were not run"
             break
         remember_night(settings, day)
     console.print(table)
@@ -113,16 +111,18 @@ def status(
     console.print(f"{settings.home} · {settings.input}", soft_wrap=True)
     console.print(stages_table(settings, valid_day(day)) if day else nights_table(settings, nights))
     registry = Registry(settings)
-    aliases = registry.aliases(GENERATOR)
-    for alias in (CHAMPION, CHALLENGER):
-        version = aliases.get(alias)
-        made = f"version {version}, made by night {registry.get(GENERATOR, version).day}" if version else "none yet"
+    challenger = registry.aliases(GENERATOR).get(CHALLENGER)
+    for alias, version in (
+        (CHAMPION, registry.champion()),
+        (CHALLENGER, registry.get(GENERATOR, challenger) if challenger else None),
+    ):
+        made = f"version {version.version}, made by night {version.day}" if version else "none yet"
         console.print(f"{alias}: {made}")
     for judge in accepted_judges(settings)[-1:]:
         console.print(f"judge accepted last ({judge.how}, {judge.day}): {judge}", soft_wrap=True, markup=False)
 
 
-def show_night(settings: Settings, day: str) -> "Night":
+def show_night(settings: Settings, day: str) -> "Outcome":
     """Run the night of ``day`` before the user's eyes.
 
     Raises:

@@ -1,6 +1,5 @@
 """Commands about the tables of the lake."""
 
-import os
 import subprocess
 import sys
 from typing import Annotated
@@ -27,5 +26,4 @@ def maintain(
     if day is not None:
         raise SettingsError(f"the night of {day} runs in {settings.home}; wait for it")
     command = [sys.executable, "-m", "jobs.maintain_lake", "--keep-days", str(keep_days)]
-    environment = {**os.environ, "SGREC_HOME": str(settings.home.resolve()), "SGREC_LAKE": settings.lake_root}
-    raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, env=environment).returncode)
+    raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, env=settings.environment()).returncode)

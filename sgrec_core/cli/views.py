@@ -1,31 +1,29 @@
 """Nights as tables and lines on the terminal."""
 
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from sgrec_core.settings import Settings
-
-if TYPE_CHECKING:
-    pass
-
 from sgrec_core.cli.app import console
+from sgrec_core.files import read_json
+from sgrec_core.settings import Settings
 
 
 def read_summary(settings: Settings, day: str) -> dict[str, Any]:
     """What report_quality wrote about the night, or nothing if it never ran."""
-    try:
-        return json.loads((settings.reports(day) / "summary.json").read_text())
-    except FileNotFoundError:
-        return {}
+    return read_json(
+        settings.reports(day) / "summary.json",
+        otherwise=f"no figures of that night are shown; `python -m jobs.report_quality --day {day}` writes it again",
+    )
 
 
 def show_summary(settings: Settings, day: str) -> None:
     """The night in one table."""
     summary = read_summary(settings, day)
+    if not summary:
+        return
     table = Table(title=f"night {day}: {summary['status']}", title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -42,8 +40,8 @@ def show_summary(settings: Settings, day: str) -> None:
         table.add_row("decision", escape(summary["evaluation"]["reason"]))
     for note in summary["notes"]:
         table.add_row("note", escape(f"{note['stage']}: {note['text']}"))
-    table.add_row("report", paths["report"])
-    table.add_row("models", paths["models"])
+    table.add_row("report", str(settings.home / paths["report"]))
+    table.add_row("models", str(settings.home / paths["models"]))
     console.print(table)
 
 
@@ -75,27 +73,37 @@ def evaluation_cells(settings: Settings, day: str) -> list[str]:
 
 def nights_table(settings: Settings, count: int) -> Table:
     """The newest nights: how they ended, or which stage they are at."""
+    from sgrec_core.lake import Lake
     from sgrec_core.night.airflow import running_night
-    from sgrec_core.night.display import Tail, state_of_night
+    from sgrec_core.quality.night import state_of_night
+    from sgrec_core.runtime.runs import days_with_runs
 
     table = Table(box=None)
     for name in ("day", "night", "stage", "time (UTC)", "message"):
         table.add_column(name, no_wrap=name != "message")
-    running = running_night(settings)
-    files = sorted(settings.home.glob("reports/*/progress.jsonl"), reverse=True)
-    for path in files[:count]:
-        state, event = state_of_night(Tail(path, from_start=True).read())
-        night = path.parent.name
-        if night == running:
-            state = "running"
-        message = event.get("message") or event.get("description") or ""
-        if event.get("total"):
-            message += f" {event['done']:,}/{event['total']:,}"
+    running, lake = running_night(settings), Lake(settings.lake_root)
+    for day in days_with_runs(lake):
+        at = state_of_night(settings, lake, day)
+        if at is None:
+            continue  # Nothing but the judge's training has run for that day.
+        state, step = ("running", at.step) if day == running else (at.state, at.step)
+        message = step.message or ("" if state != "running" else progress_in_words(settings, day, step.name))
         mark = {"succeeded": "green", "stopped": "red"}.get(state, "yellow")
-        table.add_row(
-            night, f"[{mark}]{state}[/]", event["stage"], event["time"][5:16].replace("T", " "), escape(message)
-        )
+        moment = step.ended.strftime("%m-%d %H:%M") if step.ended else ""
+        table.add_row(day, f"[{mark}]{state}[/]", step.name, moment, escape(message))
+        if table.row_count == count:
+            break
     return table
+
+
+def progress_in_words(settings: Settings, day: str, stage: str) -> str:
+    """What the stage that runs has said last for the terminal: ``ranking 1,200/5,000``."""
+    from sgrec_core.night.display import Tail
+
+    events = Tail(settings.reports(day) / "progress.jsonl", from_start=True).read()
+    last: dict[str, Any] = next((event for event in reversed(events) if event.get("stage") == stage), {})
+    done, total = last.get("done"), last.get("total")
+    return " ".join([last.get("description") or "", f"{done:,}/{total:,}" if total else ""]).strip()
 
 
 def stages_table(settings: Settings, day: str) -> Table:

@@ -1,6 +1,7 @@
 """Item-level ranking metrics over the whole catalogue; items of the history stay in the ranking.
 
-Ranked lists are item indices [N, K], best first, one row per decision, -1 for no item; ranks are those of the targets, from 0.
+Ranked lists are item indices [N, K], best first, one row per decision, -1 for no item; ranks of targets are
+from 0.
 """
 
 import numpy as np

@@ -42,10 +42,10 @@ def relative_gain(
     """Interval of mean(challenger) / mean(baseline) - 1 over seeds and users.
 
     ``challenger`` and ``baseline`` are [S, U]: S trainings with different seeds, each pair of trainings from one start,
-    and the same U users in the same order. A bootstrap over users, with the trainings as they are, gives one half-width;
-    the deviation of the S gains of single trainings, with the quantile of Student's t for S - 1 degrees of freedom,
-    another; they are added in squares. So few trainings make a wide interval, and a gain that hangs on one lucky
-    training is no gain. With one training there is no second half-width: the interval is over users alone.
+    and the same U users in the same order. A bootstrap over users, with the trainings as they are, gives one
+    half-width; the deviation of the S gains of single trainings, with the quantile of Student's t for S - 1 degrees of
+    freedom, another; they are added in squares. So few trainings make a wide interval, and a gain that hangs on one
+    lucky training is no gain. With one training there is no second half-width: the interval is over users alone.
 
     Raises:
         ValueError: the shapes differ, or the baseline is zero throughout.

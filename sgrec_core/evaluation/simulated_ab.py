@@ -17,7 +17,7 @@ import numpy as np
 from sgrec_core.evaluation.significance import Interval, relative_difference
 
 if TYPE_CHECKING:
-    from sgrec_core.simulator.marketplace import Requests
+    from sgrec_core.simulator.requests import Requests
 
 Arm = Callable[[np.ndarray], np.ndarray]
 """Histories [S, n] of item indices, oldest first, padded with -1 on the right, to ranked items [S, at least slate]."""
@@ -52,7 +52,7 @@ METRICS: dict[str, Callable[[Outcomes], tuple[np.ndarray, np.ndarray]]] = {
 
 
 def serve(arm: Arm, days: Iterable[Iterable["Requests"]], histories: np.ndarray) -> Outcomes:
-    """Let ``arm`` fill all slates of ``days``, each made by `sgrec_core.simulator.marketplace.day_requests`.
+    """Let ``arm`` fill all slates of ``days``, each made by `sgrec_core.simulator.requests.day_requests`.
 
     Histories [U, n] are those of all users of the market, padded with -1 on the right, as of the first day; they are
     not changed. Arms are comparable when their days are made with the same arguments.

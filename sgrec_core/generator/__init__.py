@@ -1,7 +1,8 @@
-"""The generator: a decoder-only transformer over semantic ids, decoded into real items only."""
+"""The generator: what reads histories as semantic ids and is decoded into real items only."""
 
+from sgrec_core.generator.config import GeneratorConfig
 from sgrec_core.generator.decoding import Beams, ItemScores, beam_search, rank_items, sample_items, score_items
-from sgrec_core.generator.model import Generator, GeneratorConfig
+from sgrec_core.generator.model import Generator
 from sgrec_core.generator.training import TrainingConfig, train_supervised
 from sgrec_core.generator.trie import ItemTrie
 

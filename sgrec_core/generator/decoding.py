@@ -4,21 +4,22 @@ The policy is defined here, once, for search, rollouts and training: the probabi
 temperature 1 over the codes that lead to a real item (the valid children in the trie); the probability of an
 item is the product over its codes.
 
-With an item head (`model.ItemHead`) a code has two opinions: its own logit, and the log of the probability that the
-head gives to all items that the code leads to, at the last level one. Their weighted mean takes the logit's place; a
-sum would be surer of itself than either. With a memory of transitions (`memory.TransitionMemory`) the head's own
-log-probabilities of items are first averaged with the memory's in the same way.
+Where whole items are scored too (`scorers`: an item head, a memory of transitions) a code has two opinions: its own
+logit, and the log of the probability that the scorers together give to all items that the code leads to, at the last
+level one. Their weighted mean takes the logit's place; a sum would be surer of itself than either.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgrec_core.generator.model import Generator, Prefix
+from sgrec_core.generator.encoder import Prefix
+from sgrec_core.generator.model import Generator
+from sgrec_core.generator.scorers import ItemLogits, together
 from sgrec_core.generator.trie import ItemTrie
 
 
@@ -47,39 +48,32 @@ class ItemScores:
     """[B, G, L] entropy in nats of the distribution that each code was drawn from; detached."""
 
 
-def read_histories(model: Generator, trie: ItemTrie, histories: Tensor) -> Prefix:
-    """Read histories [B, n] of item indices, oldest first, padded with -1 on the right, n at most max_items."""
-    lengths = (histories >= 0).sum(dim=1)
-    longest = int(lengths.max())
-    histories = histories[:, :longest]
-    prefix = model.read_histories(trie.codes[histories.clamp(min=0)], lengths)
-    if model.memory is None or not (model.config.item_weight and model.config.memory_weight):
-        return prefix
-    return replace(prefix, memory=model.memory.log_probs(histories))
-
-
-def item_vectors(model: Generator, trie: ItemTrie) -> Tensor | None:
-    """[items, width] of the item head; None where it has no part in the policy.
+def expectation(model: Generator, trie: ItemTrie) -> ItemLogits | None:
+    """What the scorers expect together, to be asked for each batch; None where they have no part in the policy.
 
     Raises:
-        ValueError: the head is of other items; see `Generator.align`.
+        ValueError: they know other items; see `Generator.align`.
     """
-    if model.item_head is None or not model.config.item_weight:
-        return None
-    model.item_head.check(trie)
-    return model.item_head.vectors()
+    scorers = model.scorers if model.config.item_weight else []
+    return together(scorers, trie) if scorers else None
 
 
-def item_masses(model: Generator, trie: ItemTrie, prefix: Prefix, vectors: Tensor | None) -> Tensor | None:
-    """Log of the probability that item head and memory give to the items below each node: [B, nodes].
+def read_histories(
+    model: Generator, trie: ItemTrie, histories: Tensor, expected: ItemLogits | None
+) -> tuple[Prefix, Tensor | None]:
+    """Read histories [B, n] of item indices, oldest first, padded with -1 on the right, n at most max_items.
 
-    ``prefix`` is what `read_histories` gave, ``vectors`` what `item_vectors` gave.
+    Also the log of the probability that the scorers give to the items below each node, [B, nodes]; ``expected`` is what
+    `expectation` gave.
     """
-    if vectors is None:
-        return None
-    logits = (vectors @ prefix.hidden.to(vectors.dtype).T).float()
-    if prefix.memory is not None:
-        logits = logits.lerp(prefix.memory.T.float(), model.config.memory_weight)
+    lengths = (histories >= 0).sum(dim=1)
+    histories = histories[:, : int(lengths.max())]
+    prefix = model.encoder.read_histories(trie.codes[histories.clamp(min=0)], lengths)
+    return prefix, None if expected is None else node_masses(trie, expected(prefix.hidden, histories))
+
+
+def node_masses(trie: ItemTrie, logits: Tensor) -> Tensor:
+    """Log of the probability of all items below each node, [B, nodes], under a softmax over items of logits [items, B]."""
     probability = logits.softmax(dim=0)
     inner = probability.new_zeros(trie.children.shape[0], probability.shape[1])
     for level in range(1, trie.levels):
@@ -94,7 +88,7 @@ def code_log_probs(
 ) -> Tensor:
     """Log-probabilities [B, ..., codebook size] of the next code at ``node`` [B, ...]; -inf where it leads to no item.
 
-    ``masses`` is what `item_masses` gave.
+    ``masses`` are those of `node_masses`.
     """
     logits = logits.float()
     if masses is not None:
@@ -105,15 +99,14 @@ def code_log_probs(
 
 def score_items(model: Generator, trie: ItemTrie, histories: Tensor, items: Tensor) -> ItemScores:
     """Log-probabilities of items [B, G] given histories [B, n] (see `read_histories`)."""
-    prefix = read_histories(model, trie, histories)
+    prefix, masses = read_histories(model, trie, histories, expectation(model, trie))
     codes, path = trie.codes[items], trie.path[items]
-    masses = item_masses(model, trie, prefix, item_vectors(model, trie))
-    first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
+    first = code_log_probs(model, trie, 0, model.encoder.level_logits(prefix.hidden, 0), masses)
     distributions = [first[:, None].expand(-1, items.shape[1], -1)]
     if trie.levels > 1:
-        hidden, _ = model.extend(prefix, model.tokens(codes[..., :-1]))
+        hidden, _ = model.encoder.extend(prefix, model.encoder.tokens(codes[..., :-1]))
         for level in range(1, trie.levels):
-            logits = model.level_logits(hidden[:, :, level - 1], level)
+            logits = model.encoder.level_logits(hidden[:, :, level - 1], level)
             distributions.append(code_log_probs(model, trie, path[..., level], logits, masses))
     chosen = [
         distribution.gather(-1, codes[..., level, None]).squeeze(-1) for level, distribution in enumerate(distributions)
@@ -131,13 +124,13 @@ def beam_search(
     width: int,
     count: int | None = None,
     excluded: Tensor | None = None,
-    vectors: Tensor | None = None,
+    expected: ItemLogits | None = None,
 ) -> Beams:
     """The ``count`` (default: ``width``) most probable items found by a beam of ``width``, for B users at once.
 
     With a beam at least as wide as the catalogue the result is exact. ``excluded`` [B, E] holds items that a user
     must not get (-1 pads); probabilities are those of the whole catalogue all the same, and the beam is widened by as
-    many so that ``count`` items remain. ``vectors`` is what `item_vectors` gave, where a caller has it already.
+    many so that ``count`` items remain. ``expected`` is what `expectation` gave, where a caller has it already.
     """
     count = width if count is None else count
     if not 1 <= count <= width:
@@ -145,12 +138,9 @@ def beam_search(
     if excluded is not None:
         excluded = excluded.sort(dim=1, descending=True).values[:, : int((excluded >= 0).sum(dim=1).max())]
         width += excluded.shape[1]
-    prefix = read_histories(model, trie, histories)
-    if vectors is None:
-        vectors = item_vectors(model, trie)
+    prefix, masses = read_histories(model, trie, histories, expected or expectation(model, trie))
 
-    masses = item_masses(model, trie, prefix, vectors)
-    first = code_log_probs(model, trie, 0, model.level_logits(prefix.hidden, 0), masses)
+    first = code_log_probs(model, trie, 0, model.encoder.level_logits(prefix.hidden, 0), masses)
     chosen, code = first.topk(min(width, trie.nodes_below[0]), dim=1)
     node = trie.settled[trie.child(torch.zeros_like(code), code)]
     log_probs = F.pad(chosen[..., None], (0, trie.levels - 1))
@@ -171,11 +161,11 @@ def beam_search(
         if past is not None:
             parent = parent.gather(1, order)
             past = [(_take(key, parent), _take(value, parent)) for key, value in past]
-        states, past = model.extend(prefix, token[..., None], past)
+        states, past = model.encoder.extend(prefix, token[..., None], past)
 
         reached = log_probs.sum(dim=-1)
         open_node = node[:, :reading].masked_fill(finished[:, :reading], 0)
-        step = code_log_probs(model, trie, open_node, model.level_logits(states[:, :, 0], level), masses)
+        step = code_log_probs(model, trie, open_node, model.encoder.level_logits(states[:, :, 0], level), masses)
         going_on = reached[:, :reading].masked_fill(finished[:, :reading], -torch.inf)[..., None] + step
         staying = reached.masked_fill(~finished, -torch.inf)
         # No beam dies on the way: either all nodes of a level are kept, or `width` of them, each with an item below.
@@ -210,20 +200,19 @@ def sample_items(
 
     ``generator`` lies on the device of the model.
     """
-    prefix = read_histories(model, trie, histories)
-    masses = item_masses(model, trie, prefix, item_vectors(model, trie))
+    prefix, masses = read_histories(model, trie, histories, expectation(model, trie))
     hidden = prefix.hidden[:, None].expand(-1, count, -1)
     node = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     chosen = []
     past = None
     for level in range(trie.levels):
-        step = code_log_probs(model, trie, node, model.level_logits(hidden, level), masses)
+        step = code_log_probs(model, trie, node, model.encoder.level_logits(hidden, level), masses)
         code = torch.multinomial(step.exp().flatten(0, 1), 1, generator=generator).view_as(node)
         chosen.append(step.gather(-1, code[..., None]).squeeze(-1))
         node = trie.child(node, code)
         if level < trie.levels - 1:
             token = 1 + level * trie.codebook_size + code
-            states, past = model.extend(prefix, token[..., None], past)
+            states, past = model.encoder.extend(prefix, token[..., None], past)
             hidden = states[:, :, 0]
     return Beams(trie.item(node), torch.stack(chosen, dim=-1))
 
@@ -252,20 +241,21 @@ def rank_items(
     Users are batched by the length of their history, so that little is padded. ``bfloat16`` reads with
     `Generator.in_bfloat16`: faster, and about one entry in 150 of a list of 50 differs, with item head and memory one in
     430. ``excluded`` [N, E] as in `beam_search`. ``progress`` gets the number of users finished by each batch.
+    Nine parameters, because each of them is `beam_search`'s or of the batches alone.
     """
     model.eval()
     if bfloat16:
         model = model.in_bfloat16()
     trie = trie.to(model.device)
     with torch.inference_mode():
-        vectors = item_vectors(model, trie)
+        expected = expectation(model, trie)
     order = np.argsort((histories >= 0).sum(axis=1), kind="stable")
     parts = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = torch.as_tensor(histories[rows], dtype=torch.int64, device=model.device)
         banned = None if excluded is None else torch.as_tensor(excluded[rows], dtype=torch.int64, device=model.device)
-        beams = beam_search(model, trie, batch, width=width, count=count, excluded=banned, vectors=vectors)
+        beams = beam_search(model, trie, batch, width=width, count=count, excluded=banned, expected=expected)
         parts.append(Beams(beams.items.cpu(), beams.log_probs.cpu()))
         if progress is not None:
             progress(len(rows))

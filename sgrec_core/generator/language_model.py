@@ -1,48 +1,77 @@
-"""A Hugging Face causal language model as the generator (MiniOneRec, arXiv 2510.24431, section 3).
+"""A Hugging Face causal language model as history encoder (MiniOneRec, arXiv 2510.24431, section 3).
 
 Every code becomes a token of its own (``<a_12>``, ``<b_7>``, ...), added to tokenizer and embeddings; a user is read as
-a prompt in words followed by the codes of the history, and the next item's codes are what the model says next. It
-offers what decoding and training ask of `model.Generator`, with the prompt in the place of BOS.
+a prompt in words followed by the codes of the history, and the next item's codes are what the model says next.
 
 Unlike MiniOneRec, every item of a sequence is a target, not the last one alone, and a code's distribution is over the
 codes of its level, not over all words: decoding never leaves them. Left out: its text alignment tasks, and packing for
 attention; windows of one length are read together.
 """
 
-import copy
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sgrec_core.generator.model import LayerCache, Packing, Prefix
+from sgrec_core.generator.config import GeneratorConfig
+from sgrec_core.generator.encoder import HistoryEncoder, LayerCache, Prefix
+from sgrec_core.generator.packing import Packing
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 PROMPT = "The user has interacted with these items in chronological order; predict the next one: "
-CONFIG = "semantic_ids.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig:
-    """What a language model reads as semantic ids."""
-
-    levels: int
-    """Codes per item."""
-    codebook_size: int
-    max_items: int
-    """Longest history in items; older items are cut."""
-    prompt: str = PROMPT
-    """Stands before every history."""
+"""Stands before every history."""
 
 
 def code_tokens(levels: int, codebook_size: int) -> list[str]:
     """The tokens of all codes, level by level: ``<a_0>``, ``<a_1>``, ..., ``<b_0>``, ..."""
     return [f"<{chr(ord('a') + level)}_{code}>" for level in range(levels) for code in range(codebook_size)]
+
+
+def read_language_model(
+    folder: Path, *, levels: int, codebook_size: int, prompt: str = PROMPT
+) -> tuple["PreTrainedModel", dict[str, Any]]:
+    """A model in Hugging Face format with tokens for codes, and the part of a `GeneratorConfig` that belongs to it.
+
+    New embeddings are drawn from torch's global generator. Weights are float32 whatever the file holds: training
+    multiplies in bfloat16 but must add small steps to exact weights.
+
+    Raises:
+        ValueError: the prompt has no token, or the code tokens are not neighbours in the vocabulary.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokens = code_tokens(levels, codebook_size)
+    known = len(tokenizer)
+    added = tokenizer.add_tokens(tokens)
+    ids: list[int] = tokenizer.convert_tokens_to_ids(tokens)
+    if ids != list(range(ids[0], ids[0] + len(ids))):
+        raise ValueError(f"the tokenizer has some of the tokens {tokens[0]} to {tokens[-1]} already, elsewhere")
+    # Vocabularies are often padded beyond the tokenizer; they must not shrink to it.
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if added:
+        read, spoken = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        for table in (read,) if spoken is read else (read, spoken):
+            _draw_like(table.data[:known], table.data[ids[0] : ids[-1] + 1])
+    words: list[int] = tokenizer(prompt)["input_ids"]
+    if not words:
+        raise ValueError(f"the prompt {prompt!r} has no token; the first code needs one to follow")
+    shape = json.loads(model.config.to_json_string())
+    # Which version of the library wrote it says nothing about the model.
+    shape.pop("transformers_version", None)
+    return model, {
+        "width": model.config.hidden_size,
+        "layers": model.config.num_hidden_layers,
+        "heads": model.config.num_attention_heads,
+        "dropout": 0.0,
+        "language_model": {"shape": shape, "prompt": words, "first_code": ids[0]},
+    }
 
 
 def _draw_like(rows: Tensor, new: Tensor) -> None:
@@ -54,88 +83,40 @@ def _draw_like(rows: Tensor, new: Tensor) -> None:
     new.copy_(rows.mean(dim=0) + rows.std(dim=0) * torch.randn(new.shape, device=new.device))
 
 
-class LanguageModel(nn.Module):
-    """A causal language model with code tokens; `load` makes one.
+class LanguageModel(HistoryEncoder):
+    """A causal language model with code tokens, its prompt in the place of BOS.
 
-    Raises ValueError when the prompt has no token, or the code tokens are not neighbours in the vocabulary.
+    ``model``: as `read_language_model` gave it with the configuration; without it weights are random.
     """
 
-    item_head = None
-    memory = None
-    """It speaks in codes alone."""
+    compiles = False
 
-    def __init__(
-        self, language_model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", config: LanguageModelConfig
-    ) -> None:
-        super().__init__()
-        self.config, self.tokenizer, self.language_model = config, tokenizer, language_model
-        tokens = code_tokens(config.levels, config.codebook_size)
-        known = len(tokenizer)
-        added = tokenizer.add_tokens(tokens)
-        ids: Any = tokenizer.convert_tokens_to_ids(tokens)
-        self.first_code: int = ids[0]
-        if ids != list(range(ids[0], ids[0] + len(ids))):
-            raise ValueError(f"the tokenizer has some of the tokens {tokens[0]} to {tokens[-1]} already, elsewhere")
-        tables: Any = language_model
-        # Vocabularies are often padded beyond the tokenizer; they must not shrink to it.
-        if len(tokenizer) > tables.get_input_embeddings().num_embeddings:
-            tables.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        if added:
-            read, spoken = tables.get_input_embeddings().weight, tables.get_output_embeddings().weight
-            for table in (read,) if spoken is read else (read, spoken):
-                _draw_like(table.data[:known], table.data[ids[0] : ids[-1] + 1])
-        self.prompt: list[int] = tokenizer(config.prompt)["input_ids"]
-        if not self.prompt:
-            raise ValueError(f"the prompt {config.prompt!r} has no token; the first code needs one to follow")
+    def __init__(self, config: GeneratorConfig, model: "PreTrainedModel | None" = None) -> None:
+        super().__init__(config)
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-    @classmethod
-    def load(cls, folder: Path | str, config: LanguageModelConfig | None = None) -> "LanguageModel":
-        """A model in Hugging Face format, or one that `save` wrote, which needs no ``config``.
-
-        New embeddings are drawn from torch's global generator. Weights are float32 whatever the file holds: training
-        multiplies in bfloat16 but must add small steps to exact weights.
-        """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        if config is None:
-            config = LanguageModelConfig(**json.loads((Path(folder) / CONFIG).read_text()))
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-        return cls(model, AutoTokenizer.from_pretrained(folder), config)
-
-    def save(self, folder: Path) -> None:
-        """Write model and tokenizer in Hugging Face format, and what `load` needs beside them."""
-        self.language_model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        (folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=1) + "\n")
+        facts = config.language_model
+        assert facts is not None
+        self.first_code: int = facts["first_code"]
+        self.prompt: list[int] = facts["prompt"]
+        if model is None:
+            shape = AutoConfig.for_model(**facts["shape"])
+            model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32, attn_implementation="sdpa")
+        self.language_model = model
 
     @property
-    def device(self) -> torch.device:
-        return self.language_model.device
-
-    def tokens(self, codes: Tensor) -> Tensor:
-        """Numbers of codes [..., L] (all levels of an item, or its first few) as `Generator.tokens` gives them."""
-        return 1 + codes + torch.arange(codes.shape[-1], device=codes.device) * self.config.codebook_size
-
-    def sequence_logits(self, codes: Tensor) -> Tensor:
-        """Logits [B, n, L, codebook size] of every code of sequences of items, codes [B, n, L].
-
-        Items after the end of a shorter sequence may hold any code.
-        """
-        return self.code_logits(self._sequence_states(codes))
+    def codebooks(self) -> Tensor:  # type: ignore[override]  # a view of the model's own table
+        """The rows of the output table that belong to codes."""
+        rows = self.language_model.get_output_embeddings().weight[self.first_code :]
+        return rows[: self.levels * self.codebook_size].unflatten(0, (self.levels, self.codebook_size))
 
     def packed_states(self, codes: Tensor, packing: Packing) -> Tensor:
-        """Final hidden states [I, L, width] before every code of sequences of items laid end to end, codes [I, L]."""
         return torch.cat([self._sequence_states(part).flatten(0, 1) for part in packing.rectangles(codes)])
 
-    def code_logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., L, codebook size] of all codes of an item from the hidden states [..., L, width] before them."""
-        return torch.einsum("...lw,lkw->...lk", hidden, self._codebooks())
-
     def read_histories(self, codes: Tensor, items: Tensor) -> Prefix:
-        """Read histories: codes [B, n, L], of which the first ``items`` [B] items of each row are real."""
         tokens = self._with_prompt(self.tokens(codes).flatten(1))
         read = self._read(input_ids=tokens, use_cache=True)
-        length = len(self.prompt) + items * self.config.levels
+        length = len(self.prompt) + items * self.levels
         mask = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None]
         hidden = read.last_hidden_state[torch.arange(len(tokens), device=tokens.device), length - 1]
         return Prefix([(layer.keys, layer.values) for layer in read.past_key_values.layers], mask, length, hidden)
@@ -143,11 +124,7 @@ class LanguageModel(nn.Module):
     def extend(
         self, prefix: Prefix, tokens: Tensor, past: list[LayerCache] | None = None
     ) -> tuple[Tensor, list[LayerCache]]:
-        """Read tokens [B, N, S] as continuations of each user's history; hidden states [B, N, S, width].
-
-        ``past``: per layer keys and values [B, N, T, heads, d] of the tokens before these, as in `Generator.extend`.
-        The N continuations are read as one row behind one copy of the history, and a mask keeps them apart.
-        """
+        """The N continuations are read as one row behind one copy of the history, and a mask keeps them apart."""
         from transformers import DynamicCache
 
         batch, continuations, new = tokens.shape
@@ -194,20 +171,6 @@ class LanguageModel(nn.Module):
                 fresh = [torch.cat(pair, dim=2) for pair in zip(past[index], fresh, strict=True)]
             after.append((fresh[0], fresh[1]))
         return read.last_hidden_state.unflatten(1, (continuations, new)), after
-
-    def level_logits(self, hidden: Tensor, level: int) -> Tensor:
-        """Logits [..., codebook size] of code ``level`` from hidden states [..., width]."""
-        return hidden @ self._codebooks()[level].T
-
-    def in_bfloat16(self) -> "LanguageModel":
-        """A copy that reads in bfloat16, for decoding."""
-        return copy.deepcopy(self).bfloat16().eval()
-
-    def _codebooks(self) -> Tensor:
-        """[levels, codebook size, width]: the rows of the output table that belong to codes."""
-        config = self.config
-        rows = self.language_model.get_output_embeddings().weight[self.first_code :]
-        return rows[: config.levels * config.codebook_size].unflatten(0, (config.levels, config.codebook_size))
 
     def _sequence_states(self, codes: Tensor) -> Tensor:
         """[B, n, L, width] of codes [B, n, L]."""

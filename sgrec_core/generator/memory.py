@@ -6,14 +6,13 @@ learned from they predict better than a transformer, where it has many the trans
 et al., 2020, arXiv 1911.00172).
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from sgrec_core.generator.training import Windows
+from sgrec_core.generator.packing import Windows
+from sgrec_core.generator.scorers import ItemLogits, Scorer
+from sgrec_core.generator.trie import ItemTrie
 
 REACH = 5
 """An item counts as a follower of as many items before it, of the g-th with weight 1 / g."""
@@ -25,7 +24,7 @@ UNSEEN = 0.5
 """Added to the popularity of every item, so that none is impossible."""
 
 
-class TransitionMemory(nn.Module):
+class TransitionMemory(Scorer):
     """Counts of transitions between V items, for each its M most frequent followers."""
 
     followers: Tensor
@@ -44,7 +43,7 @@ class TransitionMemory(nn.Module):
         self.register_buffer("totals", torch.zeros(items))
         self.register_buffer("popularity", torch.zeros(items))
 
-    def count(self, windows: "Windows") -> None:
+    def count(self, windows: Windows) -> None:
         """Replace what it holds by the transitions to the targets of training windows.
 
         Each target counts once, with those of the `REACH` items before it that stand in its window.
@@ -79,8 +78,11 @@ class TransitionMemory(nn.Module):
         ):
             getattr(self, name).copy_(torch.from_numpy(values))
 
-    def align(self, rows: Tensor) -> None:
-        """Make item ``rows[v]`` [V'] the item v, -1 for one that is new: it follows nothing, and nothing follows it."""
+    def over(self, trie: ItemTrie) -> ItemLogits:
+        return lambda _, histories: self.log_probs(histories).T
+
+    def align(self, rows: Tensor, codes: Tensor) -> None:
+        """A new item follows nothing, and nothing follows it."""
         rows = rows.to(self.totals.device)
         old, is_new = rows.clamp(min=0), rows < 0
         number = rows.new_full((len(self.totals),), -1)

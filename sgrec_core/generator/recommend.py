@@ -8,27 +8,16 @@ import pyarrow as pa
 from torch import Tensor
 
 from sgrec_core.errors import InputError
-from sgrec_core.generator.dataset import Catalogue, history_matrix
+from sgrec_core.generator.dataset import history_matrix
 from sgrec_core.generator.decoding import rank_items
-from sgrec_core.generator.model import Generator, GeneratorConfig
-
-CODES = "catalogue.codes"
-"""Name under which a registered generator keeps the codes of its items, beside its weights."""
+from sgrec_core.generator.stored import rebuild
 
 
 class Recommender:
     """A registered generator with its catalogue: ``tensors`` and ``config`` as the registry loads them."""
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-        self.model = Generator(GeneratorConfig(**config["generator"]))
-        self.model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != CODES})
-        self.catalogue = Catalogue(
-            pa.array(config["item_ids"], pa.string()),
-            tensors[CODES].numpy().astype(np.int64),
-            self.model.config.codebook_size,
-            config["tokenizer_version"],
-        )
-        self.model.align(self.catalogue.trie)
+        self.model, self.catalogue = rebuild(tensors, config)
 
     def recommend(
         self, histories: Sequence[Sequence[str]], *, count: int = 10, beam: int = 50, exclude_history: bool = False

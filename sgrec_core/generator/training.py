@@ -1,6 +1,6 @@
 """Supervised training of the generator: next item, every position of a sequence at once.
 
-One step reads a batch of windows laid end to end, without padding (`model.Packing`). Everything random derives from
+One step reads a batch of windows laid end to end, without padding (`packing.Packing`). Everything random derives from
 (seed, epoch) for the order of the windows and from (seed, step, process) for dropout, so a checkpoint needs no state of
 a random generator, and a training that was killed ends with the same bits as one that was not.
 
@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgrec_core.generator.checkpoints import Checkpoints
-from sgrec_core.generator.model import Generator, Packing, leave_rectangles_uncompiled
+from sgrec_core.generator.model import Generator
+from sgrec_core.generator.packing import Batch, Windows
+from sgrec_core.generator.transformer import leave_rectangles_uncompiled
 from sgrec_core.generator.trie import ItemTrie
-
-if TYPE_CHECKING:
-    from sgrec_core.generator.language_model import LanguageModel
 
 WARMUP = 0.05
 """Share of all steps in which the learning rate rises; it then falls to zero along a cosine."""
@@ -51,94 +50,18 @@ class TrainingConfig:
     """Compile the step; batches then all get one shape."""
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Training windows: W sequences of at most max_items + 1 items, padded on the right."""
-
-    items: np.ndarray
-    """[W, n] int32 item indices, -1 after the end."""
-    first_target: np.ndarray
-    """[W] int32: items at this position and after it are predicted, those before it only read."""
-
-    @property
-    def targets(self) -> int:
-        """How many items are predicted."""
-        return int(((self.items >= 0).sum(axis=1) - self.first_target).sum())
-
-
-def cut_windows(sequences: list[np.ndarray], first_target: list[int], max_items: int) -> Windows:
-    """Cut sequences of item indices into windows of at most ``max_items`` + 1 items.
-
-    Items of sequence s from position ``first_target[s]`` on are targets. Each target lies in exactly one window as
-    a target; in a sequence that needs several windows each window's targets follow at least ``max_items`` // 2
-    items of history.
-    """
-    size = max_items + 1
-    pieces: list[np.ndarray] = []
-    starts: list[int] = []
-    for sequence, first in zip(sequences, first_target, strict=True):
-        while first < len(sequence):
-            # Where targets remain beyond this window, the next one starts half a history earlier.
-            begin = 0 if len(sequence) <= size else max(0, first - max_items // 2)
-            begin = max(0, min(begin, len(sequence) - size))
-            end = min(begin + size, len(sequence))
-            pieces.append(sequence[begin:end])
-            starts.append(first - begin)
-            first = end
-    items = np.full((len(pieces), size), -1, dtype=np.int32)
-    for row, piece in enumerate(pieces):
-        items[row, : len(piece)] = piece
-    return Windows(items, np.array(starts, dtype=np.int32))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Windows laid end to end: I items."""
-
-    items: Tensor
-    """[I] int64."""
-    target: Tensor
-    """[I] bool: true where the item is predicted."""
-    packing: Packing
-
-    @classmethod
-    def of(cls, windows: Windows, rows: np.ndarray, device: torch.device, *, filled_to: int = 0) -> "Batch":
-        """The windows ``rows``, shorter ones first.
-
-        ``filled_to`` items, no fewer than the windows hold, give all batches the same shape: windows of items that
-        nothing predicts are put behind.
-        """
-        lengths = (windows.items[rows] >= 0).sum(axis=1)
-        order = np.argsort(lengths, kind="stable")
-        items, lengths = windows.items[rows[order]], lengths[order]
-        real = items >= 0
-        target = real & (np.arange(items.shape[1]) >= windows.first_target[rows[order], None])
-        flat, predicted = items[real], target[real]
-        longest = count = 0
-        if filled_to:
-            longest, count = windows.items.shape[1], filled_to
-            spare = filled_to - len(flat)
-            lengths = np.append(
-                lengths, [longest] * (spare // longest) + ([spare % longest] if spare % longest else [])
-            )
-            flat, predicted = np.pad(flat, (0, spare)), np.pad(predicted, (0, spare))
-        return cls(
-            torch.from_numpy(flat.astype(np.int64)).to(device),
-            torch.from_numpy(predicted).to(device),
-            Packing.of(lengths.astype(np.int64), device, count=count, longest=longest),
-        )
-
-
-def packed_loss(model: "Generator | LanguageModel", trie: ItemTrie, batch: Batch, smoothing: float) -> Tensor:
+def packed_loss(model: Generator, trie: ItemTrie, batch: Batch, smoothing: float) -> Tensor:
     """Sum of the cross-entropies, in nats, over all codes of a batch's targets, and those of the item head's items.
 
     Over the whole codebook, not only over valid children: it is the harder task, and teaches a model that knows
     which codes exist. The item head is trained beside the codes, not through the policy that both make.
     """
     codes = trie.codes[batch.items]
-    hidden = model.packed_states(codes, batch.packing)
+    hidden = model.encoder.packed_states(codes, batch.packing)
     # Not selected but ignored: how many targets there are must not change the shape of a compiled step.
-    loss = _cross_entropy(model.code_logits(hidden), codes.masked_fill(~batch.target[:, None], IGNORED), smoothing)
+    loss = _cross_entropy(
+        model.encoder.code_logits(hidden), codes.masked_fill(~batch.target[:, None], IGNORED), smoothing
+    )
     if model.item_head is not None:
         before, items = hidden[:, 0], batch.items.masked_fill(~batch.target, IGNORED)
         if not torch.compiler.is_compiling():
@@ -191,7 +114,7 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def train_supervised(
-    model: "Generator | LanguageModel",
+    model: Generator,
     trie: ItemTrie,
     windows: Windows,
     config: TrainingConfig,
@@ -336,7 +259,7 @@ def _restore(model: nn.Module, optimiser: torch.optim.Optimizer, tensors: dict[s
 
 
 def _identity(
-    model: "Generator | LanguageModel", trie: ItemTrie, windows: Windows, config: TrainingConfig, processes: int
+    model: Generator, trie: ItemTrie, windows: Windows, config: TrainingConfig, processes: int
 ) -> dict[str, Any]:
     """What determines the weights of every step, as JSON."""
     data = hashlib.blake2b(digest_size=16)

@@ -1,4 +1,4 @@
-"""How good semantic ids are, told from the codes alone: how items spread over them, and whether prefixes mean something."""
+"""How good semantic ids are, told from the codes alone: how items spread, and whether prefixes mean something."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ def diagnostics(codes: np.ndarray, codebook_size: int) -> dict[str, Any]:
 
     ``collision`` = 1 - unique/N; ``sharing`` = share of items whose tuple another item has too; per level
     ``utilisation`` = share of codes used and ``perplexity`` = exp(entropy of the code's distribution): at most
-    ``codebook_size``, and the one that does not mislead (papers.md section 5).
+    ``codebook_size``, and the one that does not mislead: all codes can be in use while a few have nearly all items.
     """
     if len(codes) == 0:
         return {"items": 0, "collision": 0.0, "sharing": 0.0, "utilisation": [], "perplexity": []}

@@ -30,9 +30,9 @@ def fit_quantiser(
     """A quantiser of ``embeddings`` [N, d], N >= 1, with a codebook size from `shrunk_codebook_size`.
 
     ``kmeans`` has plain residuals, ``normalised_kmeans`` normalised ones, ``balanced_kmeans`` these and a balanced last
-    level. ``rqvae`` learns on ``device``. Deterministic in the rows, their order, the seed and the machine. ``progress``
-    wraps long loops, as in `TextEncoder.encode`. Raises SettingsError when the settings leave no free tuple for each
-    item.
+    level. ``rqvae`` learns on ``device``. Deterministic in the rows, their order, the seed and the machine.
+    ``progress`` wraps long loops, as in `TextEncoder.encode`. Raises SettingsError when the settings leave no free
+    tuple for each item.
     """
     size = shrunk_codebook_size(len(embeddings), levels, codebook_size)
     if name == "kmeans":

@@ -29,8 +29,8 @@ class Quantiser:
     prices: np.ndarray | None = None
     """float32 [K], added to the costs of the last level so that its codes are used evenly; None: no prices."""
     encoder: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-    """(weights [in, out], biases [out]) of an MLP with ReLU between its layers, from embeddings to latents [N, c]; empty:
-    the embeddings themselves (c = d)."""
+    """(weights [in, out], biases [out]) of an MLP with ReLU between its layers, from embeddings to latents [N, c];
+    empty: the embeddings themselves (c = d)."""
 
     @property
     def levels(self) -> int:
@@ -100,7 +100,7 @@ class Quantiser:
 
 
 def pairwise_costs(points: np.ndarray, centroids: np.ndarray, residuals: Residuals) -> np.ndarray:
-    """[N, K] squared distances of ``points`` [N, c] to ``centroids`` [K, c] (plain), or negative cosines (normalised)."""
+    """[N, K] squared distances of ``points`` [N, c] to ``centroids`` [K, c] (plain), or minus cosines (normalised)."""
     products = points @ centroids.T
     if residuals == "normalised":
         return -products

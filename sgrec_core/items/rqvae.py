@@ -40,6 +40,7 @@ def fit_rqvae(
     unit vectors all codes collapse into one. The loss is the mean squared error on that scale, so that 1 is what the
     catalogue's mean would reach. ``progress`` wraps the loop over epochs: ``progress(iterable, total=...,
     description=...)``. Deterministic in rows, seed and machine. Catalogues above 50,000 items are fitted on a sample.
+    Ten parameters, because the network's shape and training are set one by one where fits are compared.
     """
     random = torch.Generator().manual_seed(seed)
     vectors = unit(sample(embeddings, np.random.default_rng(seed)))

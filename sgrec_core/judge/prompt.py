@@ -53,9 +53,11 @@ _SIGNS = {
     ),
     "JSON": re.compile(r"""["']\s*:\s*\\?["'\[{0-9]|\{\s*["']"""),
     "instruction": re.compile(
-        r"(?i:\b(ignore|disregard|forget|override|bypass)\b.{0,30}\b(previous|prior|above|earlier|everything|history|rubric|rules|instructions?)\b)"
+        r"(?i:\b(ignore|disregard|forget|override|bypass)\b.{0,30}"
+        r"\b(previous|prior|above|earlier|everything|history|rubric|rules|instructions?)\b)"
         r"|(?i:\b(rubric|system prompt|evaluator|language model|as an ai|the judge|previous instructions)\b)"
-        r"|(?i:\b(answer|reply|respond|rate|output|print|select|choose|pick|give|score)\b).{0,40}\b(A|s[0-3]|(?i:highest|best|top) (?i:level|score)|1\.0)(?=\W|$)"
+        r"|(?i:\b(answer|reply|respond|rate|output|print|select|choose|pick|give|score)\b).{0,40}"
+        r"\b(A|s[0-3]|(?i:highest|best|top) (?i:level|score)|1\.0)(?=\W|$)"
         r"|(?i:\bs[0-3]\s*[=:])|(?i:\blevel) A\b",
     ),
     "label": re.compile(r"^\W*[A-E]\W*$|\b([A-E])\b(\W+\1\b){2,}"),

@@ -1,8 +1,9 @@
 """What a judge is asked, and what it answers.
 
-An engine is an object with ``rubric``, ``usage`` and ``gone`` (why nobody answers any more, else None); ``version_facts() -> dict``, cheap and without loading anything, which goes into
-``judge_version``; and ``score(requests) -> results``, one result for each request in order. What one request does
-wrong becomes its result's ``failure``; an engine that cannot run at all raises.
+An engine is an object with ``rubric``, ``usage`` and ``gone`` (why nobody answers any more, else None);
+``version_facts() -> dict``, cheap and without loading anything, which goes into ``judge_version``; and
+``score(requests) -> results``, one result for each request in order. What one request does wrong becomes its result's
+``failure``; an engine that cannot run at all raises.
 """
 
 from dataclasses import dataclass

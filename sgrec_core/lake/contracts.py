@@ -28,6 +28,7 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "list<int32>": pa.list_(pa.int32()),
     "list<int64>": pa.list_(pa.int64()),
     "list<float32>": pa.list_(pa.float32()),
+    "list<float64>": pa.list_(pa.float64()),
 }
 
 
@@ -196,7 +197,11 @@ def _bad_rows(column: Column, values: pa.Array | pa.ChunkedArray) -> pa.Array | 
     """True for each row that breaks the column's rules."""
     bad = pc.is_null(values) if not column.nullable else pc.and_(pc.is_null(values), False)
     if column.is_list:
-        if column.minimum is not None or column.maximum is not None or column.type == "list<float32>":
+        if (
+            column.minimum is not None
+            or column.maximum is not None
+            or column.type in ("list<float32>", "list<float64>")
+        ):
             for low_high in (pa.chunked_array([values]) if isinstance(values, pa.Array) else values).chunks:
                 low_high.validate()
             bad = pc.or_(bad, _bad_lists(column, values))
@@ -240,7 +245,7 @@ def load_contract(table: str) -> Contract:
     path = SCHEMAS / f"{table}.yaml"
     if not path.exists():
         raise ContractError(f"no contract for table {table!r}; valid are {', '.join(table_names())}")
-    raw = yaml.safe_load(path.read_text())
+    raw = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
     try:
         columns = tuple(
             Column(**{**column, "allowed": tuple(column["allowed"]) if "allowed" in column else None})

@@ -11,10 +11,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from sgrec_core.lake.contracts import table_names
+from sgrec_core.lake.spark import filesystem_of
 from sgrec_core.lake.tables import Lake
-
-SHORTEST = timedelta(days=1)
-"""A file that is younger may belong to a publication that has not ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +46,21 @@ def maintain(lake: Lake, table: str, keep: timedelta) -> Maintained | None:
         was_busy = True
     delta = DeltaTable(lake.uri(table))
     hours = round(keep / timedelta(hours=1))
-    # A vacuum writes into the log even when it deletes nothing, and a new version makes gates look again.
-    deleted = delta.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
+    # A vacuum lists what it has deleted for a while, and writes into the log each time; gates look at new versions again.
+    deleted = _those_there(lake.uri(table), delta.vacuum(hours, enforce_retention_duration=False, full=True))
     if deleted:
         delta.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
     delta = DeltaTable(lake.uri(table))
     delta.create_checkpoint()
     delta.cleanup_metadata()
     files = len(delta.file_uris())
-    return Maintained(table=table, files_before=before, files=files, deleted=len(deleted), was_busy=was_busy)
+    return Maintained(table=table, files_before=before, files=files, deleted=deleted, was_busy=was_busy)
+
+
+def _those_there(root: str, paths: list[str]) -> int:
+    """How many of the paths below ``root`` are files."""
+    filesystem, folder = filesystem_of(root)
+    return sum(info.is_file for info in filesystem.get_file_info([f"{folder}/{path}" for path in paths]))
 
 
 def maintain_all(lake: Lake, keep: timedelta) -> list[Maintained]:

@@ -224,7 +224,7 @@ def _reader(table: str):  # type: ignore[no-untyped-def]
         schema = _file_schema(load_contract(table))
         for batch in batches:
             for path in batch["path"].to_pylist():
-                filesystem, name = _filesystem(path)
+                filesystem, name = filesystem_of(path)
                 for part in pq.ParquetFile(filesystem.open_input_file(name)).iter_batches():
                     rows = pa.Table.from_batches([part]).select(schema.names).cast(schema)
                     yield from rows.append_column(_FILE, pa.repeat(path, rows.num_rows)).to_batches()
@@ -243,7 +243,7 @@ def _writer(table: str, root: str, write_id: str):  # type: ignore[no-untyped-de
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         contract = load_contract(table)
         schema = _file_schema(contract)
-        filesystem, folder = _filesystem(root)
+        filesystem, folder = filesystem_of(root)
         writers: dict[str, tuple[str, pq.ParquetWriter, int]] = {}
         attempt = uuid.uuid4().hex[:8]
         try:
@@ -306,7 +306,8 @@ def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: lis
             )
 
 
-def _filesystem(root: str) -> tuple[pafs.FileSystem, str]:
+def filesystem_of(root: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or a URI, and the path there."""
     if "://" in root:
         return pafs.FileSystem.from_uri(root)
     return pafs.LocalFileSystem(), str(Path(root).resolve())
@@ -314,7 +315,7 @@ def _filesystem(root: str) -> tuple[pafs.FileSystem, str]:
 
 def _remove(root: str, write_id: str, keep: set[str] | tuple[()]) -> None:
     """Delete files of this write that were not committed."""
-    filesystem, folder = _filesystem(root)
+    filesystem, folder = filesystem_of(root)
     for info in filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
         if f"part-{write_id}-" in info.base_name and info.path.removeprefix(f"{folder}/") not in keep:
             filesystem.delete_file(info.path)

@@ -158,9 +158,9 @@ class Lake:
                 _wait(attempt)
 
     def append(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
-        """Add rows with new keys in one commit; what is there is not read, so that it costs the same however much that is.
+        """Add rows whose keys are known to be new, in one commit that no other writer's gets in the way of.
 
-        The caller knows that the keys are new. Writers side by side do not disturb each other.
+        What is there is not read, so that it costs the same however much that is.
 
         Returns:
             The Delta version. Nothing is committed for an empty ``data``.
@@ -172,16 +172,21 @@ class Lake:
         rows = contract.conform(data)
         contract.check(rows)
         contract.check_unique(rows)
-        self.create(table)
-        if rows.num_rows:
-            with _delta_errors(f"table {table}: rows not added"):
-                write_deltalake(
-                    self.uri(table),
-                    rows.sort_by([(name, "ascending") for name in contract.key]),
-                    mode="append",
-                    commit_properties=CommitProperties(custom_metadata=_metadata(metadata), max_commit_retries=TRIES),
-                )
-        return self._version(table)
+        rows = rows.sort_by([(name, "ascending") for name in contract.key])
+        properties = CommitProperties(custom_metadata=_metadata(metadata), max_commit_retries=TRIES)
+        with _delta_errors(f"table {table}: rows not added"):
+            for attempt in range(1, TRIES + 1):
+                try:
+                    delta = self.create(table)
+                    if rows.num_rows:
+                        write_deltalake(delta, rows, mode="append", commit_properties=properties)
+                    return delta.version()
+                except CommitFailedError:
+                    # Rows do not conflict, but another writer may just be making the table.
+                    if attempt == TRIES:
+                        raise
+                    _wait(attempt)
+        raise AssertionError("unreachable")
 
     def upsert(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
         """Add rows to a content-keyed table in one commit; a row whose key is there already replaces the old one.
@@ -240,6 +245,30 @@ class Lake:
         assert version is not None
         return version
 
+    def append_after(self, table: str, data: pa.Table, version: int) -> bool:
+        """Add rows that were made from the table as of Delta ``version`` in one commit; False if another came first.
+
+        Raises:
+            ContractError: the rows break the contract.
+        """
+        contract = load_contract(table)
+        rows = contract.conform(data)
+        contract.check(rows)
+        # Of two writers that have read the same version one conflicts with the other's transaction.
+        turn = Transaction(application_id(table, {}), version + 1)
+        try:
+            write_deltalake(
+                DeltaTable(self.uri(table), version=version),
+                rows,
+                mode="append",
+                commit_properties=CommitProperties(app_transactions=[turn]),
+            )
+        except CommitFailedError:
+            return False
+        except DeltaError as error:
+            raise ContractError(f"table {table}: rows not added: {error}") from error
+        return True
+
     def create(self, table: str) -> DeltaTable:
         """The Delta table, made from its contract (schema, partitions, CHECK constraints) if it does not exist."""
         contract = load_contract(table)
@@ -257,8 +286,11 @@ class Lake:
             )
         _check_age(contract, delta)
         present = {key for key in delta.metadata().configuration if key.startswith("delta.constraints.")}
+        absent = {f"delta.constraints.{name}" for name in contract.delta_constraints} - present
+        if not absent:
+            return delta
         for name, condition in contract.delta_constraints.items():
-            if f"delta.constraints.{name}" not in present:
+            if f"delta.constraints.{name}" in absent:
                 delta.alter.add_constraint({name: condition})
         return DeltaTable(self.uri(table))
 

@@ -7,7 +7,6 @@ every job appends a line when its state changes.
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import psutil
 from rich.console import Console
 
 from sgrec_core.errors import SettingsError, SgrecError
+from sgrec_core.files import read_json, write_json
 from sgrec_core.night.display import Display, Tail, why_stopped
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
@@ -35,7 +35,7 @@ GRACE_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Night:
+class Outcome:
     """How a night ended: ``exit_code`` 0 when every stage and gate passed, else ``reason`` says in one line why not."""
 
     day: str
@@ -45,7 +45,7 @@ class Night:
     reason: str | None = None
 
 
-def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = DAG_ID, folder: str = "") -> Night:
+def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = DAG_ID, folder: str = "") -> Outcome:
     """Run the DAG for ``day`` and show it: a line per stage, and a bar for the one that runs.
 
     ``folder``, below the day's reports, is where the DAG's stages report.
@@ -79,7 +79,7 @@ def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = D
                     display.show(events.read())
                 display.show(events.read())
         reason = None if airflow.returncode == 0 else why_stopped(display.failed, failures.read(), log)
-        return Night(day, airflow.returncode, time.monotonic() - started, log, reason)
+        return Outcome(day, airflow.returncode, time.monotonic() - started, log, reason)
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
@@ -88,16 +88,14 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     An Airflow that the user runs otherwise does not leak in: its variables are left out.
     """
     home = settings.home.resolve()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW_")}
     return {
-        **inherited,
-        "SGREC_HOME": str(home),
-        # Jobs run in the project's folder, whatever folder a relative path was meant from.
-        **({"SGREC_LAKE": settings.lake_root} if settings.lake else {}),
+        **{name: value for name, value in settings.environment().items() if not name.startswith("AIRFLOW_")},
         "AIRFLOW_HOME": str(home / "airflow"),
-        # Airflow writes these two into its airflow.cfg, where they would go stale when the home is moved.
+        # Airflow writes these into its airflow.cfg, where they would go stale when the home is moved.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "airflow" / "logs"),
+        "AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(home / "airflow" / "logs" / "dag_processor"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(home / "airflow" / "plugins"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT_ROOT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # the embedded one listens on this machine only
@@ -129,11 +127,9 @@ def prepare_airflow(settings: Settings, console: Console) -> None:
     """
     home = settings.home.resolve() / "airflow"
     home.mkdir(parents=True, exist_ok=True)
-    stamp, wanted = (
-        home / "prepared.json",
-        {"airflow": version("apache-airflow"), "gpu_slots": settings.airflow.gpu_slots},
-    )
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted and (home / "airflow.db").exists():
+    stamp = home / "prepared.json"
+    wanted = {"airflow": version("apache-airflow"), "gpu_slots": settings.airflow.gpu_slots}
+    if read_json(stamp, otherwise="Airflow is set up again") == wanted and (home / "airflow.db").exists():
         return
     log = home / "setup.log"
     with log.open("wb") as output, console.status("setting up Airflow (once)"):
@@ -146,7 +142,7 @@ def prepare_airflow(settings: Settings, console: Console) -> None:
                 airflow.wait()
             if airflow.returncode:
                 raise SgrecError(f"`airflow {' '.join(arguments)}` failed; its output is in {log}")
-    stamp.write_text(json.dumps(wanted) + "\n")
+    write_json(stamp, wanted)
 
 
 def check_interpreters(settings: Settings) -> None:
@@ -193,7 +189,7 @@ def running_night(settings: Settings) -> str | None:
     path = settings.home.resolve() / "night.lock"
     if not path.exists():
         return None
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

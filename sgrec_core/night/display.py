@@ -1,6 +1,5 @@
 """What the terminal shows of a night: lines of its progress file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from sgrec_core.runtime.stages import STAGES
+from sgrec_core.files import json_lines
 
 
 class Tail:
@@ -20,7 +19,7 @@ class Tail:
         self._offset = path.stat().st_size if path.exists() and not from_start else 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The complete lines since the last call."""
+        """The complete lines since the last call; a damaged one costs a warning, not the rest."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
@@ -28,7 +27,7 @@ class Tail:
             data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines() if line.strip()]
+        return list(json_lines(self.path, complete))
 
 
 class Display:
@@ -63,7 +62,7 @@ class Display:
     def show(self, events: list[dict[str, Any]]) -> None:
         """Take in new lines of the progress file."""
         for event in events:
-            stage, kind = event["stage"], event["event"]
+            stage, kind = str(event.get("stage")), str(event.get("event"))
             if kind == "started":
                 self.failed.pop(stage, None)
                 self._new_bar(stage)
@@ -92,7 +91,8 @@ class Display:
             return
         done, total, description = event.get("done") or 0, event.get("total"), event.get("description") or ""
         counts = f"{done:,}/{total:,}" if total else f"{done:,}"
-        text = f"{event['stage']}: {description}" if description else event["stage"]
+        stage = str(event.get("stage"))
+        text = f"{stage}: {description}" if description else stage
         self._progress.update(self._bar, description=text, completed=done, total=total, counts=counts)
 
 
@@ -109,28 +109,5 @@ def why_stopped(failed: Mapping[str, str], failures: list[dict[str, Any]], log: 
         ended = f"ended with exit code {code}" if code is not None else str(failure.get("exception"))
         if code in (137, -9):
             ended = "was killed, most likely for want of memory"
-        return f"{failure['stage']}: {ended}; its output is in {log}"
+        return f"{failure.get('stage')}: {ended}; its output is in {log}"
     return f"Airflow ended before the night did; its output is in {log}"
-
-
-def state_of_night(events: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """How far the last run of a night got, by the lines of its progress file.
-
-    Returns:
-        ``succeeded``, ``stopped`` or ``unfinished`` (running, or interrupted), and the line that tells most: the
-        failure of a stopped night, else the last line.
-    """
-    failed: dict[str, dict[str, Any]] = {}
-    for event in events:
-        if event["event"] == "started" and event["stage"] == STAGES[0].name:
-            failed.clear()
-        if event["event"] == "failed":
-            failed[event["stage"]] = event
-        else:
-            failed.pop(event["stage"], None)
-    last = events[-1]
-    if failed:
-        return "stopped", next(iter(failed.values()))
-    if last["stage"] == STAGES[-1].name and last["event"] in ("finished", "skipped"):
-        return "succeeded", last
-    return "unfinished", last

@@ -1,24 +1,33 @@
 """What the generator's stages of a night share: the day's catalogue, and models by name and day."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
-import torch
+import pyarrow.compute as pc
 
-from sgrec_core.errors import SgrecError
+from sgrec_core.errors import SettingsError, SgrecError
+from sgrec_core.generator.config import GeneratorConfig
 from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.generator.device import device
-from sgrec_core.generator.model import Generator, GeneratorConfig
-from sgrec_core.generator.recommend import CODES, Recommender
+from sgrec_core.generator.language_model import LanguageModel, read_language_model
+from sgrec_core.generator.model import Generator
+from sgrec_core.generator.recommend import Recommender
+from sgrec_core.generator.stored import rebuild, take_apart
+from sgrec_core.hashing import digest
 from sgrec_core.lake import Lake
+from sgrec_core.logs.landing import file_digests
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
+from sgrec_core.settings import SupervisedSettings
+
+NO_SHAPE = ("dropout", "item_weight", "followers", "memory_weight")
+"""Of a generator's configuration what a warm start may change."""
 
 
-def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: int) -> Catalogue:
-    """The day's items that have codes of this tokenizer.
+def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: int | None = None) -> Catalogue:
+    """The day's items that have codes of this tokenizer; by default the codebook is as large as its codes need.
 
     Raises:
         SgrecError: there are none.
@@ -27,6 +36,7 @@ def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: i
     codes = lake.read(
         "item_codes", where={"tokenizer_version": tokenizer_version}, columns=["item_id", "codes", "wanted_codes"]
     )
+    codebook_size = codebook_size or (pc.max(pc.list_flatten(codes["codes"])).as_py() or 0) + 1
     try:
         return Catalogue.build(
             items["item_id"], codes, codebook_size=codebook_size, tokenizer_version=tokenizer_version
@@ -35,12 +45,88 @@ def day_catalogue(lake: Lake, day: str, tokenizer_version: str, codebook_size: i
         raise SgrecError(f"{day}: {error}; run `python -m jobs.tokenize_items --day {day}` first") from error
 
 
+def fresh_generator(catalogue: Catalogue, settings: SupervisedSettings, max_items: int) -> Generator:
+    """An untrained generator of the catalogue's items in the shape of the settings, weights by torch's seed.
+
+    With a language model as backbone the encoder begins with what that has learnt.
+    """
+    scorers: dict[str, Any] = {
+        "items": len(catalogue) if settings.item_head else 0,
+        "item_weight": settings.item_weight,
+        "followers": settings.followers if settings.item_head else 0,
+        "memory_weight": settings.memory_weight,
+    }
+    codes = {"levels": catalogue.codes.shape[1], "codebook_size": catalogue.codebook_size}
+    if settings.backbone == "transformer":
+        shape: dict[str, Any] = {name: getattr(settings, name) for name in ("width", "layers", "heads", "dropout")}
+        model = Generator(GeneratorConfig(max_items=max_items, **codes, **shape, **scorers))
+    else:
+        pretrained, shape = read_language_model(settings.backbone, **codes)
+        config = GeneratorConfig(max_items=max_items, **codes, **shape, **scorers)
+        model = Generator(config, LanguageModel(config, pretrained))
+    model = model.to(device())
+    model.align(catalogue.trie)
+    return model
+
+
+def backbone_digest(settings: SupervisedSettings) -> str | None:
+    """Content of the language model that is the backbone; None where our transformer is.
+
+    Raises:
+        SettingsError: the folder holds no model.
+    """
+    if settings.backbone == "transformer":
+        return None
+    if not (settings.backbone / "config.json").is_file():
+        raise SettingsError(
+            f"supervised.backbone: {settings.backbone} holds no config.json; valid are 'transformer' and the folder of a"
+            " causal language model in Hugging Face format"
+        )
+    return digest(*file_digests({path.name: path for path in sorted(settings.backbone.iterdir()) if path.is_file()}))
+
+
+def take_over(
+    fresh: Generator,
+    registry: Registry,
+    champion: ModelVersion,
+    catalogue: Catalogue,
+    *,
+    note: Callable[[str], None],
+) -> bool:
+    """Give ``fresh``, of this catalogue, the weights of the champion; False, and why, where they do not fit.
+
+    What the champion remembers is left behind: a night counts anew, in the size that the settings want.
+    """
+    model, tokenizer_version = load_generator(registry, champion)
+    if tokenizer_version != catalogue.tokenizer_version:
+        note(
+            f"trained from scratch: {champion} reads semantic ids of tokenizer {tokenizer_version},"
+            f" the night those of {catalogue.tokenizer_version}"
+        )
+        return False
+    model.align(catalogue.trie)
+    its, wanted = shape_of(model.config), shape_of(fresh.config)
+    if its != wanted:
+        note(f"trained from scratch: {champion} has the shape {its}, the settings {wanted}")
+        return False
+    model.memory = fresh.memory
+    fresh.load_tensors(model.tensors())
+    return True
+
+
+def shape_of(config: GeneratorConfig) -> dict[str, Any]:
+    """What two generators must have in common for one to take the other's weights."""
+    shape = {name: value for name, value in config.as_json().items() if name not in NO_SHAPE}
+    if config.language_model is not None:
+        # Too long to be told in a note.
+        shape["language_model"] = digest(json.dumps(config.language_model, sort_keys=True))
+    return shape
+
+
 def load_generator(registry: Registry, version: ModelVersion) -> tuple[Generator, str]:
     """The model of a registered version, ready to predict, and the version of the tokenizer that it reads."""
-    tensors, config = registry.load(version)
-    model = Generator(GeneratorConfig(**config["generator"]))
-    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != CODES})
-    return model.to(device()).eval(), config["tokenizer_version"]
+    model, catalogue = rebuild(*registry.load(version))
+    return model.to(device()), catalogue.tokenizer_version
 
 
 def generator_of_day(lake: Lake, registry: Registry, version: ModelVersion, day: str) -> tuple[Generator, Catalogue]:
@@ -68,14 +154,11 @@ def register_generator(
     tables: Mapping[str, int | None],
     tags: Mapping[str, str],
 ) -> ModelVersion:
-    """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version."""
-    tensors = {**model.state_dict(), CODES: torch.from_numpy(catalogue.codes).int()}
-    config = {
-        "kind": "generator",
-        "generator": model.config.as_json(),
-        "tokenizer_version": catalogue.tokenizer_version,
-        "item_ids": catalogue.item_ids.to_pylist(),
-    }
+    """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version.
+
+    Ten parameters, because it passes most of `Registry.register`'s on.
+    """
+    tensors, config = take_apart(model, catalogue)
     history = [catalogue.item_ids[0].as_py()]
     answer = Recommender(tensors, config).recommend([history], count=min(5, len(catalogue)))[0]
     version = registry.register(

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from sgrec_core.errors import SgrecError
 from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.lake import Lake
-from sgrec_core.rewards.business import BusinessContext, EcpmModel
+from sgrec_core.lake.queries import decisions
+from sgrec_core.night.business import day_context
+from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.settings import Settings
 
@@ -35,6 +39,24 @@ def version_of_day(lake: Lake, day: str, settings: Settings) -> str:
     return digest(json.dumps([judge, *versions, settings.fusion.model_dump()], sort_keys=True))
 
 
+def candidates_to_fuse(lake: Lake, day: str) -> pa.Table:
+    """The day's candidates, and beside them item_hash of the day's item and target_item of the decision.
+
+    Raises:
+        SgrecError: there are none.
+    """
+    candidates = lake.read("candidates", where={"day": day})
+    if not candidates.num_rows:
+        raise SgrecError(f"{day} has no candidates; run `python -m jobs.generate_candidates --day {day}` first")
+    items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])
+    states = decisions(lake, [day], "train", ["decision_id", "target_item"])
+    item = pc.index_in(candidates["item_id"], items["item_id"].combine_chunks())
+    state = pc.index_in(candidates["decision_id"], states["decision_id"].combine_chunks())
+    return candidates.append_column("item_hash", items["item_hash"].take(item)).append_column(
+        "target_item", states["target_item"].take(state)
+    )
+
+
 def business_reward(
     config: Mapping[str, Any], lake: Lake, day: str, settings: Settings, states: pa.Table, catalogue: Catalogue
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -45,6 +67,6 @@ def business_reward(
     if config["kind"] == "ranking":
         targets = catalogue.index(states["target_item"])
         return lambda rows, items: ranking_reward(items, targets[rows])
-    context = BusinessContext.from_lake(lake, day, settings)
+    context = day_context(lake, day, settings)
     model = EcpmModel.from_config(config)
     return lambda rows, items: model.reward(states.take(rows), [catalogue.ids(row) for row in items], context)

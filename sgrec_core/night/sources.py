@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sgrec_core.logs.adaptors import parse_source, write_day
 from sgrec_core.settings import Settings
-from sgrec_core.simulator import marketplace
+from sgrec_core.simulator import raw_logs
 
 
 def prepare_landing(settings: Settings, day: str) -> Path:
@@ -18,7 +18,7 @@ def prepare_landing(settings: Settings, day: str) -> Path:
         return source.path
     root = settings.home.resolve() / "landing" / source.kind
     if source.path is None:
-        marketplace.write_day(
+        raw_logs.write_day(
             settings.simulator,
             day=day,
             first_day=settings.first_day,

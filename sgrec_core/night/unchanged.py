@@ -3,6 +3,7 @@
 import json
 import re
 
+from sgrec_core.files import write_text
 from sgrec_core.hashing import digest
 from sgrec_core.judge.versions.adapters import of_night
 from sgrec_core.runtime.stages import BY_NAME, STAGES
@@ -11,7 +12,7 @@ from sgrec_core.settings import PROJECT_ROOT, Settings
 
 def remember_night(settings: Settings, day: str) -> None:
     """Note what the night of ``day``, which has just succeeded, depended on; see `night_is_unchanged`."""
-    (settings.reports(day) / "inputs.txt").write_text(inputs_of_night(settings, day) + "\n")
+    write_text(settings.reports(day) / "inputs.txt", inputs_of_night(settings, day) + "\n")
 
 
 def night_is_unchanged(settings: Settings, day: str) -> bool:
@@ -21,7 +22,7 @@ def night_is_unchanged(settings: Settings, day: str) -> bool:
     last success. A doubt costs a run whose stages find out for themselves.
     """
     stamp = settings.reports(day) / "inputs.txt"
-    return stamp.exists() and stamp.read_text().strip() == inputs_of_night(settings, day)
+    return stamp.exists() and stamp.read_text(errors="replace").strip() == inputs_of_night(settings, day)
 
 
 def inputs_of_night(settings: Settings, day: str) -> str:

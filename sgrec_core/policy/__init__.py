@@ -1,8 +1,9 @@
 """Policy optimisation of the generator from rewarded rollout groups, stored or fresh."""
 
-from sgrec_core.policy.objectives import PolicyLoss, clipped_policy_loss
+from sgrec_core.policy.losses import LOSSES, PolicyLoss, clipped_policy_loss
 from sgrec_core.policy.trainer import (
     PolicyConfig,
+    Prompts,
     RolloutConfig,
     StoredGroups,
     means_of_last_epoch,
@@ -11,8 +12,10 @@ from sgrec_core.policy.trainer import (
 )
 
 __all__ = [
+    "LOSSES",
     "PolicyConfig",
     "PolicyLoss",
+    "Prompts",
     "RolloutConfig",
     "StoredGroups",
     "clipped_policy_loss",

@@ -20,8 +20,10 @@ from sgrec_core.generator.decoding import Beams, beam_search, sample_items, scor
 from sgrec_core.generator.model import Generator
 from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, rate_at
 from sgrec_core.generator.trie import ItemTrie
-from sgrec_core.policy.objectives import clipped_policy_loss
-from sgrec_core.rewards.fusion import UNGATED, fuse, fusion_facts, standardise
+from sgrec_core.policy.losses import LOSSES
+from sgrec_core.rewards.advantages import Groups, method_of
+from sgrec_core.rewards.fusion import fuse, fusion_facts
+from sgrec_core.rewards.semantic import worth_judging
 
 BusinessReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Prompts [B] (rows of the histories) and candidates [B, G] (item indices) to rewards [B, G]."""
@@ -42,6 +44,8 @@ class PolicyConfig:
     beta: float
     """Weight of the KL penalty."""
     seed: int
+    loss: str = "clip"
+    """One of `sgrec_core.policy.losses.LOSSES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,23 @@ class RolloutConfig:
     updates: int
     """Optimiser steps on each batch of groups; from the second on the ratio leaves 1 and clipping can bite."""
     objective: str
-    """One of `sgrec_core.rewards.fusion.OBJECTIVES`."""
+    """One of `sgrec_core.rewards.advantages.METHODS`."""
     epsilon: float
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N decision points to roll out from, and what rewards their candidates."""
+
+    histories: np.ndarray
+    """[N, n] int item indices, oldest first, -1 after the end."""
+    business: BusinessReward
+    semantic: SemanticReward | None = None
+    """Without it nothing is judged."""
+    targets: np.ndarray | None = None
+    """[N] item that was chosen, -1 for one that is not in the catalogue."""
+    sampled: np.ndarray | None = None
+    """[N] prompts whose groups may be judged, as `sgrec_core.rewards.semantic.queue_places` chooses; default: all."""
 
 
 @dataclass(frozen=True)
@@ -110,47 +129,45 @@ def train_stored(
 def train_on_policy(
     model: Generator,
     trie: ItemTrie,
-    histories: np.ndarray,
-    business: BusinessReward,
-    semantic: SemanticReward | None,
+    prompts: Prompts,
     config: PolicyConfig,
     rollout: RolloutConfig,
     *,
-    may_judge: np.ndarray | None = None,
     progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Improve ``model`` in place on fresh rollouts of the prompts ``histories`` [N, n]; statistics of each step.
+    """Improve ``model`` in place on fresh rollouts of the prompts; statistics of each step.
 
     Each step rolls out a batch of groups with the policy as it is, rewards them, and computes advantages from the raw
-    rewards. Unless the objective is `UNGATED`, groups without business variance are not judged, nor those of prompts outside ``may_judge``
-    [N] (the sampled share p; default: all); what was not judged keeps its business advantage. The reference of the KL penalty is the policy at the start.
-    Without ``semantic`` nothing is judged. The statistics are those of `train_stored` and, for each step,
-    those of `fusion_facts`, groups_with_advantage and the mean business reward.
+    rewards, of sampled groups that are `worth_judging` from semantic ones as well. The reference of the KL penalty is
+    the policy at the start. The statistics are those of `train_stored` and, for each step, those of `fusion_facts`,
+    groups_with_advantage and the mean business reward.
     """
     trie = trie.to(model.device)
     reference = copy.deepcopy(model).eval()
     shuffle = np.random.default_rng(config.seed)
-    judgeable = np.ones(len(histories), dtype=bool) if may_judge is None else may_judge
     draws = torch.Generator(model.device).manual_seed(config.seed)
-    batches = math.ceil(len(histories) / config.batch_size)
+    of_items = trie.to("cpu")
+    batches = math.ceil(len(prompts.histories) / config.batch_size)
     learner = _Learner(model, trie, config, steps=config.epochs * batches * rollout.updates)
     for _ in range(config.epochs):
-        order = shuffle.permutation(len(histories))
+        order = shuffle.permutation(len(prompts.histories))
         for start in range(0, len(order), config.batch_size):
             rows = order[start : start + config.batch_size]
-            prompts = learner.indices(histories[rows])
-            beams = _roll_out(model, trie, prompts, rollout, draws)
+            histories = learner.indices(prompts.histories[rows])
+            beams = _roll_out(model, trie, histories, rollout, draws)
             items = beams.items.cpu().numpy()
-            rewards = business(rows, items)
-            judged, semantic_rewards = _judge(rows, items, rewards, semantic, rollout, judgeable[rows])
-            fused = fuse(rollout.objective, rewards, semantic_rewards, judged, rollout.epsilon)
+            business = prompts.business(rows, items)
+            judged, semantic = _judge(prompts, rows, items, business, rollout.objective)
+            targets = None if prompts.targets is None else prompts.targets[rows]
+            groups = Groups.of(of_items, items, business, semantic, judged, targets)
+            fused = fuse(rollout.objective, groups, rollout.epsilon)
             with torch.no_grad():
-                anchor = score_items(reference, trie, prompts, beams.items).log_probs
+                anchor = score_items(reference, trie, histories, beams.items).log_probs
             facts = asdict(fusion_facts(fused, judged))
-            facts["groups_with_advantage"] = int(fused.advantage.any(axis=1).sum())
-            facts["business_reward"] = float(rewards.mean())
+            facts["groups_with_advantage"] = fused.groups_with_advantage
+            facts["business_reward"] = float(business.mean())
             for _ in range(rollout.updates):
-                learner.step(prompts, beams.items, beams.log_probs, anchor, fused.advantage)
+                learner.step(histories, beams.items, beams.log_probs, anchor, fused.advantage)
                 learner.log[-1] |= facts
             if progress is not None:
                 progress(len(rows), learner.log[-1])
@@ -164,40 +181,36 @@ def means_of_last_epoch(log: list[dict[str, float]], epochs: int) -> dict[str, f
 
 
 def _roll_out(
-    model: Generator, trie: ItemTrie, prompts: Tensor, rollout: RolloutConfig, draws: torch.Generator
+    model: Generator, trie: ItemTrie, histories: Tensor, rollout: RolloutConfig, draws: torch.Generator
 ) -> Beams:
     if rollout.method == "sampling":
-        beams = sample_items(model, trie, prompts, count=rollout.group_size, generator=draws)
+        beams = sample_items(model, trie, histories, count=rollout.group_size, generator=draws)
         # Best first, like beams: the ranking reward goes by place.
         order = beams.scores.argsort(dim=1, descending=True, stable=True)
         beams = Beams(
             beams.items.gather(1, order), beams.log_probs.gather(1, order[..., None].expand_as(beams.log_probs))
         )
     else:
-        beams = beam_search(model, trie, prompts, width=min(rollout.group_size, trie.items))
+        beams = beam_search(model, trie, histories, width=min(rollout.group_size, trie.items))
     # Decoding runs in inference mode, whose tensors autograd may not keep.
     return Beams(beams.items.clone(), beams.log_probs.clone())
 
 
 def _judge(
-    rows: np.ndarray,
-    items: np.ndarray,
-    business: np.ndarray,
-    semantic: SemanticReward | None,
-    rollout: RolloutConfig,
-    judgeable: np.ndarray,
+    prompts: Prompts, rows: np.ndarray, items: np.ndarray, business: np.ndarray, objective: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which groups were judged [B], and semantic rewards [B, G] with zeros in the others."""
     rewards = np.zeros(items.shape)
     judged = np.zeros(len(items), dtype=bool)
-    if semantic is None or rollout.objective == "business":
+    method = method_of(objective)
+    # A night judges stored groups for the table's sake too; fresh ones would be paid for nothing.
+    if prompts.semantic is None or not method.reads_semantic:
         return judged, rewards
-    if rollout.objective in UNGATED:
-        chosen = np.ones(len(items), dtype=bool)
-    else:
-        chosen = standardise(business).any(axis=1) & judgeable
+    chosen = worth_judging(method, business)
+    if prompts.sampled is not None:
+        chosen &= prompts.sampled[rows]
     if chosen.any():
-        found = semantic(rows[chosen], items[chosen])
+        found = prompts.semantic(rows[chosen], items[chosen])
         complete = np.isfinite(found).all(axis=1)
         judged[np.flatnonzero(chosen)[complete]] = True
         rewards[judged] = found[complete]
@@ -222,7 +235,7 @@ class _Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * rate_at(len(self.log), self.steps)
         scores = score_items(self.model, self.trie, histories, items)
-        objective = clipped_policy_loss(
+        found = LOSSES[self.config.loss](
             scores.log_probs,
             old,
             reference,
@@ -231,15 +244,15 @@ class _Learner:
             beta=self.config.beta,
         )
         self.optimiser.zero_grad(set_to_none=True)
-        objective.loss.backward()
+        found.loss.backward()
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         self.optimiser.step()
         self.log.append(
             {
-                "loss": objective.loss.item(),
-                "kl_reference": objective.kl_reference.item(),
-                "clip_fraction": objective.clip_fraction.item(),
-                "ratio": objective.ratio.item(),
+                "loss": found.loss.item(),
+                "kl_reference": found.kl_reference.item(),
+                "clip_fraction": found.clip_fraction.item(),
+                "ratio": found.ratio.item(),
                 "entropy": scores.entropy.mean().item(),
                 "gradient_norm": gradient_norm.item(),
                 "learning_rate": self.optimiser.param_groups[0]["lr"],

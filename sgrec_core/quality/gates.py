@@ -1,10 +1,8 @@
 """The gate behind a stage: validate what it published for a day, and stop the night on a critical failure."""
 
-import json
-import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +10,7 @@ import pyarrow.compute as pc
 
 from sgrec_core import __version__
 from sgrec_core.errors import GateError
-from sgrec_core.files import read_json, write_json
+from sgrec_core.files import write_json
 from sgrec_core.hashing import digest
 from sgrec_core.judge.calls.scores import find_scores
 from sgrec_core.judge.engines import day_has_context, judge_version
@@ -27,6 +25,7 @@ from sgrec_core.quality.validation import (
     result_path,
     validate,
 )
+from sgrec_core.runtime.runs import Run, last_done, record
 from sgrec_core.runtime.stages import BY_NAME
 from sgrec_core.settings import Settings
 
@@ -51,7 +50,7 @@ class Gate:
 
 
 def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> Gate:
-    """Validate each table that ``stage`` publishes and write the results under ``reports/<day>``.
+    """Validate each table that ``stage`` publishes; write results under ``reports/<day>`` and a run.
 
     A table whose rows and contract are those of an earlier successful validation is not validated again. Critical
     failures are part of the outcome, not an exception: see `stop_on_critical`.
@@ -62,11 +61,11 @@ def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False
     Raises:
         GateError: there are no facts of ``ingest_events`` to balance rows by.
     """
-    started = time.time()
     settings = settings_of_stage(settings, BY_NAME[stage], day)
     reports, lake = settings.reports(day, BY_NAME[stage].folder), Lake(settings.lake_root)
     results: list[TableResult] = []
-    write_gate(reports, stage, started, "running")
+    run = Run(day=day, stage=f"check_{stage}", folder=BY_NAME[stage].folder, input=settings.input)
+    record(lake, [run])
     try:
         if stage == "ingest_events":
             results.append(balance_of_rows(settings, lake, day))
@@ -80,12 +79,13 @@ def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False
             results.append(result)
             validated += is_new
     except BaseException as error:
-        write_gate(reports, stage, started, "failed", f"{type(error).__name__}: {error}")
+        record(lake, [run.ended("failed", message=f"{type(error).__name__}: {error}")])
         raise
     message = critical_failures_in_words(results)
     state = "failed" if message else "finished" if validated else "skipped"
-    write_gate(reports, stage, started, state, message)
-    return Gate(stage=stage, results=results, state=state, message=message, seconds=round(time.time() - started, 2))
+    run = run.ended(state, message=message)
+    record(lake, [run])
+    return Gate(stage=stage, results=results, state=state, message=message, seconds=run.seconds)
 
 
 def stop_on_critical(gate: Gate) -> None:
@@ -120,23 +120,6 @@ def failure_in_words(result: TableResult, check: Check) -> str:
     return " ".join(line.split())
 
 
-def gate_path(reports: Path, stage: str) -> Path:
-    """What a gate leaves behind within the reports folder of a day: state, time, message."""
-    return reports / "gates" / f"{stage}.json"
-
-
-def write_gate(reports: Path, stage: str, started: float, state: str, message: str | None = None) -> None:
-    """``state`` is running or one of `Gate.state`, as for stages; a killed gate stays running."""
-    content = {
-        "stage": f"check_{stage}",
-        "state": state,
-        "message": message,
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - started, 2),
-    }
-    write_json(gate_path(reports, stage), content)
-
-
 def rows_of_day(lake: Lake, table: str, day: str) -> pa.Table:
     """The rows that a gate looks at, as they lie in the lake: not cast to the contract, which is what is checked.
 
@@ -169,14 +152,10 @@ def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
         GateError: there are no such facts.
     """
     owner, runbook = owner_and_runbook("events_rejected", day)
-    try:
-        rows_in = int(
-            json.loads((settings.reports(day) / "stages" / "ingest_events.json").read_text())["facts"]["rows_in"]
-        )
-    except (FileNotFoundError, KeyError, ValueError, TypeError) as error:
-        raise GateError(
-            f"no count of raw rows for {day} ({type(error).__name__}: {error}): run `python -m jobs.ingest_events --day {day}` first"
-        ) from error
+    ingested = last_done(lake, day, "ingest_events")
+    if ingested is None or "rows_in" not in ingested.facts:
+        raise GateError(f"no count of raw rows for {day}: run `python -m jobs.ingest_events --day {day}` first")
+    rows_in = int(ingested.facts["rows_in"])
     accepted = sum(lake.count(table, where={"day": day}) for table in ("events", "items", "users"))
     rejected = lake.count("events_rejected", where={"day": day})
     share, limit = (rejected / rows_in if rows_in else 0.0), settings.ingest.max_rejected_share
@@ -194,7 +173,7 @@ def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
             column=None,
             severity="critical",
             success=rows_in == accepted + rejected,
-            observed=f"{rows_in:,} rows in, {accepted:,} rows in events, items and users, {rejected:,} in events_rejected",
+            observed=f"{rows_in:,} rows in, {accepted:,} in events, items and users, {rejected:,} in events_rejected",
             expected="rows in = rows accepted + rows rejected",
         ),
         Check(
@@ -230,11 +209,8 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
     calls = pa.concat_tables(asked_for)
     rows = find_scores(lake, day, version, calls["state_id"].unique().to_pylist(), ["state_id", "item_id", "failure"])
     rows = rows.filter(pc.is_in(_call_names(rows), value_set=_call_names(calls)))
-    judged = (
-        read_json(settings.reports(day) / "stages" / "score_aspects.json")
-        .get("facts", {})
-        .get("judge_version", version)
-    )
+    scored = last_done(lake, day, "score_aspects")
+    judged = scored.facts.get("judge_version", version) if scored else version
     failed = rows.filter(pc.is_valid(rows["failure"]))
     share, limit = (failed.num_rows / rows.num_rows if rows.num_rows else 0.0), settings.judge.max_failed_share
     reasons = Counter(failed["failure"].to_pylist()).most_common(1)

@@ -1,19 +1,21 @@
 """The page about a judge that may become active: is it better, at what, how sure of itself, and where does it go wrong.
 
-``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from data is escaped.
-``index.html`` beside it is the same page of the newest comparison.
+``reports/<day>/judge_training/<judge version>.html``, one file without scripts or outside resources; everything from
+data is escaped. ``index.html`` beside it is the same page of the newest comparison.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgrec_core.files import read_json, write_text
+from sgrec_core.evaluation.gate import Verdict
+from sgrec_core.files import write_text
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.versions.accepted import judge_in_words
-from sgrec_core.judge.versions.comparison import Answers, Row, Verdict
+from sgrec_core.judge.versions.comparison import Answers, Row
 from sgrec_core.quality.report import page_environment
 from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.runs import Run, last_done
 from sgrec_core.settings import Settings
 
 TEMPLATE = "judge_report.html.jinja"
@@ -100,12 +102,12 @@ def _confusion(rows: Sequence[Row], judge: Answers) -> list[dict[str, Any]]:
 
 
 def _training(job: Job) -> list[dict[str, Any]]:
-    return [{"stage": stage, "facts": _stage(job, stage).get("facts", {})} for stage in TRAINED]
+    return [{"stage": stage, "facts": run.facts if run else {}} for stage, run in _runs(job, TRAINED)]
 
 
 def _notes(job: Job, stages: Sequence[str]) -> list[str]:
-    return [note for stage in ("import_judge_labels", *stages) for note in _stage(job, stage).get("notes", [])]
+    return [note for _, run in _runs(job, ("import_judge_labels", *stages)) if run for note in run.notes]
 
 
-def _stage(job: Job, stage: str) -> dict[str, Any]:
-    return read_json(job.reports / "stages" / f"{stage}.json")
+def _runs(job: Job, stages: Sequence[str]) -> list[tuple[str, Run | None]]:
+    return [(stage, last_done(job.lake, job.day, stage)) for stage in stages]

@@ -1,11 +1,10 @@
 """What a night left behind, gathered for the page and the summary: facts, gates, failures, checks and tables.
 
-Every input may be missing: a night that stopped in its first stage has one file of facts and no table at all.
+Every input may be missing: a night that stopped in its first stage has one run and no other table.
 """
 
-import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
-from sgrec_core.files import read_json
+from sgrec_core.files import json_lines
 from sgrec_core.lake import Lake, load_contract
-from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, gate_path, rows_of_day
+from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, rows_of_day
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
-from sgrec_core.runtime.job import DONE
+from sgrec_core.runtime.runs import DONE, Run, last_runs
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
 
@@ -134,8 +133,8 @@ class Night:
 def gather_night(settings: Settings, day: str) -> Night:
     """Read everything that is there for ``day``."""
     reports, lake = settings.reports(day), Lake(settings.lake_root)
-    failures = _read_failures(reports / "failures.jsonl")
-    steps = _steps(reports, failures)
+    failures = read_failures(reports)
+    steps = steps_of_night(last_runs(lake, day), failures)
     # A table whose gate this run did not reach was validated by an earlier run; that says nothing of this night.
     current = {
         table
@@ -165,7 +164,7 @@ def gather_night(settings: Settings, day: str) -> Night:
         source=settings.source,
         input=settings.input,
         home=settings.home.resolve(),
-        lake=settings.lake_root,
+        lake=settings.lake_root if settings.lake else "lake",
         stop=_stop(settings, day, steps, results, failures),
         steps=steps,
         results=results,
@@ -177,47 +176,70 @@ def gather_night(settings: Settings, day: str) -> Night:
     )
 
 
-def _steps(reports: Path, failures: Mapping[str, Mapping[str, Any]]) -> list[Step]:
-    """Stages and gates in order. The night is a chain, so what began before a step ahead of it is from an earlier run."""
+@dataclass(frozen=True, kw_only=True)
+class At:
+    """How far a night got."""
+
+    state: str
+    """``succeeded``, ``stopped`` or ``unfinished`` (running, or interrupted)."""
+    step: Step
+    """The one that tells most: that which failed, else the last one that began."""
+
+
+def state_of_night(settings: Settings, lake: Lake, day: str) -> At | None:
+    """In a few words what `gather_night` says at length; None where no stage of the night has run."""
+    runs, failures = last_runs(lake, day), read_failures(settings.reports(day))
+    steps = steps_of_night(runs, failures)
+    if all(step.started is None for step in steps):
+        return None
+    newest = max(step.started for step in steps if step.started)
+    steps.append(_step(REPORT, runs.get(REPORT), failures.get(REPORT), newest))
+    for step in steps:
+        if step.state == "failed":
+            return At(state="stopped", step=step)
+    current = [step for step in steps if step.started and not step.stale]
+    state = "succeeded" if all(step.state in DONE for step in steps) else "unfinished"
+    return At(state=state, step=current[-1])
+
+
+def steps_of_night(runs: Mapping[str, Run], failures: Mapping[str, Mapping[str, Any]]) -> list[Step]:
+    """Stages and gates in order. The night is a chain: what began before a step ahead of it is from an earlier run."""
     steps: list[Step] = []
     newest: datetime | None = None
     for stage in STAGES:
         if stage.name == REPORT:
             break
-        files = [(stage.name, reports / "stages" / f"{stage.name}.json")]
-        if stage.publishes:
-            files.append((f"check_{stage.name}", gate_path(reports, stage.name)))
-        for name, path in files:
-            step = _step(name, read_json(path), failures.get(name), newest)
+        for name in (stage.name, f"check_{stage.name}") if stage.publishes else (stage.name,):
+            step = _step(name, runs.get(name), failures.get(name), newest)
             steps.append(step)
             if step.started and (newest is None or step.started > newest):
                 newest = step.started
     return steps
 
 
-def _step(name: str, content: Mapping[str, Any], failure: Mapping[str, Any] | None, newest: datetime | None) -> Step:
-    started = _time(content.get("started"))
+def _step(name: str, run: Run | None, failure: Mapping[str, Any] | None, newest: datetime | None) -> Step:
+    started = run.started if run else None
     failed_at = _time(failure.get("time")) if failure else None
-    if failed_at and (newest is None or failed_at >= newest) and (started is None or failed_at >= started):
+    if failed_at and all(moment is None or failed_at >= moment.replace(microsecond=0) for moment in (newest, started)):
         # The scheduler's word counts: a killed job could not write that it failed.
         state = "failed"
-    elif started is None:
+    elif run is None:
         return Step(name=name, state="not run")
-    elif newest is not None and started < newest:
-        return Step(name=name, state="not reached", started=started, facts=dict(content.get("facts") or {}), stale=True)
+    elif newest is not None and run.started < newest:
+        return Step(name=name, state="not reached", started=started, facts=run.facts, stale=True)
     else:
-        state = str(content.get("state"))
-    message = content.get("message")
+        state = run.state
+    message = run.message if run else None
     if state == "failed" and failure and not message:
         message = str(failure.get("exception") or "the task was killed")
     return Step(
         name=name,
         state=state,
         started=started or failed_at,
-        seconds=content.get("seconds"),
+        seconds=run.seconds if run else None,
         message=message,
-        facts=dict(content.get("facts") or {}),
-        notes=[str(note)[:MAX_NOTE] for note in content.get("notes") or []],
+        facts=run.facts if run else {},
+        notes=[note[:MAX_NOTE] for note in run.notes] if run else [],
     )
 
 
@@ -301,27 +323,15 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
     return tables
 
 
-def _read_failures(path: Path) -> dict[str, dict[str, Any]]:
-    """The last failure of each task, as the scheduler recorded it; damaged lines are skipped."""
-    last: dict[str, dict[str, Any]] = {}
-    for line in _lines(path):
-        try:
-            entry = json.loads(line)
-            last[str(entry["stage"])] = entry
-        except (ValueError, KeyError, TypeError):
-            continue
-    return last
-
-
-def _lines(path: Path) -> Iterable[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
+def read_failures(reports: Path) -> dict[str, dict[str, Any]]:
+    """The last failure of each task, as the scheduler recorded it."""
+    path = reports / "failures.jsonl"
+    lines = json_lines(path, path.read_bytes()) if path.exists() else ()
+    return {str(line.get("stage")): line for line in lines}
 
 
 def _time(text: object) -> datetime | None:
-    """An ISO time cut to seconds, the precision of the facts, so that they compare."""
+    """An ISO time cut to seconds, the precision of the scheduler's word."""
     try:
         return datetime.fromisoformat(str(text)).replace(microsecond=0)
     except ValueError:

@@ -45,7 +45,7 @@ REWARD_FACTS = (
 )
 """Facts of ``materialize_rewards``."""
 MAX_FACTS = 12
-"""Facts of a stage that the page shows; the file of facts has all."""
+"""Facts of a stage that the page shows; ``summary.json`` has all."""
 
 
 def write_report(
@@ -75,11 +75,12 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
 
     Keys: ``day``; ``status`` (succeeded or stopped); ``stopped_at`` (task), ``reason``, ``since``; ``source``; ``rows``
     {in, accepted, rejected, rejected_by_reason}; ``checks`` {run, failed_critical, failed_warning}; ``judge`` {engine,
-    version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift {aspect: stability index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}
-    {item: signs}}; ``reward`` {agreement_rate, mean_gate,
-    groups, groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
+    version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift {aspect: stability
+    index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}};
+    ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
+    ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
     intervals}, difference, promoted, reason}; ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table:
-    version}; ``paths`` {report, data_docs, models, lake}; ``notes`` [{stage, text}].
+    version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
     """
     stop = night.stop
     return {
@@ -113,18 +114,23 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
         ],
         "tables": {table["table"]: table["version"] for table in night.tables},
         "paths": {
-            "report": str(page),
-            "data_docs": str(data_docs) if data_docs else None,
-            "models": str(night.home / "mlflow"),
+            "report": below(night.home, page),
+            "data_docs": below(night.home, data_docs) if data_docs else None,
+            "models": "mlflow",
             "lake": night.lake,
         },
         "notes": [{"stage": stage, "text": text} for stage, text in night.notes],
     }
 
 
+def below(home: Path, path: Path) -> str:
+    """A path as a home that may be moved keeps it."""
+    return str(path.relative_to(home))
+
+
 def render_page(night: Night, summary: Mapping[str, Any]) -> str:
     """The page as HTML; all text is escaped."""
-    folder = Path(summary["paths"]["report"]).parent
+    paths = summary["paths"]
     return (
         page_environment()
         .get_template(TEMPLATE)
@@ -134,7 +140,7 @@ def render_page(night: Night, summary: Mapping[str, Any]) -> str:
             facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
             plot=interval_plot(summary["evaluation"]),
             written=datetime.now(UTC).replace(microsecond=0),
-            data_docs=os.path.relpath(summary["paths"]["data_docs"], folder) if summary["paths"]["data_docs"] else None,
+            data_docs=os.path.relpath(paths["data_docs"], Path(paths["report"]).parent) if paths["data_docs"] else None,
         )
     )
 

@@ -30,7 +30,8 @@ ROWS_UNIQUE = "compound_columns.sgrec_rows_unique"
 
 
 class NumbersValid(ColumnMapMetricProvider):
-    """Per row: every number in the value is finite and within bounds. Great Expectations calls it with non-null rows."""
+    """Per row: every number in the value is finite and within bounds. Great Expectations calls it with non-null
+    rows."""
 
     condition_metric_name = NUMBERS_VALID
     condition_value_keys = ("min_value", "max_value")

@@ -3,10 +3,11 @@
 A test fails when the file is not what the contracts say.
 """
 
+import textwrap
 from pathlib import Path
 
 from sgrec_core.lake.contracts import Column, Contract, all_contracts
-from sgrec_core.runtime.stages import ALL_STAGES
+from sgrec_core.runtime.stages import ALL_STAGES, STAGE_RUNS
 from sgrec_core.settings import PROJECT_ROOT
 
 TABLE_DOCS = PROJECT_ROOT / "docs" / "tables.md"
@@ -19,8 +20,10 @@ def table_docs() -> str:
     parts = [
         "# Tables",
         "Made from the contracts in `schemas/` by `python -m sgrec_core.quality.table_docs`; do not edit by hand.",
-        "A day is a UTC day of event time. Every rule below is a check of the gate behind the stage: when one of a "
-        "critical table fails, the night stops.",
+        _wrapped(
+            "A day is a UTC day of event time. Every rule below is a check of the gate behind the stage: when one of a "
+            "critical table fails, the night stops."
+        ),
         "\n".join(
             ["| table | published by | what |", "| --- | --- | --- |", *(_line(contract) for contract in contracts)]
         ),
@@ -30,21 +33,33 @@ def table_docs() -> str:
 
 def _line(contract: Contract) -> str:
     stages = ", ".join(stage.name for stage in ALL_STAGES if contract.table in stage.publishes)
+    if contract.table == STAGE_RUNS:
+        stages = "every run"
     return f"| [{contract.table}](#{contract.table}) | {stages} | {_cell(contract.description)} |"
 
 
 def _section(contract: Contract) -> str:
     readers = ", ".join(f"`{stage.name}`" for stage in ALL_STAGES if contract.table in stage.reads)
+    if contract.table == STAGE_RUNS:
+        readers = "every stage"
     unique = "; ".join(", ".join(f"`{name}`" for name in columns) for columns in (contract.key, *contract.unique))
     facts = [
         f"- Owner: {contract.owner}; a broken rule is {contract.severity}.",
-        f"- Partitioned by {', '.join(f'`{name}`' for name in contract.partition_by)}; unique within a partition: {unique}.",
+        f"- Partitioned by {', '.join(f'`{name}`' for name in contract.partition_by)};"
+        f" unique within a partition: {unique}.",
         f"- Read by {readers or 'people alone'}.",
         f"- {'May be empty' if contract.may_be_empty else 'Never empty'}.",
         f"- When it is broken: {contract.runbook.strip()}",
     ]
     rows = ["| column | valid | what |", "| --- | --- | --- |", *(_row(column) for column in contract.columns)]
-    return "\n\n".join([f"## {contract.table}", contract.description.strip(), "\n".join(facts), "\n".join(rows)])
+    listed = "\n".join(_wrapped(fact, indent="  ") for fact in facts)
+    return "\n\n".join([f"## {contract.table}", _wrapped(contract.description), listed, "\n".join(rows)])
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """At most 120 columns, lines after the first indented."""
+    words = " ".join(text.split())
+    return textwrap.fill(words, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(column: Column) -> str:

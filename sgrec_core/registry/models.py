@@ -4,8 +4,7 @@ Every registered version is a pyfunc model whose loader is `sgrec_core.registry`
 code and no pickle: ``model.safetensors``, ``config.json``, signature and input example. A version is known by its
 fingerprint, hence a re-run that changes nothing registers nothing.
 
-Promotions are tags of the version (`promoted_day`, `promotion`), so that the champion of any past night can be told:
-night D works against the newest version promoted by an earlier night.
+Who is champion stands in a table (`sgrec_core.registry.promotions`); MLflow's alias mirrors it.
 """
 
 import json
@@ -13,7 +12,8 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from sgrec_core import __version__
 from sgrec_core.errors import SgrecError
+from sgrec_core.lake import Lake
+from sgrec_core.registry import promotions
+from sgrec_core.registry.moved import put_right
+from sgrec_core.registry.promotions import Decision, Promotions
 from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
@@ -51,6 +55,18 @@ class ModelVersion:
         return f"{self.name} version {self.version}"
 
 
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """MLflow would let children of this process inherit its registry; ours read their settings."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
 class Registry:
     """The registered models of one home: MLflow on SQLite under ``<home>/mlflow``, or a server by settings."""
 
@@ -58,13 +74,14 @@ class Registry:
         # MLflow takes a second to import; only who talks to the registry pays.
         import mlflow
 
+        self.promotions = Promotions(Lake(settings.lake_root))
         folder = settings.home.resolve() / "mlflow"
         folder.mkdir(parents=True, exist_ok=True)
         self.tracking_uri = settings.mlflow_uri or f"sqlite:///{folder}/mlflow.db"
         self._artifacts = None if settings.mlflow_uri else (folder / "artifacts").as_uri()
+        if self._artifacts is not None:
+            put_right(folder / "mlflow.db", self._artifacts)
         self._mlflow = mlflow
-        mlflow.set_tracking_uri(self.tracking_uri)
-        mlflow.set_registry_uri(self.tracking_uri)
         self.client = mlflow.MlflowClient(self.tracking_uri, self.tracking_uri)
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -82,6 +99,8 @@ class Registry:
         Raises:
             SgrecError: there is none; the message lists what there is.
         """
+        if (name, version_or_alias) == (GENERATOR, CHAMPION) and (serving := self.champion()) is not None:
+            return serving
         versions = self.versions(name)
         wanted = version_or_alias
         if not wanted.isdigit():
@@ -103,6 +122,7 @@ class Registry:
         except MlflowException:
             return {}
 
+    @_environment_kept()
     def register(
         self,
         name: str,
@@ -125,6 +145,8 @@ class Registry:
             config: JSON that `load` gives back beside the tensors.
             tables: table name to the Delta version that was read.
             example: input and output as pandas DataFrames, from which signature and input example are made.
+
+        Ten parameters, because a version is that many facts, most of which callers leave out.
         """
         from mlflow.exceptions import MlflowException
         from mlflow.models import infer_signature
@@ -132,6 +154,8 @@ class Registry:
         found = self.find(name, fingerprint)
         if found is not None:
             return found
+        self._mlflow.set_tracking_uri(self.tracking_uri)
+        self._mlflow.set_registry_uri(self.tracking_uri)
         if self.client.get_experiment_by_name(name) is None:
             self.client.create_experiment(name, artifact_location=self._artifacts and f"{self._artifacts}/{name}")
         self._mlflow.set_experiment(name)
@@ -179,7 +203,12 @@ class Registry:
     def load(self, version: ModelVersion) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and config of a registered version."""
         # pyfunc puts the folder that `register` wrote, under its own name, below `data`.
-        folder = Path(self._mlflow.artifacts.download_artifacts(artifact_uri=version.source)) / "data" / "model"
+        # By its place: MLflow looks a model up by its id in the registry that its process used last.
+        logged = self.client.get_logged_model(version.source.removeprefix("models:/"))
+        place = self._mlflow.artifacts.download_artifacts(
+            artifact_uri=logged.artifact_location, tracking_uri=self.tracking_uri
+        )
+        folder = Path(place) / "data" / "model"
         return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
@@ -192,52 +221,64 @@ class Registry:
         elif alias in self.aliases(name):
             self.client.delete_registered_model_alias(name, alias)
 
-    def newest_promotion(self) -> ModelVersion | None:
-        """The generator promoted last by the order of promotions, of any night."""
-        return self._newest(lambda day: True)
-
     def pinned_champion(self, day: str) -> ModelVersion | None:
-        """The newest generator promoted by a night before ``day``; the same for every re-run of ``day``."""
-        return self._newest(lambda promoted: promoted < day)
+        """The generator that night ``day`` works against: the same at every re-run."""
+        version = promotions.pinned(self.promotions.read(), day)
+        return None if version is None else self.get(GENERATOR, version)
 
-    def _newest(self, eligible: Any) -> ModelVersion | None:
-        promoted = [
-            version
-            for version in self.versions(GENERATOR)
-            if "sgrec.promoted_day" in version.tags and eligible(version.tags["sgrec.promoted_day"])
-        ]
-        return max(promoted, key=_promotion_order, default=None)
+    def pin_champion(self, day: str, champion: ModelVersion | None) -> None:
+        """Note that night ``day`` works against ``champion``, whatever is decided later."""
+        version, fingerprint = (champion.version, champion.fingerprint) if champion else (None, None)
+        self.promotions.decide(lambda decisions: promotions.pin(decisions, day, version, fingerprint))
 
-    def promote(self, version: ModelVersion, *, day: str) -> None:
-        """Make ``version`` the champion as of night ``day``: it serves now and is the pin of later nights."""
-        numbers = [int(v.tags["sgrec.promotion"]) for v in self.versions(GENERATOR) if "sgrec.promotion" in v.tags]
-        self.client.set_model_version_tag(
-            version.name, version.version, "sgrec.promotion", str(max(numbers, default=0) + 1)
+    def promote_by_night(self, version: ModelVersion, day: str, reason: str) -> str | None:
+        """Make ``version`` the champion as of night ``day``, or say what stands against it."""
+        against: str | None = None
+
+        def choose(decisions: list[Decision]) -> Decision | None:
+            nonlocal against
+            against = promotions.why_not(decisions, version.version, day)
+            if against is not None:
+                return None
+            return promotions.promotion_by_night(decisions, day, version.version, version.fingerprint, reason)
+
+        self.promotions.decide(choose)
+        self.champion()
+        return against
+
+    def promote(self, version: ModelVersion, reason: str = "by hand") -> str:
+        """Make ``version`` the champion: it serves now and is the pin of later nights, those so far keep theirs.
+
+        Returns:
+            The day as of which it serves.
+        """
+        self.promotions.decide(
+            lambda decisions: promotions.promotion_by_hand(
+                decisions, version.day, version.version, version.fingerprint, reason
+            )
         )
-        self.client.set_model_version_tag(version.name, version.version, "sgrec.promoted_day", day)
-        self.set_alias(version, CHAMPION)
+        self.champion()
+        decided = promotions.last_change(self.promotions.read(), version.version)
+        assert decided is not None
+        return decided.day
 
-    def rollback(self) -> tuple[ModelVersion, ModelVersion | None]:
+    def rollback(self, reason: str = "by hand") -> tuple[ModelVersion, ModelVersion | None]:
         """Take the last promotion back; returns the demoted version and the champion that serves again, if any.
 
         Raises:
-            SgrecError: nothing was ever promoted.
+            SgrecError: nothing was ever promoted, or everything was taken back.
         """
-        demoted = self.newest_promotion()
-        if demoted is None:
-            raise SgrecError(
-                f"{GENERATOR} has no champion to roll back; run a night or `sgrec promote --version N` first"
-            )
-        for tag in ("sgrec.promotion", "sgrec.promoted_day"):
-            self.client.delete_model_version_tag(demoted.name, demoted.version, tag)
-        self.client.set_model_version_tag(demoted.name, demoted.version, "sgrec.rolled_back", "true")
-        champion = self.newest_promotion()
-        self.set_alias_or_none(GENERATOR, CHAMPION, champion.version if champion else None)
-        return demoted, champion
+        decided = self.promotions.decide(lambda decisions: promotions.roll_back(decisions, reason))
+        assert decided is not None
+        assert decided.version is not None
+        return self.get(GENERATOR, decided.version), self.champion()
 
-
-def _promotion_order(version: ModelVersion) -> tuple[str, int]:
-    return version.tags["sgrec.promoted_day"], int(version.tags["sgrec.promotion"])
+    def champion(self) -> ModelVersion | None:
+        """The generator that serves. MLflow's alias, for people and servers, is put right where it says otherwise."""
+        version = promotions.champion(self.promotions.read())
+        if self.aliases(GENERATOR).get(CHAMPION) != version:
+            self.set_alias_or_none(GENERATOR, CHAMPION, version)
+        return None if version is None else self.get(GENERATOR, version)
 
 
 def _version(version: Any) -> ModelVersion:

@@ -1,12 +1,11 @@
 """What a stage runs in: its day, its settings, the lake, and the facts it leaves for people.
 
-A stage module defines ``run(job)`` and ends with ``main = stage_command("<stage>", run)``. Facts go to
-``<home>/reports/<day>/stages/<stage>.json`` and each change of state to ``<home>/reports/<day>/progress.jsonl``, from
-which the terminal, the morning page and the night's summary are made.
+A stage module defines ``run(job)`` and ends with ``main = stage_command("<stage>", run)``. What it leaves goes to the
+table ``stage_runs`` (`sgrec_core.runtime.runs`), from which morning page, summary and later nights are made; what the
+terminal shows while it runs goes to ``<home>/reports/<day>/progress.jsonl``.
 """
 
 import json
-import math
 import sys
 import time
 import traceback
@@ -25,19 +24,17 @@ from rich.text import Text
 
 from sgrec_core import __version__
 from sgrec_core.errors import SgrecError
-from sgrec_core.files import read_json, write_json
+from sgrec_core.files import append_json_line
 from sgrec_core.hashing import digest
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake.queries import table_versions
 from sgrec_core.lake.tables import transaction_version
+from sgrec_core.runtime.runs import DONE, Run, record, runs_of_day
 from sgrec_core.runtime.stages import BY_NAME, Stage
 from sgrec_core.settings import Settings
 
 T = TypeVar("T")
 
-DONE = ("finished", "skipped")
-"""States of a stage that came to its end."""
-RUNS_KEPT = 3
-"""Earlier runs whose facts a stage that failed keeps."""
 PROGRESS_SECONDS = 1.0
 """At most one progress line in this time, so that the file stays short."""
 
@@ -57,11 +54,13 @@ class Job:
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
         self.reports = settings.reports(day, self.stage.folder)
+        self.code_digest: str | None = None
+        """Of the code that computes the stage, once somebody has asked for its fingerprint."""
         self._started = time.time()
+        self._run: Run | None = None
+        """As recorded last; None before the stage has begun."""
         self._skipped = False
         self._fingerprint: str | None = None
-        self._earlier: list[dict[str, Any]] = []
-        """Fingerprint, facts and notes of earlier runs, the newest first."""
 
     def fact(self, name: str, value: Any) -> None:
         """A fact for the closing table, the report and the summary; ``value`` must be JSON."""
@@ -81,13 +80,14 @@ class Job:
         for table in self.stage.reads:
             if "day" in load_contract(table).partition_by:
                 inputs[table] = self.lake.fingerprint(table, {"day": self.day})
-        return digest(
+        self._fingerprint = digest(
             __version__,
             self.stage.name,
             self.day,
             json.dumps([inputs, extra or {}], sort_keys=True, default=str),
             length=32,
         )
+        return self._fingerprint
 
     def skip_if_published(self, partitions: Mapping[str, Mapping[str, object]], fingerprint: str) -> bool:
         """Whether every table holds ``fingerprint`` already, and ``--force`` is not given.
@@ -100,17 +100,29 @@ class Job:
         wanted = transaction_version(fingerprint)
         if any(self.lake.fingerprint(table, partition) != wanted for table, partition in partitions.items()):
             return False
+        runs = self._earlier_runs()
+        if any(run.state == "running" for run in runs) and not any(run.fingerprint == fingerprint for run in runs):
+            # Killed behind its publication: nobody else knows the facts.
+            return False
         self.keep_facts()
         return True
 
     def keep_facts(self) -> None:
         """Nothing to compute: keep the facts and notes of the run that did, and mark this one as skipped."""
-        same = [run for run in self._earlier if run["fingerprint"] == self._fingerprint]
-        run = next(iter(same or self._earlier), {})
-        facts, notes = run.get("facts", {}), run.get("notes", [])
+        runs = self._earlier_runs()
+        done = [run for run in runs if run.state in DONE]
+        # One that failed behind its publication did compute. Stages that name no fingerprint keep what was last.
+        same = [run for run in runs if run.fingerprint is not None and run.fingerprint == self._fingerprint]
+        chosen = [run for run in same if run in done] or same or done
+        facts, notes = (chosen[-1].facts, chosen[-1].notes) if chosen else ({}, [])
         self.facts = {**facts, **self.facts}
         self.notes = [*notes, *(note for note in self.notes if note not in notes)]
         self._skipped = True
+
+    def _earlier_runs(self) -> list[Run]:
+        """Of the stage and its day, the oldest first."""
+        runs = runs_of_day(self.lake, self.day, folder=self.stage.folder, stage=self.stage.name)
+        return [run for run in runs if self._run is None or run.run_id != self._run.run_id]
 
     def progress(self, iterable: Iterable[T], total: int | None = None, description: str = "") -> Iterator[T]:
         """Iterate with a progress bar on the terminal and progress lines in the day's file."""
@@ -127,40 +139,38 @@ class Job:
 
     def event(self, event: str, **fields: Any) -> None:
         """Append one line to the day's progress file."""
-        self.reports.mkdir(parents=True, exist_ok=True)
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "stage": self.stage.name, "event": event}
-        # One write of one line in append mode is atomic, also when two jobs of a day report at once.
-        with open(self.reports / "progress.jsonl", "ab", buffering=0) as file:
-            file.write((json.dumps({**line, **fields}) + "\n").encode())
+        report_progress(self.reports, self.stage.name, event, **fields)
 
-    @property
-    def _facts_path(self) -> Path:
-        return self.reports / "stages" / f"{self.stage.name}.json"
+    def _begin(self) -> None:
+        run = Run(
+            day=self.day,
+            stage=self.stage.name,
+            folder=self.stage.folder,
+            input=self.settings.input,
+            tables_read=_present(table_versions(self.lake, self.stage.reads)),
+        )
+        record(self.lake, [run])
+        self._run = run
 
-    def _write_facts(self, state: str, message: str | None = None) -> None:
-        content = {
-            "stage": self.stage.name,
-            "day": self.day,
-            "state": state,
-            "message": message,
-            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.time() - self._started, 2),
-            "facts": _finite(self.facts),
-            "notes": self.notes,
-            "fingerprint": self._fingerprint,
-            "tables": {table: self.lake.version(table) for table in self.stage.publishes},
-            "sgrec_version": __version__,
-        }
-        if state not in DONE:
-            # Where a later run has nothing to compute, it goes on from these.
-            content["earlier"] = self._earlier
-        write_json(self._facts_path, content)
+    def _end(self, state: str, message: str | None = None) -> None:
+        if self._run is None:
+            return  # Not even its begin could be recorded, which is why it failed.
+        self._run = self._run.ended(
+            state,
+            message=message,
+            facts=self.facts,
+            notes=self.notes,
+            fingerprint=self._fingerprint,
+            code_digest=self.code_digest,
+            tables_written=_present(table_versions(self.lake, self.stage.publishes)),
+        )
+        record(self.lake, [self._run])
 
     def execute(self, run: Callable[["Job"], None], console: Console) -> int:
         """Run the stage and return its exit code; errors for users become one red line."""
         self.event("started")
-        self._write_facts_running()
         try:
+            self._begin()
             run(self)
         except SgrecError as error:
             self._fail(str(error))
@@ -171,30 +181,18 @@ class Job:
             self._fail("".join(traceback.format_exception_only(error)).strip())
             raise
         state = "skipped" if self._skipped else "finished"
-        self._write_facts(state)
-        self.event(state, seconds=round(time.time() - self._started, 2), message=_headline(self.facts))
+        self._end(state)
+        self.event(state, seconds=self._seconds, message=_headline(self.facts))
         console.print(self._closing_table(state))
         return 0
 
-    def _write_facts_running(self) -> None:
-        """A stage that is running, or was killed, must not show the success of an earlier run; its facts are kept."""
-        before = read_json(self._facts_path)
-        self.facts, self.notes = before.get("facts", {}), before.get("notes", [])
-        last = {"fingerprint": before.get("fingerprint"), "facts": self.facts, "notes": self.notes}
-        self._earlier = before.get("earlier", [])
-        # One that failed may have published before: its facts are then those of the table.
-        published = before.get("state") == "failed" and last["fingerprint"] not in {
-            None,
-            *(run["fingerprint"] for run in self._earlier),
-        }
-        if before.get("state") in DONE or published:
-            self._earlier = [last, *self._earlier][:RUNS_KEPT]
-        self._write_facts("running")
-        self.facts, self.notes = {}, []
-
     def _fail(self, message: str) -> None:
-        self._write_facts("failed", message)
-        self.event("failed", message=message, seconds=round(time.time() - self._started, 2))
+        self.event("failed", message=message, seconds=self._seconds)
+        self._end("failed", message)
+
+    @property
+    def _seconds(self) -> float:
+        return round(time.time() - self._started, 2)
 
     def _closing_table(self, state: str) -> Table:
         table = Table(title=f"{self.stage.name} {self.day}: {state}", title_justify="left", show_header=False)
@@ -208,7 +206,7 @@ class Job:
             table.add_row(f"table {name}", "not published" if version is None else f"version {version}")
         for text in self.notes:
             table.add_row("note", Text(text))
-        table.add_row("seconds", f"{time.time() - self._started:.1f}")
+        table.add_row("seconds", f"{self._seconds:.1f}")
         return table
 
 
@@ -261,7 +259,8 @@ def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:
         text.append(f"Registers: {definition.registers}.")
     text.append(
         "Tables and models lie under SGREC_HOME (default .sgrec). Settings come from SGREC_* variables. "
-        "Nothing is computed again when nothing changed. Exit codes: 0 done, 1 crashed, 2 an input or a setting is wrong, 3 stopped by a quality gate."
+        "Nothing is computed again when nothing changed. Exit codes: 0 done, 1 crashed, 2 an input or a setting is "
+        "wrong, 3 stopped by a quality gate."
     )
 
     def command(
@@ -277,6 +276,12 @@ def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     return lambda: app(prog_name=f"python -m jobs.{stage}")
+
+
+def report_progress(reports: Path, name: str, event: str, **fields: Any) -> None:
+    """One line for the terminal, in the progress file of a day: what the stage or gate ``name`` has come to."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "stage": name, "event": event}
+    append_json_line(reports / "progress.jsonl", {**line, **fields})
 
 
 @contextmanager
@@ -325,13 +330,8 @@ def _headline(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {_format(value)}" for name, value in shown[:4])
 
 
-def _finite(value: Any) -> Any:
-    """``value`` with null in place of what is no number: JSON has no other word for it."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _present(versions: Mapping[str, int | None]) -> dict[str, int]:
+    return {table: version for table, version in versions.items() if version is not None}
 
 
 def _format(value: Any) -> str:

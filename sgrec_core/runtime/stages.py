@@ -1,4 +1,4 @@
-"""The stages of a night and of the judge's training, in order: the one place that says who reads and who publishes what.
+"""The stages of a night and of the judge's training, in order: the one place that says who reads and publishes what.
 
 The DAG, the command line, the quality gates and the documentation all read this list, so it imports nothing
 but the standard library: Airflow parses it on every DAG refresh.
@@ -14,6 +14,9 @@ AGGREGATOR = "sgrec-aggregator"
 GENERATOR = "sgrec-generator"
 JUDGE = "sgrec-judge"
 JUDGE_WEIGHTS = "sgrec-judge-weights"
+
+STAGE_RUNS = "stage_runs"
+"""The one table that no stage publishes: every run of a stage or a gate adds its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="materialize_rewards",
         engine="torch",
-        reads=("candidates", "aspect_scores", "user_weights", "items"),
+        reads=("candidates", "aspect_scores", "user_weights", "items", "item_codes", "user_states"),
         publishes=("rewards",),
         summary="standardise, gate and fuse business and semantic reward",
     ),

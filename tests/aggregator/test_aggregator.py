@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgrec_core.aggregator.weights import AspectWeights, Pairs, fit, state_features
+from sgrec_core.aggregator.features import state_features
+from sgrec_core.aggregator.network import AspectWeights, Pairs, fit
+from sgrec_core.settings import AggregatorSettings
 
 ASPECTS = ["s0", "s1", "s2"]
 
@@ -46,7 +48,7 @@ def planted_pairs(count: int = 3000, users: int = 300) -> Pairs:
 
 def test_planted_taste_is_learnt_and_measured_on_held_out_users():
     pairs = planted_pairs()
-    module, figures = fit(pairs, ASPECTS, seed=0)
+    module, figures = fit(pairs, ASPECTS, AggregatorSettings())
     assert figures["pair_auc"] > 0.95 > 0.9 > figures["pair_auc_uniform"]
     assert figures["pair_auc_gain_lower"] > 0.05
     assert figures["pair_auc_lower"] <= figures["pair_auc"] <= figures["pair_auc_upper"]
@@ -72,15 +74,15 @@ def test_weights_are_a_distribution(scale, seed):
 
 def test_without_evidence_the_weights_are_uniform():
     none = Pairs([], np.zeros((0, 12), dtype=np.float32), np.zeros((0, 3)), np.zeros((0, 3)))
-    module, figures = fit(none, ASPECTS, seed=0)
+    module, figures = fit(none, ASPECTS, AggregatorSettings())
     assert figures == {"pairs": 0, "held_out_pairs": 0, "held_out_users": 0}
     np.testing.assert_allclose(module.weights(np.ones((2, 12), dtype=np.float32)), 1 / 3)
 
 
 def test_fit_repeats_and_survives_its_tensors():
     pairs = planted_pairs(600)
-    module, figures = fit(pairs, ASPECTS, seed=3, epochs=5)
-    again, figures_again = fit(pairs, ASPECTS, seed=3, epochs=5)
+    module, figures = fit(pairs, ASPECTS, AggregatorSettings(seed=3, epochs=5))
+    again, figures_again = fit(pairs, ASPECTS, AggregatorSettings(seed=3, epochs=5))
     assert figures == figures_again
     loaded = AspectWeights.from_tensors(module.tensors(), json.loads(json.dumps(module.config())))
     for other in (again, loaded):

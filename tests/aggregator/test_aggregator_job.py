@@ -7,10 +7,11 @@ from judged_night import DAY, publish_night
 from rich.console import Console
 
 from jobs import score_aspects, train_aggregator
-from sgrec_core.aggregator.weights import AspectWeights
+from sgrec_core.aggregator.network import AspectWeights
 from sgrec_core.lake import Lake
 from sgrec_core.registry import Registry
 from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.stages import AGGREGATOR
 from sgrec_core.settings import JudgeSettings, Settings
 
 
@@ -56,7 +57,7 @@ def test_every_candidate_state_gets_a_distribution_from_the_registered_model(set
     assert 20 <= job.facts["judged_pairs"] <= job.facts["preference_pairs"] == len(train)
     assert job.facts["pair_auc_uniform_lower"] <= job.facts["pair_auc_uniform"] <= job.facts["pair_auc_uniform_upper"]
     registry = Registry(settings)
-    version = registry.get(train_aggregator.AGGREGATOR, rows(settings)[0]["aggregator_version"])
+    version = registry.get(AGGREGATOR, rows(settings)[0]["aggregator_version"])
     tensors, config = registry.load(version)
     assert AspectWeights.from_tensors(tensors, config).aspects == ["s0", "s1", "s2"]
 
@@ -76,7 +77,7 @@ def test_a_rerun_changes_nothing_and_new_candidates_make_no_new_aggregator(setti
     run(settings)
     assert {row["state_id"] for row in rows(settings)} == set(fewer["state_id"].to_pylist())
     assert [row for row in before if row["state_id"] < "state-020"] == rows(settings)
-    assert len(Registry(settings).versions(train_aggregator.AGGREGATOR)) == 1
+    assert len(Registry(settings).versions(AGGREGATOR)) == 1
 
 
 def test_without_judged_pairs_the_weights_are_uniform_and_it_is_said(settings):
@@ -95,4 +96,4 @@ def test_without_scores_there_are_no_weights_and_it_is_said(settings):
     assert rows(settings) == []
     assert lake.fingerprint("user_weights", {"day": DAY}) is not None
     assert any("business only" in note for note in job.notes)
-    assert Registry(settings).versions(train_aggregator.AGGREGATOR) == []
+    assert Registry(settings).versions(AGGREGATOR) == []

@@ -16,10 +16,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
-from sgrec_core.cli import homes
+from sgrec_core.cli import app, homes
+from sgrec_core.cli.views import nights_table
 from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import (
     airflow_environment,
     check_interpreters,
@@ -27,7 +31,11 @@ from sgrec_core.night.airflow import (
     only_night,
     running_night,
 )
-from sgrec_core.night.display import Display, Tail, state_of_night, why_stopped
+from sgrec_core.night.display import Display, Tail, why_stopped
+from sgrec_core.quality.night import state_of_night
+from sgrec_core.registry import GENERATOR, Registry
+from sgrec_core.runtime.runs import Run, record
+from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 SGREC = [sys.executable, "-c", "from sgrec_core.cli import main; main()"]
@@ -41,11 +49,9 @@ def sgrec(*arguments: str, cwd: Path = PROJECT_ROOT) -> subprocess.CompletedProc
 
 @pytest.fixture
 def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory without homes; SGREC_HOME and SGREC_INPUT are not set, and restored afterwards."""
-    # Set before deleting: only then does monkeypatch undo what the code under test sets.
+    """A working directory without homes; nothing in the environment names one."""
     for name in ("SGREC_HOME", "SGREC_INPUT", "SGREC_JUDGE__ENGINE", "SGREC_INTERPRETERS__JUDGE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -76,15 +82,12 @@ def test_the_default_home_belongs_to_its_first_source(no_home: Path, logs: Path)
     assert settings.home == no_home / ".sgrec"
     assert settings.input == f"logs:{logs}"
     assert json.loads((settings.home / "source.json").read_text()) == {"input": f"logs:{logs}"}
-    assert os.environ["SGREC_HOME"] == str(settings.home)
 
 
 def test_another_source_gets_a_home_of_its_own_and_is_told(
-    no_home: Path, logs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    no_home: Path, logs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     homes.settle_home("simulator", starts_anew=True)
-    for name in ("SGREC_HOME", "SGREC_INPUT"):
-        monkeypatch.delenv(name)
     settings = homes.settle_home("logs:raw", starts_anew=True)
     assert settings.home == no_home / ".sgrec-logs"
     assert settings.input == f"logs:{logs}", "relative to where the user stands, absolute for the jobs"
@@ -106,15 +109,10 @@ def test_without_a_source_an_existing_home_goes_on_with_its_own(
     no_home: Path, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     homes.settle_home(f"logs:{logs}", starts_anew=True)
-    for name in ("SGREC_HOME", "SGREC_INPUT"):
-        monkeypatch.delenv(name)
     assert homes.settle_home(None, starts_anew=False).input == f"logs:{logs}", "backfill"
-    for name in ("SGREC_HOME", "SGREC_INPUT"):
-        monkeypatch.delenv(name)
     night = homes.settle_home(None, starts_anew=True)
     assert (night.input, night.home.name) == ("simulator", ".sgrec-simulator"), "nightly alone is the simulator"
     monkeypatch.setenv("SGREC_HOME", ".sgrec")
-    monkeypatch.delenv("SGREC_INPUT")
     assert homes.settle_home(None, starts_anew=True).input == f"logs:{logs}", "nightly in a home that was named"
 
 
@@ -167,13 +165,45 @@ def test_days_of_a_backfill_include_both_ends() -> None:
 def test_judge_vllm_brings_its_environment_unless_another_is_named(
     no_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    homes.choose_judge(None)
-    assert Settings().interpreters.judge == ".venv/bin/python"
-    homes.choose_judge("vllm")
-    assert (Settings().judge.engine, Settings().interpreters.judge) == ("vllm", ".venv-judge/bin/python")
+    assert homes.settle_home(None, starts_anew=True).interpreters.judge == ".venv/bin/python"
+    monkeypatch.setenv("SGREC_JUDGE__MODE", "reasoning")
+    settings = homes.existing_home("vllm")
+    assert (settings.judge.engine, settings.judge.mode) == ("vllm", "reasoning")
+    assert settings.interpreters.judge == ".venv-judge/bin/python"
     monkeypatch.setenv("SGREC_INTERPRETERS__JUDGE", "/other/python")
-    homes.choose_judge("vllm")
-    assert Settings().interpreters.judge == "/other/python"
+    assert homes.existing_home("vllm").interpreters.judge == "/other/python"
+
+
+def test_commands_leave_the_environment_as_it_is(no_home: Path, registry_home: Path) -> None:
+    before = dict(os.environ)
+    homes.settle_home("simulator", "vllm", starts_anew=True)
+    homes.existing_home("server")
+    registry = Registry(Settings())
+    for day in ("2026-01-05", "2026-01-06"):
+        registry.register(GENERATOR, day=day, fingerprint=day, tensors={"n": torch.zeros(1)}, config={"kind": "test"})
+    for command in (["promote", "--version", "1"], ["promotions"], ["rollback"], ["status"]):
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert dict(os.environ) == before
+
+
+def test_children_get_the_settings_that_they_are_handed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment of this process says."""
+    monkeypatch.setenv("SGREC_JUDGE__MODEL", "a model")
+    monkeypatch.setenv("SGREC_THREADS", "3")
+    settings = Settings(home=Path("here"), input="logs:/raw", judge={"engine": "vllm", "max_calls": 5})
+    adapter = settings.judge.model_copy(update={"adapter": Path("judge/one")})
+    settings = settings.model_copy(update={"judge": adapter})
+    child = settings.environment()
+    monkeypatch.setenv("SGREC_JUDGE__RUBRIC", "not in the settings that are handed over")
+    assert "SGREC_JUDGE__RUBRIC" not in settings.environment()
+    with pytest.MonkeyPatch.context() as as_child:
+        for name in [name for name in os.environ if name not in child]:
+            as_child.delenv(name)
+        for name, value in child.items():
+            as_child.setenv(name, value)
+        read = Settings()
+    assert read == settings.model_copy(update={"home": Path("here").resolve()})
 
 
 # Running the night
@@ -277,13 +307,45 @@ def test_one_line_says_why_a_night_stopped(
     assert why_stopped(failed, failures, Path("airflow.log")).startswith(reason)
 
 
-def test_state_of_a_night_is_that_of_its_last_run() -> None:
-    stopped = [line("ingest_events", "started"), line("ingest_events", "failed", message="no file")]
-    report = [line("report_quality", "started"), line("report_quality", "finished")]
-    assert state_of_night(stopped + report) == ("stopped", stopped[1])
-    again = [line("ingest_events", "started"), line("ingest_events", "progress", done=1)]
-    assert state_of_night(stopped + report + again) == ("unfinished", again[1])
-    assert state_of_night(stopped + again + [line("ingest_events", "finished")] + report)[0] == "succeeded"
+def ran(settings: Settings, *steps: tuple[str, str]) -> None:
+    """Runs of stages and gates, one after another, that ended in a state or did not end."""
+    for step, state in steps:
+        run = Run(day="2026-01-05", stage=step, input="simulator")
+        record(Lake(settings.lake_root), [run] if state == "running" else [run, run.ended(state, message=state)])
+
+
+def test_state_of_a_night_is_that_of_its_last_run(home: Path) -> None:
+    settings = Settings()
+    lake = Lake(settings.lake_root)
+
+    def at() -> tuple[str, str]:
+        found = state_of_night(settings, lake, "2026-01-05")
+        assert found is not None
+        return found.state, found.step.name
+
+    assert state_of_night(settings, lake, "2026-01-05") is None
+    ran(settings, ("ingest_events", "failed"), ("report_quality", "finished"))
+    assert at() == ("stopped", "ingest_events")
+    ran(settings, ("ingest_events", "running"))
+    assert at() == ("unfinished", "ingest_events")
+    whole = [
+        (name, "finished")
+        for stage in STAGES
+        for name in (stage.name, *([f"check_{stage.name}"] if stage.publishes else []))
+    ]
+    ran(settings, *whole)
+    assert at() == ("succeeded", "report_quality")
+    ran(settings, *whole[:5], ("check_tokenize_items", "failed"))
+    assert at() == ("stopped", "check_tokenize_items")
+
+
+def test_the_nights_of_a_home_are_listed_from_the_lake(home: Path) -> None:
+    settings = Settings()
+    ran(settings, ("ingest_events", "finished"), ("check_ingest_events", "failed"))
+    output = StringIO()
+    Console(file=output, width=200).print(nights_table(settings, 7))
+    (_, row) = output.getvalue().splitlines()
+    assert re.search(r"2026-01-05\s+stopped\s+check_ingest_events .* failed", row), row
 
 
 # Nights that stop

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from sgrec_core import simulator
 from sgrec_core.evaluation.significance import relative_difference
 from sgrec_core.evaluation.simulated_ab import Arm, Outcomes, append, differences, pooled, serve
 from sgrec_core.settings import SimulatorSettings
-from sgrec_core.simulator import marketplace as simulator
 
 FIRST_DAY = "2026-01-05"
 MARKET = SimulatorSettings(users=300, items=60, new_items_per_day=0, requests_per_user=4, slate=5)

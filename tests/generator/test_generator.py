@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_reading import sequence_logits, sequence_states
 
 from sgrec_core.generator import (
     Generator,
@@ -21,7 +22,9 @@ from sgrec_core.generator import (
     train_supervised,
 )
 from sgrec_core.generator.decoding import read_histories
-from sgrec_core.generator.training import Batch, Windows, cut_windows, packed_loss
+from sgrec_core.generator.packing import Batch, Windows, cut_windows
+from sgrec_core.generator.scorers import ItemLogits, Scorer
+from sgrec_core.generator.training import packed_loss
 
 
 def small_generator(
@@ -100,7 +103,7 @@ def reference_log_probs(model: Generator, trie: ItemTrie, history: torch.Tensor)
     for item, target in enumerate(codes):
         sequence = torch.tensor([*(codes[i] for i in read), target])[None]
         with torch.no_grad():
-            logits = model.sequence_logits(sequence)[0, -1].double()
+            logits = sequence_logits(model.encoder, sequence)[0, -1].double()
         for level in range(trie.levels):
             valid = sorted({other[level] for other in codes if other[:level] == target[:level]})
             chosen = logits[level, valid]
@@ -116,8 +119,7 @@ def reference_log_probs(model: Generator, trie: ItemTrie, history: torch.Tensor)
 def item_probabilities(model: Generator, sequence: torch.Tensor, read: list[int]) -> torch.Tensor:
     """[items] what item head and memory expect after all items of a sequence [1, n, L] but the last, items ``read``."""
     with torch.no_grad():
-        tokens = torch.nn.functional.pad(model.tokens(sequence[:, :-1]).flatten(1), (1, 0))
-        hidden, _ = model(tokens)
+        hidden = sequence_states(model.encoder, sequence)[0, -1, 0]
         head = model.item_head
         vectors = torch.stack(
             [
@@ -125,7 +127,7 @@ def item_probabilities(model: Generator, sequence: torch.Tensor, read: list[int]
                 for own, codes in zip(head.own, head.codes.tolist(), strict=True)
             ]
         )
-        logits = (vectors @ hidden[0, -1]).double()
+        logits = (vectors @ hidden).double()
         if model.memory is not None:
             remembered = model.memory.log_probs(torch.tensor([[*read, -1]]))[0]
             weight = model.config.memory_weight
@@ -279,12 +281,65 @@ def test_with_all_the_weight_the_policy_is_the_softmax_of_the_item_head_and_with
     histories, every = torch.tensor([[0, 5, -1], [-1, -1, -1]]), torch.arange(trie.items).expand(2, -1)
     model.config = replace(model.config, item_weight=1.0)
     scores = score_items(model, trie, histories, every).log_probs.sum(dim=-1)
-    hidden = read_histories(model, trie, histories).hidden
+    hidden = read_histories(model, trie, histories, None)[0].hidden
     torch.testing.assert_close(scores, (hidden @ model.item_head.vectors().T).log_softmax(dim=-1), atol=1e-4, rtol=1e-4)
     model.config = replace(model.config, item_weight=0.0)
     plain.load_state_dict({name: weights for name, weights in model.state_dict().items() if "item_head" not in name})
     ours, theirs = (beam_search(each, trie, histories, width=4).log_probs for each in (model, plain))
     assert torch.equal(ours, theirs)
+
+
+class Favourites(Scorer):
+    """Expects of items what the newest one of a history says, whoever asks."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def over(self, trie: ItemTrie) -> ItemLogits:
+        return lambda hidden, histories: self.logits[histories[:, 0]].T
+
+
+class Advised(Generator):
+    """A generator with a third scorer."""
+
+    favourites: Favourites
+
+    @property
+    def scorers(self) -> list[tuple[Scorer, float]]:
+        return [*super().scorers, (self.favourites, 0.25)]
+
+
+def test_a_further_scorer_takes_its_share_beside_those_before_it() -> None:
+    trie = ItemTrie.build(all_codes(2, 3), 3)
+    plain = small_generator(2, 3, sharpness=5.0, items=trie.items, followers=3)
+    knows(plain, trie)
+    model = Advised(replace(plain.config, item_weight=1.0))
+    model.load_tensors(plain.tensors())
+    model.favourites = Favourites(torch.randn(trie.items, trie.items))
+    model.eval()
+    histories, every = torch.tensor([[2, 5, -1], [7, -1, -1]]), torch.arange(trie.items).expand(2, -1)
+    hidden = read_histories(model, trie, histories, None)[0].hidden
+    by_head, by_memory = hidden @ model.item_head.vectors().T, model.memory.log_probs(histories)
+    expected = 0.75 * (0.4 * by_head + 0.6 * by_memory) + 0.25 * model.favourites.logits[histories[:, 0]]
+    found = score_items(model, trie, histories, every).log_probs.sum(dim=-1)
+    torch.testing.assert_close(found, expected.log_softmax(dim=-1), atol=1e-4, rtol=1e-4)
+    beams = beam_search(model, trie, histories, width=trie.items)
+    assert torch.equal(beams.items, expected.argsort(dim=-1, descending=True))
+
+
+def test_tensors_keep_the_names_under_which_earlier_generators_are_registered() -> None:
+    block = ["attention_norm.weight", "attention.project_in.weight", "attention.project_out.weight",
+             "feed_norm.weight", "feed_in.weight", "feed_out.weight"]  # fmt: skip
+    of_encoder = [
+        "codebooks",
+        "embedding.weight",
+        "final_norm.weight",
+        *(f"blocks.{n}.{b}" for n in (0, 1) for b in block),
+    ]
+    of_scorers = [f"item_head.{name}" for name in ("codes", "of_codes", "own")]
+    of_scorers += [f"memory.{name}" for name in ("followers", "counts", "totals", "popularity")]
+    assert sorted(small_generator(2, 3, items=9, followers=2).tensors()) == sorted([*of_encoder, *of_scorers])
 
 
 def test_a_generator_registered_before_there_were_item_heads_has_none() -> None:
@@ -306,8 +361,8 @@ def test_without_memory_the_weights_are_shared_and_the_policy_is_the_networks() 
     assert not torch.equal(beams_of(model, trie), beams_of(network, trie))
     assert torch.equal(beams_of(network, trie), beams_of(plain, trie))
     with torch.no_grad():
-        network.codebooks.neg_()
-    assert torch.equal(model.codebooks, network.codebooks)
+        network.encoder.codebooks.neg_()
+    assert torch.equal(model.encoder.codebooks, network.encoder.codebooks)
     assert (model.config.memory_weight, network.config.memory_weight) == (0.6, 0.0)
 
 
@@ -322,7 +377,7 @@ def test_item_scores_have_gradients_that_match_finite_differences(known: int, fo
         return score_items(model, trie, histories, items).log_probs.double().sum()
 
     total().backward()
-    weight = model.blocks[1].attention.project_in.weight if not known else model.item_head.own
+    weight = model.encoder.blocks[1].attention.project_in.weight if not known else model.item_head.own
     index = int(weight.grad.abs().argmax())
     slope = weight.grad.flatten()[index].item()
     step = 1e-2
@@ -354,7 +409,7 @@ def test_the_past_alone_decides() -> None:
     codes = torch.tensor([[[0, 1], [2, 3], [1, 1]]])
     changed = codes.clone()
     changed[0, 2] = torch.tensor([3, 0])
-    before, after = model.sequence_logits(codes), model.sequence_logits(changed)
+    before, after = sequence_logits(model.encoder, codes), sequence_logits(model.encoder, changed)
     torch.testing.assert_close(before[0, :2], after[0, :2])
     torch.testing.assert_close(before[0, 2, 0], after[0, 2, 0])
     assert not torch.allclose(before[0, 2, 1], after[0, 2, 1])
@@ -461,7 +516,7 @@ def test_training_is_deterministic_by_seed() -> None:
     (first, _), (again, _), (other, _) = train_small(1), train_small(1), train_small(2)
     for name, parameter in first.state_dict().items():
         assert torch.equal(parameter, again.state_dict()[name]), name
-    assert not torch.equal(first.codebooks, other.codebooks)
+    assert not torch.equal(first.encoder.codebooks, other.encoder.codebooks)
 
 
 def test_positions_before_the_first_target_are_read_but_not_trained() -> None:
@@ -469,7 +524,7 @@ def test_positions_before_the_first_target_are_read_but_not_trained() -> None:
     model = small_generator(2, 4)
     windows = Windows(np.array([[0, 1, 2, -1], [3, 4, -1, -1]], dtype=np.int32), np.array([2, 1], dtype=np.int32))
     loss = packed_loss(model, trie, Batch.of(windows, np.array([0, 1]), model.device), 0.0)
-    logits = model.sequence_logits(trie.codes[torch.tensor([[0, 1, 2], [3, 4, 0]])]).log_softmax(-1)
+    logits = sequence_logits(model.encoder, trie.codes[torch.tensor([[0, 1, 2], [3, 4, 0]])]).log_softmax(-1)
     expected = [logits[0, 2, level, trie.codes[2, level]] for level in (0, 1)]
     expected += [logits[1, 1, level, trie.codes[4, level]] for level in (0, 1)]
     assert loss.item() == pytest.approx(-sum(value.item() for value in expected), rel=1e-5)

@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rewarded_groups import fused
 from rich.console import Console
+from stage_runs import last_run
 
 import jobs.evaluate_generator
 import jobs.generate_candidates
@@ -26,15 +28,17 @@ import jobs.materialize_rewards
 import jobs.train_generator
 import jobs.train_supervised
 from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.generator.language_model import LanguageModel
 from sgrec_core.generator.recommend import Recommender
 from sgrec_core.judge.engines import judge_version
+from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.versions.accepted import accept
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.evaluation import evaluate_version
 from sgrec_core.night.generators import generator_of_day
 from sgrec_core.registry import CHALLENGER, CHAMPION, Registry
 from sgrec_core.registry.nights import of_night
-from sgrec_core.rewards import fusion
+from sgrec_core.rewards.advantages import METHODS, Fused, Groups, Method, standardise
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR, SUPERVISED, TOKENIZER
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -151,10 +155,20 @@ def write_scores(settings: Settings, day: str) -> None:
     publish(lake, "user_weights", weights, day=day)
 
 
+def start_day(settings: Settings, day: str) -> str:
+    """What the stages before these have made for a day, in a world that has its tokenizer."""
+    registry = Registry(settings)
+    write_day(Lake(settings.lake_root), day)
+    registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
+    nothing = {"nothing": torch.zeros(1)}
+    registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
+    return day
+
+
 def run_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> dict[str, Any]:
     job = Job(stage, day, settings, force=force)
     assert job.execute(STAGES[stage], Console(quiet=True)) == 0, job.reports
-    return json.loads((job.reports / "stages" / f"{stage}.json").read_text())
+    return last_run(settings, day, stage)
 
 
 def run_day(settings: Settings, day: str, *, force: bool = False) -> dict[str, dict[str, Any]]:
@@ -178,13 +192,10 @@ def two_nights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict
     lake.upsert("item_codes", pa.Table.from_pylist(rows, schema=load_contract("item_codes").arrow_schema))
     nothing = {"nothing": torch.zeros(1)}
     tokenizer = {"tokenizer_version": "t1", "codebook_size": CODES, "levels": LEVELS}
-    fitted = registry.register(TOKENIZER, day=DAY, fingerprint="a" * 32, tensors=nothing, config=tokenizer)
+    registry.register(TOKENIZER, day=DAY, fingerprint="a" * 32, tensors=nothing, config=tokenizer)
     reports = {}
     for day in (DAY, NEXT_DAY):
-        write_day(lake, day)
-        registry.set_alias(fitted, f"night-{day}")
-        registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
-        reports[day] = run_day(settings, day)
+        reports[day] = run_day(settings, start_day(settings, day))
     return settings, reports
 
 
@@ -258,8 +269,9 @@ def test_a_champion_without_item_head_is_of_another_shape(two_nights: Any, tmp_p
     old = registry.register(
         GENERATOR, day=DAY, fingerprint="old", tensors=plain, config={**config, "generator": {**shape, "items": 0}}
     )
-    registry.promote(old, day=DAY)
-    report = run_stage(settings, "train_supervised", NEXT_DAY)
+    registry.promote(old)
+    day = start_day(settings, "2026-01-07")
+    report = run_stage(settings, "train_supervised", day)
     assert report["facts"]["warm_started_from"] == "scratch"
     assert any("trained from scratch: sgrec-generator version 3 has the shape" in note for note in report["notes"])
 
@@ -316,7 +328,7 @@ def test_rewards_are_the_fusion_of_candidates_scores_and_weights(two_nights: Any
     judged = rows["judged"].to_numpy().reshape(40, 6)
     assert judged[1:].all()
     assert not judged[0].any()
-    expected = fusion.a2po(business, semantic.astype(np.float64), judged[:, 0])
+    expected = fused("a2po", business, semantic.astype(np.float64), judged[:, 0])
     np.testing.assert_allclose(rows["advantage"].to_numpy().reshape(40, 6), expected.advantage, rtol=1e-9)
     np.testing.assert_allclose(rows["gate"].to_numpy().reshape(40, 6), expected.gate, rtol=1e-9)
     facts = facts_of(reports[DAY], "materialize_rewards")
@@ -366,13 +378,12 @@ def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
     settings, reports = two_nights
     registry = Registry(settings)
     promoted = registry.get(GENERATOR, of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator").version)
-    if registry.newest_promotion().day != NEXT_DAY:
-        registry.promote(promoted, day=NEXT_DAY)
+    registry.promote(promoted)
     other = world_settings(settings.home, policy={"learning_rate": 2e-4})
     run_stage(other, "train_generator", DAY)
     facts = run_stage(other, "evaluate_generator", DAY)["facts"]
     assert facts["promoted"] is False
-    assert "later night 2026-01-06" in facts["reason"]
+    assert "2026-01-06; an older night moves no alias" in facts["reason"]
     assert registry.get(GENERATOR, CHAMPION).version == promoted.version
     assert registry.get(GENERATOR, CHALLENGER).day == NEXT_DAY
     run_stage(settings, "train_generator", DAY)
@@ -413,12 +424,7 @@ def test_the_test_split_is_scored_on_request_only(two_nights: Any) -> None:
 def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights: Any, tmp_path: Path) -> None:
     settings, _ = two_nights
     lake, registry = Lake(settings.lake_root), Registry(settings)
-    day = "2026-01-07"
-    write_day(lake, day)
-    registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
-    registry.register(
-        BUSINESS_REWARD, day=day, fingerprint=day, tensors={"n": torch.zeros(1)}, config={"kind": "ranking"}
-    )
+    day = start_day(settings, "2026-01-07")
     run_stage(settings, "train_supervised", day)
     run_stage(settings, "generate_candidates", day)
     flat = lake.read("candidates", where={"day": day})
@@ -431,6 +437,58 @@ def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights:
     start, _ = registry.load(of_night(registry, SUPERVISED, day, stage="train_supervised"))
     challenger, _ = registry.load(of_night(registry, GENERATOR, day, stage="train_generator"))
     assert all(torch.equal(start[name], challenger[name]) for name in start)
+
+
+def test_advantages_of_codes_go_from_the_method_through_the_table_into_training(
+    two_nights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method of the papers to come, which `METHODS` alone knows: a code is right or wrong, whatever comes after it."""
+
+    def right_codes(groups: Groups, epsilon: float) -> Fused:
+        right = (groups.codes == groups.target_codes[:, None]) & ~groups.forced
+        levels = [standardise(right[:, :, level].astype(float)) for level in range(LEVELS)]
+        return Fused(np.stack(levels, axis=2), np.zeros_like(groups.business))
+
+    monkeypatch.setitem(METHODS, "reward_sum", Method(fuse=right_codes, reads_semantic=False))
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(home, fusion={"objective": "reward_sum"}, policy={"learning_rate": 1e-3})
+    lake = Lake(settings.lake_root)
+    version = run_stage(settings, "materialize_rewards", NEXT_DAY)["facts"]["reward_version"]
+    rows = lake.read("rewards", where={"day": NEXT_DAY, "reward_version": version})
+    codes = np.stack(np.unravel_index(np.arange(ITEMS), (CODES,) * LEVELS), axis=1)
+    states = lake.read("user_states", where={"day": NEXT_DAY}, columns=["decision_id", "target_item"])
+    target = dict(zip(*(states[name].to_pylist() for name in ("decision_id", "target_item")), strict=True))
+    groups: dict[str, list[tuple[int, list[float], float]]] = {}
+    for row in rows.to_pylist():
+        found = int(row["item_id"][1:]), row["code_advantages"], row["advantage"]
+        groups.setdefault(row["decision_id"], []).append(found)
+    for decision, candidates in groups.items():
+        right = np.array([codes[number] == codes[int(target[decision][1:])] for number, _, _ in candidates])
+        deviation = right.std(axis=0)
+        expected = (right - right.mean(axis=0)) / np.where(deviation, deviation, np.inf)
+        np.testing.assert_allclose([per_code for _, per_code, _ in candidates], expected, atol=1e-12)
+        np.testing.assert_allclose([whole for _, _, whole in candidates], expected.mean(axis=1), atol=1e-12)
+
+    per_code = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    told_apart = sum(np.ptp([codes for _, codes, _ in candidates], axis=0).any() for candidates in groups.values())
+    assert per_code["groups_with_advantage"] == told_apart > 0
+    registry = Registry(settings)
+    learnt, _ = registry.load(registry.get(GENERATOR, per_code["challenger_version"]))
+    flat = rows.set_column(
+        rows.column_names.index("code_advantages"), "code_advantages", pa.nulls(rows.num_rows, pa.list_(pa.float64()))
+    )
+    partition = {"day": NEXT_DAY, "reward_version": version}
+    lake.publish("rewards", flat, partition=partition, fingerprint="e" * 32)
+    whole = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    other, _ = registry.load(registry.get(GENERATOR, whole["challenger_version"]))
+    assert whole["steps"] == per_code["steps"] > 0
+    assert any(not torch.equal(learnt[name], weights) for name, weights in other.items())
+
+    fresh = world_settings(
+        home, fusion={"objective": "reward_sum"}, policy={"mode": "on_policy", "learning_rate": 1e-3}
+    )
+    facts = run_stage(fresh, "train_generator", NEXT_DAY)["facts"]
+    assert facts["groups_with_advantage"] > 0 == facts["on_policy_judge_paid"]
 
 
 def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_nights: Any, tmp_path: Path) -> None:
@@ -526,12 +584,48 @@ def test_a_training_job_of_two_processes_does_what_one_does(two_nights: Any) -> 
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-3)
 
 
+def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights: Any, tmp_path: Path) -> None:
+    """Trained, rolled out, improved, evaluated and served; the next night starts from it, another model's from scratch."""
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    backbone = make_tiny_model(tmp_path / "model")
+    changes = {"backbone": backbone, "epochs": 2, "learning_rate": 1e-3, "warm_epochs": 1}
+    settings = world_settings(home, supervised=changes, rollout={"max_groups": 10}, evaluation={"beam": 5})
+    reports = run_day(settings, NEXT_DAY)
+    facts = facts_of(reports, "train_supervised")
+    assert facts["warm_started_from"] == "scratch"
+    assert any("has the shape" in note for note in reports["train_supervised"]["notes"])
+    assert facts["loss"] < facts["loss_first_epoch"]
+    assert facts_of(reports, "evaluate_generator")["ndcg@10_challenger"] > 0.1
+    registry = Registry(settings)
+    champion = of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator")
+    recommender = Recommender(*registry.load(champion))
+    assert isinstance(recommender.model.encoder, LanguageModel)
+    assert recommender.model.item_head is not None
+    assert recommender.model.memory is not None
+    (answer,) = recommender.recommend([[item(3), item(4)]], count=5)
+    assert answer[0][0] == item(5)
+    assert run_stage(settings, "train_supervised", NEXT_DAY)["state"] == "skipped"
+
+    registry.promote(champion, day=NEXT_DAY)
+    write_day(Lake(settings.lake_root), "2026-01-07")
+    registry.set_alias(registry.versions(TOKENIZER)[0], "night-2026-01-07")
+    following = run_stage(settings, "train_supervised", "2026-01-07")
+    assert following["facts"]["warm_started_from"] == str(champion)
+    (backbone / "chat_template.jinja").write_text("other words")
+    assert run_stage(settings, "train_supervised", "2026-01-07")["state"] == "finished", "its content counts"
+    nowhere = world_settings(home, supervised={"backbone": tmp_path / "nowhere"})
+    with pytest.raises(SettingsError, match="nowhere holds no config.json; valid are 'transformer'"):
+        jobs.train_supervised.run(Job("train_supervised", NEXT_DAY, nowhere))
+
+
 def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> None:
     settings = world_settings(tmp_path)
     with pytest.raises(SgrecError, match="python -m jobs.tokenize_items --day 2026-01-05"):
         jobs.train_supervised.run(Job("train_supervised", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.generate_candidates.run(Job("generate_candidates", DAY, settings))
+    with pytest.raises(SgrecError, match="python -m jobs.generate_candidates --day 2026-01-05"):
+        jobs.materialize_rewards.run(Job("materialize_rewards", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.train_generator.run(Job("train_generator", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_generator --day 2026-01-05"):

@@ -17,21 +17,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_reading import sequence_states
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sgrec_core.errors import InputError
 from sgrec_core.generator import Generator, GeneratorConfig, ItemTrie, TrainingConfig, train_supervised
 from sgrec_core.generator.checkpoints import Checkpoints
-from sgrec_core.generator.train import main, read_results, train_in_processes, write_inputs
+from sgrec_core.generator.packing import Batch, Windows, cut_windows
+from sgrec_core.generator.processes import main, read_results, train_in_processes, write_inputs
 from sgrec_core.generator.training import (
     ROWS,
-    Batch,
-    Windows,
     _largest,
     _split,
     catalogue_loss,
-    cut_windows,
     packed_loss,
 )
 from sgrec_core.settings import PROJECT_ROOT
@@ -73,12 +72,12 @@ def padded_loss(model: Generator, trie: ItemTrie, windows: Windows, smoothing: f
     """The sum that `packed_loss` promises, from whole padded windows."""
     items = torch.from_numpy(windows.items).long()
     codes = trie.codes[items.clamp(min=0)]
-    logits = model.sequence_logits(codes)
+    states = sequence_states(model.encoder, codes)
+    logits = model.encoder.code_logits(states)
     target = (items >= 0) & (torch.arange(items.shape[1]) >= torch.from_numpy(windows.first_target)[:, None])
     labels = trie.codes[items[target]].flatten()
     of_codes = F.cross_entropy(logits[target].flatten(0, 1), labels, label_smoothing=smoothing, reduction="sum")
-    tokens = F.pad(model.tokens(codes).flatten(1)[:, :-1], (1, 0))
-    before_items = model(tokens)[0][:, :: trie.levels][target]
+    before_items = states[:, :, 0][target]
     of_items = F.cross_entropy(
         before_items @ model.item_head.vectors().T, items[target], label_smoothing=smoothing, reduction="sum"
     )
@@ -181,7 +180,7 @@ def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
 
 
 def command(work: Path) -> list[str]:
-    return [sys.executable, "-m", "sgrec_core.generator.train", str(work)]
+    return [sys.executable, "-m", "sgrec_core.generator.processes", str(work)]
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:

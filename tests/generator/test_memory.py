@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgrec_core.generator.memory import FADING, REACH, SMOOTHING, UNSEEN, TransitionMemory
-from sgrec_core.generator.training import cut_windows
+from sgrec_core.generator.packing import cut_windows
 
 ITEMS, MAX_ITEMS = 12, 8
 
@@ -60,7 +60,7 @@ def test_it_is_the_smoothed_share_of_what_followed_the_items_of_the_history(
 def test_windows_of_a_long_sequence_count_each_transition_once_and_no_transition_to_what_is_only_read() -> None:
     sequence = np.arange(40) % ITEMS
     memory = memory_of([sequence], [10])
-    # Every target of a later window has at least four items of its history there: what is five before it may be missing.
+    # Every target of a later window has at least four items of its history there: what is five before may be missing.
     counts, popularity = counted([sequence], [10])
     assert torch.equal(memory.popularity, torch.from_numpy(popularity).float())
     exact = np.zeros((ITEMS, ITEMS))
@@ -95,7 +95,7 @@ def test_another_catalogue_keeps_the_transitions_between_items_that_stay(
 ) -> None:
     rows = torch.tensor([max(row, -1) for row in order[: size + 1]])
     memory = memory_of(*drawn)
-    memory.align(rows)
+    memory.align(rows, torch.zeros(len(rows), 1))
     counts, popularity = counted(*drawn)
     stays = rows >= 0
     # An item that has gone keeps what followed the others from being sure of the rest.

@@ -7,8 +7,8 @@ from rich.console import Console
 from jobs import tokenize_items
 from sgrec_core.errors import InputError
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.night.tokenizers import current_tokenizer
 from sgrec_core.registry import Registry
-from sgrec_core.registry.nights import current_tokenizer
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import TOKENIZER
 from sgrec_core.settings import ItemSettings, Settings

@@ -5,12 +5,14 @@ import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from judged_night import DAY, ITEMS, publish_night
 from rich.console import Console
+from stage_runs import last_run
 from typer.testing import CliRunner
 
 from jobs import estimate_judge, evaluate_judge, import_judge_labels, ingest_events, score_aspects, score_labels
@@ -105,8 +107,9 @@ def test_a_changed_word_is_refused_with_what_differs_and_what_to_do(home: Home, 
     with pytest.raises(SettingsError) as refused:
         check_accepted(home(rubric=reworded))
     words = str(refused.value)
-    for version in (judge_version(chosen, context) for chosen in (home(), home(rubric=reworded)) for context in (True, False)):  # fmt: skip
-        assert version in words
+    for chosen in (home(), home(rubric=reworded)):
+        for context in (True, False):
+            assert judge_version(chosen, context) in words
     assert "They differ in SGREC_JUDGE__RUBRIC (" in words
     assert "sgrec compare-judge --day D" in words
     assert "sgrec accept-judge" in words
@@ -117,11 +120,14 @@ def test_a_changed_word_is_refused_with_what_differs_and_what_to_do(home: Home, 
     [
         ({"engine": "vllm", "mode": "reasoning"}, "SGREC_JUDGE__MODE (labels before, now reasoning)"),
         ({"engine": "vllm", "max_model_len": 512}, "SGREC_JUDGE__MAX_MODEL_LEN (8192 before, now 512)"),
-        ({"engine": "vllm", "model": "some/model", "revision": "abc"}, "SGREC_JUDGE__MODEL (tiny before, now some/model)"),
+        (
+            {"engine": "vllm", "model": "some/model", "revision": "abc"},
+            "SGREC_JUDGE__MODEL (tiny before, now some/model)",
+        ),
         ({"engine": "embedding"}, "SGREC_JUDGE__ENGINE (vllm before, now embedding)"),
         ({"engine": "server", "served_name": "x"}, "SGREC_JUDGE__SERVED_NAME (None before, now x)"),
     ],
-)  # fmt: skip
+)
 def test_another_model_mode_or_engine_is_refused(home: Home, changes: dict[str, Any], named: str) -> None:
     first(home(engine="vllm"))
     with pytest.raises(SettingsError) as refused:
@@ -131,7 +137,8 @@ def test_another_model_mode_or_engine_is_refused(home: Home, changes: dict[str, 
 
 def test_limits_and_speed_make_no_other_judge(home: Home) -> None:
     first(home(engine="server", served_name="x", server_url="http://me:secret@a/v1"))
-    check_accepted(home(engine="server", served_name="x", server_url="http://b/v1", max_calls=7, shard_size=3, workers=2))  # fmt: skip
+    others = {"server_url": "http://b/v1", "max_calls": 7, "shard_size": 3, "workers": 2}
+    check_accepted(home(engine="server", served_name="x", **others))
     with pytest.raises(SettingsError) as refused:
         check_accepted(home(engine="server", served_name="y"))
     assert "secret" not in str(refused.value)
@@ -298,8 +305,7 @@ def test_a_night_ends_before_it_has_cost_anything(
     job = Job("ingest_events", DAY, home(rubric=reworded))
     assert job.execute(ingest_events.run, Console(quiet=True)) == 2
     assert "has passed no gate" in capsys.readouterr().err
-    facts = json.loads((job.reports / "stages" / "ingest_events.json").read_text())
-    assert facts["state"] == "failed"
+    assert last_run(home(), DAY, "ingest_events")["state"] == "failed"
     assert not (home().home / "landing").exists()
 
 
@@ -345,7 +351,9 @@ def test_the_command_accepts_the_judge_of_the_settings(
 
 def flattened(text: str) -> str:
     """The same labels for other scores: nearly everything is the best level but one."""
-    return text.replace("value: 0.5", "value: -0.97").replace("value: 0.0", "value: -0.98").replace("value: -0.5", "value: -0.99")  # fmt: skip
+    for score, other in (("0.5", "-0.97"), ("0.0", "-0.98"), ("-0.5", "-0.99")):
+        text = text.replace(f"value: {score}", f"value: {other}")
+    return text
 
 
 def comparing(settings: Settings, labels: Path | None = None) -> Settings:
@@ -367,10 +375,17 @@ def compare(settings: Settings) -> Job:
 def labelled(home: Home, tmp_path: Path) -> Path:
     """Label files that say what the embedding judge says with the default rubric."""
     engine = EmbeddingEngine(home(), load_rubric(False))
+    things = product(("red", "blue", "green", "white"), ("lamp", "desk lamp", "tent", "novel", "drill"))
     rows = [
-        {"sample_id": f"s{number}", "user_id": f"u{number}", "source": "human", "history": [ITEMS[number % 40], f"{colour} desk"], "item": f"{colour} {thing}"}
-        for number, (colour, thing) in enumerate((c, t) for c in ("red", "blue", "green", "white") for t in ("lamp", "desk lamp", "tent", "novel", "drill"))
-    ]  # fmt: skip
+        {
+            "sample_id": f"s{number}",
+            "user_id": f"u{number}",
+            "source": "human",
+            "history": [ITEMS[number % 40], f"{colour} desk"],
+            "item": f"{colour} {thing}",
+        }
+        for number, (colour, thing) in enumerate(things)
+    ]
     asked = [label_request({**row, "profile": None, "context": None, "item_text": row["item"]}) for row in rows]
     for row, result in zip(rows, engine.score(asked), strict=True):
         row["labels"] = {

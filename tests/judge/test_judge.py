@@ -236,20 +236,23 @@ def test_version_changes_with_a_word_of_the_rubric_and_not_with_its_place(tmp_pa
     assert version(None) == version(own_rubric(tmp_path / "copy", "next", "next"))
 
 
+SECOND_LEVEL = '{label: B, value: 0.5, meaning: "fits the profile in part"}'
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("{label: B, value: 0.5, meaning: \"fits the profile in part\"}", "{label: B, value: 5, meaning: x}", "aspects.0.levels.1.value.*found '5'"),
-        ("{label: B, value: 0.5, meaning: \"fits the profile in part\"}", "{label: A, value: 0, meaning: x}", "distinct labels"),
-        ("{label: B, value: 0.5, meaning: \"fits the profile in part\"}", "{label: bb, value: 0, meaning: x}", "aspects.0.levels.1.label"),
-        ("{label: B, value: 0.5, meaning: \"fits the profile in part\"}", "{label: B, value: -1, meaning: x}", "from best to worst"),
+        (SECOND_LEVEL, "{label: B, value: 5, meaning: x}", "aspects.0.levels.1.value.*found '5'"),
+        (SECOND_LEVEL, "{label: A, value: 0, meaning: x}", "distinct labels"),
+        (SECOND_LEVEL, "{label: bb, value: 0, meaning: x}", "aspects.0.levels.1.label"),
+        (SECOND_LEVEL, "{label: B, value: -1, meaning: x}", "from best to worst"),
         ("id: s1", "id: s0", "distinct ids"),
         ("id: s1", "id: reasoning", "call the aspect otherwise"),
         ("history_entry: 160", "history_entri: 160", "limits"),
         ("{item}", "item", "user lacks {item}"),
         ("aspects:", "aspects: [", "rubric.yaml: while parsing"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_rubric_is_named_with_place_and_value(tmp_path, old, new, message):
     with pytest.raises(SettingsError, match=message):
         load_rubric(True, own_rubric(tmp_path, old, new))

@@ -10,7 +10,7 @@ from sgrec_core.judge.calls.drift import stability_index
 from sgrec_core.judge.calls.requests import Call, Pair
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.training.labels import call_of, label_request
-from sgrec_core.judge.versions.comparison import Answers, HeldOut, Row, against, measures, verdict
+from sgrec_core.judge.versions.comparison import Answers, HeldOut, Row, against, decide, measures
 from sgrec_core.settings import PROJECT_ROOT, JudgeSettings, Settings
 
 RUBRIC = load_rubric(False, PROJECT_ROOT / "benchmarks" / "short_rubric.yaml")
@@ -147,7 +147,12 @@ def test_other_aspects_or_levels_are_compared_by_pairs_alone() -> None:
     assert metrics == {"compared_users", "difference_pair_auc"}
 
 
-def rows(points: tuple[float, float] | None, pairs: tuple[float, float] | None = (0.0, 0.1), failed: float = 0.0, users: int = 20) -> dict[str, list[Row]]:  # fmt: skip
+def rows(
+    points: tuple[float, float] | None,
+    pairs: tuple[float, float] | None = (0.0, 0.1),
+    failed: float = 0.0,
+    users: int = 20,
+) -> dict[str, list[Row]]:
     candidate = [
         Row(metric="failed_share", value=failed, count=10),
         Row(metric="compared_users", value=users, count=10),
@@ -176,7 +181,7 @@ def rows(points: tuple[float, float] | None, pairs: tuple[float, float] | None =
     ],
 )
 def test_the_gate_of_a_version(given: dict[str, list[Row]], passed: bool, words: str) -> None:
-    decided = verdict(given, Settings(judge=JudgeSettings()), "j1")
+    decided = decide(given, Settings(judge=JudgeSettings()), "j1")
     assert decided.passed is passed
     import re
 

@@ -126,7 +126,7 @@ def test_second_run_pays_nothing_and_changes_nothing(night):
 
 
 def test_whoever_addresses_the_judge_is_named(night):
-    """By an item that is judged, by one that is in a history alone, by a profile and by a context; honest ones are not."""
+    """By an item that is judged, by one that is in a history alone, by a profile and by a context; no honest one."""
     settings = night(max_pairs=0)
     lake = Lake(settings.lake_root)
     candidates = lake.read("candidates").to_pylist()

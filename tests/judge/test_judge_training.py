@@ -16,17 +16,10 @@ from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.prompt import read_weights, weights_messages
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
-from sgrec_core.judge.training.tuner import (
-    Labelled,
-    Preference,
-    ScoredPair,
-    Tuner,
-    aspect_reward,
-    correct_points,
-    order_reward,
-    ordered_pairs,
-    scored_pairs,
-)
+from sgrec_core.judge.training.measures import correct_points, ordered_pairs
+from sgrec_core.judge.training.rewards import aspect_reward, order_reward
+from sgrec_core.judge.training.samples import Labelled, Preference, ScoredPair, scored_pairs
+from sgrec_core.judge.training.tuner import Tuner
 from sgrec_core.settings import PROJECT_ROOT, JudgeSettings, JudgeTrainingSettings, Settings
 
 RUBRIC = load_rubric(False, PROJECT_ROOT / "benchmarks" / "short_rubric.yaml")

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 from judged_night import DAY, ITEMS, publish_night
 from rich.console import Console
+from stage_runs import last_run
 
 from jobs import (
     evaluate_judge,
@@ -24,6 +25,7 @@ from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.judge.engines import judge_version
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.rubric import load_rubric
+from sgrec_core.judge.training.samples import day_samples
 from sgrec_core.judge.versions import adapters
 from sgrec_core.judge.versions.accepted import accept, accepted_judges, check_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter
@@ -112,8 +114,7 @@ def score_labels(settings: Settings) -> dict[str, Any]:
         timeout=600,
     )
     assert process.returncode == 0, process.stderr[-4000:]
-    report = settings.reports(DAY, "judge_training") / "stages" / "score_labels.json"
-    return json.loads(report.read_text())["facts"]
+    return last_run(settings, DAY, "score_labels")["facts"]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,11 @@ def test_without_pairs_of_held_out_users_no_weights_are_trained(trained: Setting
 
 def test_labels_of_held_out_calls_are_not_trained_on(trained: Settings, tmp_path: Path) -> None:
     """Two people label the same items of the same states."""
-    rows = [{**row, "sample_id": f"{row['sample_id']}-{n}", "user_id": f"{n}-{row['user_id']}"} for row in label_rows() for n in range(2)]  # fmt: skip
+    rows = [
+        {**row, "sample_id": f"{row['sample_id']}-{n}", "user_id": f"{n}-{row['user_id']}"}
+        for row in label_rows()
+        for n in range(2)
+    ]
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     labels = trained.judge_training.model_copy(update={"labels": tmp_path / "labels"})
@@ -195,10 +200,10 @@ def test_labels_of_held_out_calls_are_not_trained_on(trained: Settings, tmp_path
     publish_night(settings)
     execute("import_judge_labels", settings)
     job = Job("train_judge", DAY, settings)
-    training, held_out, _ = train_judge._samples(job, load_rubric(False, RUBRIC))
-    asked = {(sample.request.state_id, sample.request.item_id) for sample in held_out}
+    samples = day_samples(job.lake, DAY, load_rubric(False, RUBRIC), job.settings.judge_training.seed, job.note)
+    asked = {(sample.request.state_id, sample.request.item_id) for sample in samples.held_out}
     assert asked
-    assert not asked & {(sample.request.state_id, sample.request.item_id) for sample in training}
+    assert not asked & {(sample.request.state_id, sample.request.item_id) for sample in samples.training}
     assert any("held-out users have the same item" in note for note in job.notes)
 
 

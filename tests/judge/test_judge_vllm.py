@@ -1,4 +1,4 @@
-"""The real vLLM engine, in its own environment, on the tiny model: one process for the whole module (see vllm_probe.py)."""
+"""The real vLLM engine, in its own environment, on the tiny model: one process for the module (vllm_probe.py)."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def report(tmp_path_factory) -> dict:
     assert process.returncode == 0, process.stderr[-4000:]
     report = json.loads(process.stdout.splitlines()[-1])
     print(
-        f"vLLM start {report['start_seconds']:.1f} s, {report['requests_per_second']:.0f} requests/s with the tiny model"
+        f"vLLM start {report['start_seconds']:.1f} s, {report['requests_per_second']:.0f} requests/s with the tiny one"
     )
     return report
 

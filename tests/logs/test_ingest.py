@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from stage_runs import last_run
 
 from jobs import ingest_events
 from sgrec_core.errors import InputError
@@ -71,7 +72,7 @@ def write_faulty_day(root: Path) -> None:
 
 def ingest(settings: Settings, *, force: bool = False) -> tuple[int, dict]:
     code = Job("ingest_events", DAY, settings, force=force).execute(ingest_events.run, Console(quiet=True))
-    return code, json.loads((settings.reports(DAY) / "stages" / "ingest_events.json").read_text())
+    return code, last_run(settings, DAY, "ingest_events")
 
 
 @pytest.fixture(scope="module")

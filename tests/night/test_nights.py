@@ -8,6 +8,7 @@ re-run makes the same rows; a night with the other judge leaves the rewards of t
 
 import json
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage_runs import last_run
 
 from sgrec_core.judge.versions.accepted import accepted_judges
 from sgrec_core.lake import Lake
@@ -93,8 +95,8 @@ def test_sgrec_backfill_computes_every_day_in_order(home: Path, computed: subpro
         assert summary["status"] == "succeeded"
         ended = [event["stage"] for event in events_of(home, day) if event["event"] == "finished"]
         assert set(ended) == TASKS
-    first = (home / "reports" / DAYS[0] / "progress.jsonl").stat().st_mtime
-    assert first < (home / "reports" / DAYS[1] / "stages" / "ingest_events.json").stat().st_mtime
+    runs = [last_run(Settings(home=home), day, "ingest_events") for day in DAYS]
+    assert runs[0]["started"] < runs[1]["started"]
     rows = [line.split() for line in computed.stdout.splitlines() if line.strip().startswith(DAYS)]
     assert [row[:2] for row in rows] == [[day, "succeeded"] for day in DAYS]
 
@@ -140,6 +142,30 @@ def test_airflow_backfill_runs_the_right_days_and_changes_nothing(
         *(run["run_id"] for run in runs),
     )
     assert {(row["name"], row["partition_key"]) for row in partitions} == {(t, d) for t in TABLES for d in DAYS}
+
+
+NAME_THE_HOME = {
+    r"airflow/airflow\.cfg": "generated; what counts comes with every call (`airflow_environment`)",
+    r"airflow/airflow\.db.*": "where tables were when the DAGs were parsed last",
+    r"airflow/.*\.log|reports/[^/]+/airflow\.log": "what was said then",
+    r"lake/.*/_delta_log/0+\.json": "a remark of delta-rs on how the table was made",
+    r"mlflow/mlflow\.db": "put right when a home has moved (`sgrec_core.registry.moved`)",
+    r"mlflow/artifacts/.*/MLmodel": "where MLflow logged the model; it loads one from where it finds it",
+}
+"""Files that may say where the home lies, and why that is no harm once it lies elsewhere."""
+
+
+def test_what_a_home_keeps_does_not_say_where_it_lies(home: Path, computed: subprocess.CompletedProcess[str]) -> None:
+    named = [
+        path.relative_to(home).as_posix()
+        for path in home.rglob("*")
+        if path.is_file()
+        and path.suffix not in (".parquet", ".safetensors")
+        and str(home).encode() in path.read_bytes()
+    ]
+    assert "mlflow/mlflow.db" in named
+    unknown = [path for path in named if not any(re.fullmatch(allowed, path) for allowed in NAME_THE_HOME)]
+    assert not unknown
 
 
 def test_status_shows_nights_and_models(home: Path, computed: subprocess.CompletedProcess[str]) -> None:
@@ -195,7 +221,7 @@ def rows_of(home: Path) -> dict[str, Any]:
 
 
 def facts_of(home: Path, day: str, stage: str) -> dict[str, Any]:
-    return json.loads((home / "reports" / day / "stages" / f"{stage}.json").read_text())["facts"]
+    return last_run(Settings(home=home), day, stage)["facts"]
 
 
 def module(stage: str, day: str, *arguments: str) -> None:
@@ -207,11 +233,11 @@ def module(stage: str, day: str, *arguments: str) -> None:
 @pytest.fixture(scope="module")
 def second_night(home: Path, computed: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
     """The second day again, after the first one's generator was made the champion of the first night."""
+    # A night keeps the champion that it met: as if the second had not run yet.
+    shutil.rmtree(home / "lake" / "promotions")
     registry = Registry(Settings())
-    while registry.newest_promotion():
-        registry.rollback()
     first = next(version for version in registry.versions(GENERATOR) if version.day == DAYS[0])
-    registry.promote(first, day=DAYS[0])
+    assert registry.promote(first) == DAYS[0]
     return sgrec("nightly", "--day", DAYS[1])
 
 

@@ -13,7 +13,7 @@ import pytest
 from sgrec_core.lake import Lake
 from sgrec_core.logs import landing
 from sgrec_core.settings import PROJECT_ROOT, SimulatorSettings
-from sgrec_core.simulator.marketplace import write_day
+from sgrec_core.simulator import write_day
 
 pytestmark = [pytest.mark.night, pytest.mark.airflow, pytest.mark.spark]
 

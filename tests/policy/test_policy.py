@@ -1,7 +1,8 @@
 """The policy objective and its trainer."""
 
 import copy
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rewarded_groups import fused
 from test_generator import all_codes, knows, small_generator
 
 from sgrec_core.generator import Generator, ItemTrie, beam_search, score_items
 from sgrec_core.policy import (
+    LOSSES,
     PolicyConfig,
+    Prompts,
     RolloutConfig,
     StoredGroups,
     clipped_policy_loss,
@@ -21,7 +25,8 @@ from sgrec_core.policy import (
     train_on_policy,
     train_stored,
 )
-from sgrec_core.rewards.fusion import a2po, standardise
+from sgrec_core.rewards.advantages import standardise
+from sgrec_core.settings import PolicySettings
 
 
 def policy(**changes: Any) -> PolicyConfig:
@@ -128,6 +133,10 @@ def test_loss_agrees_with_the_formula(
     assert shared.loss.item() == pytest.approx(result.loss.item(), abs=1e-12)
 
 
+def test_settings_name_the_losses_and_no_others() -> None:
+    assert set(get_args(PolicySettings.model_fields["loss"].annotation)) == set(LOSSES)
+
+
 def test_a_clipped_token_has_no_gradient() -> None:
     new = torch.tensor([[[0.5], [0.0]]], requires_grad=True)
     old = torch.zeros(1, 2, 1)
@@ -153,7 +162,7 @@ def test_fresh_rollouts_raise_what_is_rewarded(method: str) -> None:
     before = item_log_probs(model, trie, wanted)
     config = policy(epochs=30, batch_size=8, learning_rate=3e-3)
     rollout = on_policy(method=method, objective="business", group_size=12)
-    log = train_on_policy(model, trie, groups.histories, wants_item_five, None, config, rollout)
+    log = train_on_policy(model, trie, Prompts(groups.histories, wants_item_five), config, rollout)
     assert (item_log_probs(model, trie, wanted) - before).mean() > 0.3
     assert len(log) == 30
     assert log[0]["ratio"] == pytest.approx(1, abs=1e-4)
@@ -165,14 +174,12 @@ def test_a_first_step_on_fresh_rollouts_equals_one_on_stored_ones() -> None:
     stored = copy.deepcopy(fresh)
     reward, judge = np.random.default_rng(1).normal(size=(2, trie.items))
     config = policy(batch_size=8, learning_rate=1e-3)
-    advantages = a2po(reward[groups.items], judge[groups.items]).advantage
+    advantages = fused("a2po", reward[groups.items], judge[groups.items]).advantage
     log = train_stored(stored, trie, StoredGroups(groups.histories, groups.items, groups.log_probs, advantages), config)
     other = train_on_policy(
         fresh,
         trie,
-        groups.histories,
-        lambda _, items: reward[items],
-        lambda _, items: judge[items],
+        Prompts(groups.histories, lambda _, items: reward[items], lambda _, items: judge[items]),
         config,
         on_policy(),
     )
@@ -192,17 +199,20 @@ def test_groups_without_business_variance_or_outside_the_ratio_are_not_judged() 
     def business(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         return items * (rows[:, None] < 4)
 
-    histories, config = groups.histories, policy(batch_size=8)
-    log = train_on_policy(model, trie, histories, business, judge, config, on_policy())
+    prompts, config = Prompts(groups.histories, business, judge), policy(batch_size=8)
+    log = train_on_policy(model, trie, prompts, config, on_policy())
     assert sorted(asked) == [0, 1, 2, 3]
     assert log[0]["covered_groups"] == 4
     asked.clear()
-    few = np.arange(8) % 2 == 0
-    train_on_policy(model, trie, histories, business, judge, config, on_policy(), may_judge=few)
+    few = replace(prompts, sampled=np.arange(8) % 2 == 0)
+    train_on_policy(model, trie, few, config, on_policy())
     assert sorted(asked) == [0, 2]
     asked.clear()
-    train_on_policy(model, trie, histories, business, judge, config, on_policy(objective="adv_sum"))
+    train_on_policy(model, trie, prompts, config, on_policy(objective="adv_sum"))
     assert sorted(asked) == list(range(8))
+    asked.clear()
+    train_on_policy(model, trie, prompts, config, on_policy(objective="business"))
+    assert not asked
 
 
 def test_a_group_with_an_unscored_candidate_keeps_its_business_advantage() -> None:
@@ -216,7 +226,7 @@ def test_a_group_with_an_unscored_candidate_keeps_its_business_advantage() -> No
     def business(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         return items.astype(float)
 
-    log = train_on_policy(model, trie, groups.histories, business, judge, policy(batch_size=8), on_policy())
+    log = train_on_policy(model, trie, Prompts(groups.histories, business, judge), policy(batch_size=8), on_policy())
     assert log[0]["covered_groups"] == 7
     assert log[0]["agreement_rate"] == 1
     assert np.isfinite(log[0]["loss"])
@@ -227,9 +237,7 @@ def test_clipping_bites_from_the_second_update_on() -> None:
     log = train_on_policy(
         model,
         trie,
-        groups.histories,
-        wants_item_five,
-        None,
+        Prompts(groups.histories, wants_item_five),
         policy(batch_size=8, learning_rate=3e-2, clip=0.05),
         on_policy(objective="business", updates=3, group_size=12),
     )

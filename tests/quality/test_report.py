@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 import pytest
 from small_night import DAY, FACTS, JUDGE_VERSION, damage, rows_of, run_night
 
+from sgrec_core.lake import Lake
 from sgrec_core.quality.data_docs import build_data_docs
-from sgrec_core.quality.gates import gate_path
 from sgrec_core.quality.night import gather_night
 from sgrec_core.quality.report import write_report
 from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.runs import Run, last_runs, record
 from sgrec_core.settings import PROJECT_ROOT, QualitySettings, Settings
 
 ATTACK = (
@@ -31,11 +31,6 @@ RULE = "scientific: sequences without time were spread by position over 1 declar
 def summary_and_page() -> tuple[dict[str, Any], str]:
     _, page = write_report(Settings(), DAY)
     return json.loads((page.parent / "summary.json").read_text()), page.read_text(encoding="utf-8")
-
-
-def a_second_later() -> None:
-    """Facts carry whole seconds; another run is told from this one by them."""
-    time.sleep(1.1)
 
 
 def broken_states(settings: Settings, stage: str) -> None:
@@ -100,7 +95,7 @@ def test_a_good_night(good_night: Path) -> None:
     assert evaluation["promoted"] is True
     assert [stage["state"] for stage in summary["stages"]] == ["finished"] * 19
     assert summary["notes"] == [{"stage": "ingest_events", "text": RULE}]
-    assert summary["paths"]["report"] == str(good_night / "reports" / DAY / "index.html")
+    assert summary["paths"]["report"] == f"reports/{DAY}/index.html"
     for text in (
         "The night succeeded",
         "0.0412",
@@ -154,7 +149,6 @@ def test_a_night_that_stopped_at_a_gate_says_how_bad_and_whose(home: Path) -> No
 
 
 def test_what_an_earlier_run_left_is_not_taken_for_this_one(good_night: Path) -> None:
-    a_second_later()
     run_night(Settings(), before_gate=broken_states)
     summary, page = summary_and_page()
     states = {stage["name"]: stage["state"] for stage in summary["stages"]}
@@ -168,7 +162,6 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(good_night: Path) ->
     assert "last run 20" in page
 
     # A stage that fails is not excused by its facts of the night before, and what follows it is not reached.
-    a_second_later()
     run_night(Settings(), fail_at="ingest_events")
     summary, _ = summary_and_page()
     assert summary["stopped_at"] == "ingest_events"
@@ -179,7 +172,6 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(good_night: Path) ->
 def test_a_night_repaired_is_a_good_night(home: Path) -> None:
     run_night(Settings(), before_gate=broken_states)
     shutil.rmtree(home / "lake" / "user_states")
-    a_second_later()
     run_night(Settings())
     assert summary_and_page()[0]["status"] == "succeeded"
 
@@ -190,17 +182,34 @@ def failure(settings: Settings, **fields: Any) -> None:
         file.write(json.dumps({"day": DAY, "try": 2, "run_id": "manual", **fields}) + "\n")
 
 
+def began_again(step: str) -> Run:
+    """A run of a stage or gate that never ended."""
+    run = Run(day=DAY, stage=step, input="simulator")
+    record(Lake(Settings().lake_root), [run])
+    return run
+
+
+def test_a_stage_that_was_killed_does_not_show_the_success_of_an_earlier_run(good_night: Path) -> None:
+    began_again("ingest_events")
+    summary, page = summary_and_page()
+    assert (summary["stopped_at"], summary["stages"][0]["state"]) == ("ingest_events", "running")
+    assert summary["rows"]["in"] is None
+    assert summary["stages"][0]["facts"] == {}
+    assert {stage["state"] for stage in summary["stages"][1:]} == {"not reached"}
+    assert RULE not in page
+
+
 def test_a_killed_stage_is_known_by_the_schedulers_word(good_night: Path) -> None:
-    facts = Settings().reports(DAY) / "stages" / "train_generator.json"
-    content = json.loads(facts.read_text())
-    facts.write_text(json.dumps({**content, "state": "running"}))
+    killed = began_again("train_generator")
     summary, page = summary_and_page()
     assert (summary["stopped_at"], summary["status"]) == ("train_generator", "stopped")
     assert "still running, or killed" in summary["reason"]
+    states = {stage["name"]: stage["state"] for stage in summary["stages"]}
+    assert (states["train_generator"], states["evaluate_generator"]) == ("running", "not reached")
 
     failure(
         Settings(),
-        time=content["started"],
+        time=killed.started.isoformat(),
         stage="train_generator",
         exception="AirflowException: non-zero exit code 137",
         rerun="cd /srv/sgrec && python -m jobs.train_generator --day 2026-01-05",
@@ -215,14 +224,13 @@ def test_a_failure_of_an_earlier_run_is_history(home: Path) -> None:
     failure(Settings(), time="2026-01-06T02:10:00+00:00", stage="train_supervised", exception="old")
     failure(Settings(), time="no time", stage="candidates", exception="odd")
     (Settings().reports(DAY) / "failures.jsonl").open("a").write("half a li")
-    a_second_later()
     run_night(Settings())
     assert summary_and_page()[0]["status"] == "succeeded"
 
 
 def test_a_gate_that_crashed_stops_the_night(good_night: Path) -> None:
-    path = gate_path(Settings().reports(DAY), "score_aspects")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "failed", "message": "MemoryError"}))
+    run = began_again("check_score_aspects")
+    record(Lake(Settings().lake_root), [run.ended("failed", message="MemoryError")])
     assert gather_night(Settings(), DAY).stop.step == "check_score_aspects"  # type: ignore[union-attr]
 
 
@@ -281,7 +289,7 @@ def test_the_job_writes_page_summary_and_data_docs_and_ends_well_though_the_nigh
     assert done.returncode == 0, done.stderr
     assert "stopped at check_build_states" in done.stdout
     summary = json.loads((home / "reports" / DAY / "summary.json").read_text())
-    data_docs = Path(summary["paths"]["data_docs"])
+    data_docs = home / summary["paths"]["data_docs"]
     assert data_docs.is_file()
     page = (home / "reports" / DAY / "index.html").read_text()
     [link] = [part.split('"')[0] for part in page.split('href="') if "great_expectations" in part.split('"')[0]]
@@ -379,6 +387,6 @@ def test_the_report_stage_leaves_its_own_facts(good_night: Path) -> None:
     from jobs.report_quality import run
 
     assert Job("report_quality", DAY, Settings()).execute(run, Console(quiet=True)) == 0
-    facts = json.loads((Settings().reports(DAY) / "stages" / "report_quality.json").read_text())["facts"]
+    facts = last_runs(Lake(Settings().lake_root), DAY)["report_quality"].facts
     assert facts["night"] == "succeeded"
-    assert Path(facts["data_docs"]).is_file()
+    assert (good_night / facts["data_docs"]).is_file()

@@ -1,11 +1,11 @@
 """Models in a real MLflow on SQLite: idempotent registration, artifacts without code, the history of champions."""
 
-import hashlib
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+from registered_models import register
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.registry import Registry
@@ -16,19 +16,6 @@ from sgrec_core.settings import Settings
 @pytest.fixture
 def registry(registry_home: Path) -> Registry:
     return Registry(Settings(home=registry_home))
-
-
-def register(registry: Registry, day: str, name: str = GENERATOR, seed: int = 0):  # type: ignore[no-untyped-def]
-    return registry.register(
-        name,
-        day=day,
-        fingerprint=hashlib.sha256(f"{name}{day}{seed}".encode()).hexdigest()[:32],
-        tensors={"weight": torch.arange(6.0).reshape(2, 3) + seed},
-        config={"kind": "test", "seed": seed},
-        metrics={"ndcg": 0.5},
-        parameters={"width": 8},
-        tables={"rewards": 3},
-    )
 
 
 def test_what_was_registered_comes_back(registry: Registry) -> None:
@@ -63,8 +50,8 @@ def test_artifacts_hold_no_code_and_no_pickle(registry: Registry) -> None:
 
 def test_a_night_is_pinned_to_the_newest_promotion_of_an_earlier_night(registry: Registry) -> None:
     first, second = register(registry, "2026-01-05"), register(registry, "2026-01-06")
-    registry.promote(first, day="2026-01-05")
-    registry.promote(second, day="2026-01-06")
+    registry.promote(first)
+    registry.promote(second)
     assert registry.aliases(GENERATOR)["champion"] == second.version
     assert registry.pinned_champion("2026-01-05") is None
     # A re-run of the 6th works against the champion that the 6th met, not against its own.
@@ -72,14 +59,25 @@ def test_a_night_is_pinned_to_the_newest_promotion_of_an_earlier_night(registry:
     assert registry.pinned_champion("2026-01-07").version == second.version
 
 
-def test_rollback_serves_the_champion_before_and_pins_it(registry: Registry) -> None:
+def test_promoting_an_old_version_does_not_change_what_nights_met(registry: Registry) -> None:
     first, second = register(registry, "2026-01-05"), register(registry, "2026-01-06")
-    registry.promote(first, day="2026-01-05")
-    registry.promote(second, day="2026-01-06")
+    registry.promote(first)
+    registry.promote(second)
+    registry.pin_champion("2026-01-07", second)
+    assert registry.promote(first) == "2026-01-07"
+    assert [registry.pinned_champion(f"2026-01-0{day}") for day in (5, 6, 7, 8)] == [None, first, second, first]
+
+
+def test_rollback_serves_the_champion_before_and_later_nights_pin_it(registry: Registry) -> None:
+    first, second = register(registry, "2026-01-05"), register(registry, "2026-01-06")
+    registry.promote(first)
+    registry.promote(second)
+    registry.pin_champion("2026-01-07", second)
     demoted, champion = registry.rollback()
     assert (demoted.version, champion.version) == (second.version, first.version)
     assert registry.aliases(GENERATOR)["champion"] == first.version
-    assert registry.pinned_champion("2026-01-07").version == first.version
+    assert registry.pinned_champion("2026-01-07").version == second.version, "it has worked against it"
+    assert registry.pinned_champion("2026-01-08").version == first.version
     demoted, champion = registry.rollback()
     assert (demoted.version, champion) == (first.version, None)
     assert "champion" not in registry.aliases(GENERATOR)

@@ -8,14 +8,8 @@ import pyarrow as pa
 import pytest
 
 from sgrec_core.errors import InputError
-from sgrec_core.rewards.business import (
-    BusinessContext,
-    EcpmModel,
-    ProfileEncoding,
-    auc,
-    expected_calibration_error,
-    window_days,
-)
+from sgrec_core.rewards.business import EcpmModel, auc, expected_calibration_error
+from sgrec_core.rewards.business_context import BusinessContext
 
 START = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp() * 1e6)
 ITEMS, USERS, CATEGORIES = 24, 240, 4
@@ -107,7 +101,7 @@ def states_table(users: list[str], times: list[int], contexts: list[str | None] 
 
 
 def test_features_count_only_what_happened_strictly_before(rows, context):
-    encodings = ProfileEncoding.fit(context)
+    encodings = context.fit_encoding()
     queries, labels, users = context.impressions()
     features, names = context.features(queries, encodings)
     column = {name: features[:, number] for number, name in enumerate(names)}
@@ -216,8 +210,8 @@ def test_left_out_users_leave_no_trace(rows):
         users_table(),
         keep_user=lambda users: np.array([int(user[1:]) % 2 == 0 for user in users]),
     )
-    encodings = ProfileEncoding.fit(even)
-    assert encodings == ProfileEncoding.fit(filtered)
+    encodings = even.fit_encoding()
+    assert encodings == filtered.fit_encoding()
     np.testing.assert_array_equal(
         even.features(even.impressions()[0], encodings)[0], filtered.features(filtered.impressions()[0], encodings)[0]
     )
@@ -249,4 +243,3 @@ def test_metrics_by_hand():
     assert auc(labels, np.array([0.1, 0.4, 0.35, 0.8])) == pytest.approx(0.75)
     assert auc(labels, np.zeros(4)) == pytest.approx(0.5)
     assert expected_calibration_error(labels, np.array([0.2, 0.2, 0.7, 0.7]), bins=2) == pytest.approx(0.25)
-    assert window_days("2026-03-01", 3) == ["2026-02-27", "2026-02-28", "2026-03-01"]

@@ -10,9 +10,10 @@ from test_business_reward import ITEMS, USERS, events_table, items_table, rows, 
 from jobs import fit_business_reward
 from sgrec_core.hashing import is_validation_user
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.night.business import day_context
 from sgrec_core.registry import Registry
 from sgrec_core.registry.nights import of_night
-from sgrec_core.rewards.business import BusinessContext, EcpmModel
+from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import BUSINESS_REWARD
 from sgrec_core.settings import Settings
@@ -53,7 +54,7 @@ def test_impressions_with_bids_make_a_click_model_without_validation_users(regis
     impressions = sum(row["event_type"] == "impression" for row in rows)
     assert job.facts["impressions"] == impressions - held_out * impressions // USERS
     # What a later stage does with it.
-    context = BusinessContext.from_lake(Lake(settings.lake_root), DAY, settings)
+    context = day_context(Lake(settings.lake_root), DAY, settings)
     states = pa.table(
         {
             "user_id": ["u1"],

@@ -1,16 +1,19 @@
 """Reward fusion against the paper's properties and a plain float64 reference; the ranking reward."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rewarded_groups import fused, groups_of
 
-from sgrec_core.rewards import fusion
+from sgrec_core.rewards.advantages import METHODS, standardise
 from sgrec_core.rewards.ranking import ranking_reward
+from sgrec_core.rewards.semantic import queue_places, worth_judging
+from sgrec_core.settings import FusionSettings
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 8))
 
@@ -45,22 +48,22 @@ def reference(business: np.ndarray, semantic: np.ndarray, eps: float = 1e-8) -> 
 @given(reward_pairs())
 def test_a2po_agrees_with_the_reference(pair: tuple[np.ndarray, np.ndarray]) -> None:
     business, semantic = pair
-    fused = fusion.a2po(business, semantic)
+    found = fused("a2po", business, semantic)
     # Candidates at the very mean of their group have a sign that hangs on rounding.
-    decided = (np.abs(fused.business_advantage) > 1e-9) & (np.abs(fused.semantic_advantage) > 1e-9)
+    decided = (np.abs(found.business_advantage) > 1e-9) & (np.abs(found.semantic_advantage) > 1e-9)
     expected = np.array(reference(business, semantic))
-    np.testing.assert_allclose(fused.advantage[decided], expected[decided], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.advantage[decided], expected[decided], rtol=1e-9, atol=1e-9)
 
 
 @given(reward_pairs())
 def test_a2po_keeps_the_business_sign_and_stays_within_twice_its_size(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    fused = fusion.a2po(*pair)
-    assert (np.sign(fused.advantage) == np.sign(fused.business_advantage)).all()
-    size, base = np.abs(fused.advantage), np.abs(fused.business_advantage)
+    found = fused("a2po", *pair)
+    assert (np.sign(found.advantage) == np.sign(found.business_advantage)).all()
+    size, base = np.abs(found.advantage), np.abs(found.business_advantage)
     assert (size >= base).all()
     assert (size <= 2 * base * (1 + 1e-12)).all()
-    assert ((fused.gate >= 0) & (fused.gate <= 1)).all()
-    assert (fused.gate[np.sign(fused.business_advantage) != np.sign(fused.semantic_advantage)] == 0).all()
+    assert ((found.gate >= 0) & (found.gate <= 1)).all()
+    assert (found.gate[np.sign(found.business_advantage) != np.sign(found.semantic_advantage)] == 0).all()
 
 
 @given(reward_pairs(), st.integers(0, 1000))
@@ -69,21 +72,21 @@ def test_centred_a2po_sums_to_zero_and_differs_by_one_number_a_group(
 ) -> None:
     business, semantic = pair
     judged = np.random.default_rng(seed).random(len(business)) < 0.5
-    gated, centred = fusion.a2po(business, semantic, judged), fusion.a2po_centred(business, semantic, judged)
+    gated, centred = fused("a2po", business, semantic, judged), fused("a2po_centred", business, semantic, judged)
     np.testing.assert_allclose(centred.advantage.sum(axis=1), 0, atol=1e-9)
     taken_off = gated.advantage - centred.advantage
     np.testing.assert_allclose(taken_off, np.broadcast_to(taken_off[:, :1], taken_off.shape), atol=1e-9)
     np.testing.assert_array_equal(centred.gate, gated.gate)
-    alone = fusion.business(business)
+    alone = fused("business", business)
     np.testing.assert_allclose(centred.advantage[~judged], alone.advantage[~judged], atol=1e-9)
 
 
 @given(reward_pairs(), st.floats(-1e6, 1e6))
 def test_a_group_without_business_variance_gets_nothing(pair: tuple[np.ndarray, np.ndarray], constant: float) -> None:
     business, semantic = pair
-    fused = fusion.a2po(np.full_like(business, constant), semantic)
-    assert (fused.business_advantage == 0).all()
-    assert (fused.advantage == 0).all()
+    found = fused("a2po", np.full_like(business, constant), semantic)
+    assert (found.business_advantage == 0).all()
+    assert (found.advantage == 0).all()
 
 
 @given(reward_pairs(), st.integers(0, 1000))
@@ -91,13 +94,13 @@ def test_groups_not_judged_keep_their_business_advantage(pair: tuple[np.ndarray,
     business, semantic = pair
     judged = np.random.default_rng(seed).random(len(business)) < 0.5
     semantic = np.where(judged[:, None], semantic, np.nan)
-    fused = fusion.a2po(business, semantic, judged)
-    alone = fusion.business(business)
-    assert (fused.advantage[~judged] == alone.advantage[~judged]).all()
-    assert (fused.gate[~judged] == 0).all()
-    assert (fused.semantic_advantage[~judged] == 0).all()
-    whole = fusion.a2po(business[judged], semantic[judged])
-    np.testing.assert_array_equal(fused.advantage[judged], whole.advantage)
+    found = fused("a2po", business, semantic, judged)
+    alone = fused("business", business)
+    assert (found.advantage[~judged] == alone.advantage[~judged]).all()
+    assert (found.gate[~judged] == 0).all()
+    assert (found.semantic_advantage[~judged] == 0).all()
+    whole = fused("a2po", business[judged], semantic[judged])
+    np.testing.assert_array_equal(found.advantage[judged], whole.advantage)
 
 
 @given(reward_pairs())
@@ -105,7 +108,7 @@ def test_standardised_groups_have_mean_zero_and_population_deviation_one_or_zero
     pair: tuple[np.ndarray, np.ndarray],
 ) -> None:
     rewards = pair[0]
-    advantages = fusion.standardise(rewards)
+    advantages = standardise(rewards)
     np.testing.assert_allclose(advantages.mean(axis=1), 0, atol=1e-6)
     deviation = advantages.std(axis=1)
     varied = rewards.std(axis=1) > 2e-8
@@ -114,53 +117,39 @@ def test_standardised_groups_have_mean_zero_and_population_deviation_one_or_zero
 
 
 def test_deviation_at_the_limit() -> None:
-    assert fusion.standardise(np.array([[0.0, 2e-8]])).tolist() == [[0.0, 0.0]]
-    assert fusion.standardise(np.array([[0.0, 2.2e-8]])).tolist() == [[-1.0, 1.0]]
-    assert fusion.standardise(np.full((1, 3), 1e12 + 0.1)).tolist() == [[0.0, 0.0, 0.0]]
-
-
-@given(reward_pairs())
-def test_numpy_and_torch_agree_and_come_back_as_they_went_in(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    from_numpy = fusion.a2po(*pair)
-    from_torch = fusion.a2po(*(torch.from_numpy(rewards) for rewards in pair))
-    assert isinstance(from_numpy.advantage, np.ndarray)
-    assert isinstance(from_torch.advantage, torch.Tensor)
-    assert from_torch.advantage.dtype == torch.float64
-    np.testing.assert_array_equal(from_numpy.advantage, from_torch.advantage.numpy())
-    single = fusion.a2po(*(torch.from_numpy(rewards).float() for rewards in pair))
-    assert single.advantage.dtype == torch.float32
+    assert standardise(np.array([[0.0, 2e-8]])).tolist() == [[0.0, 0.0]]
+    assert standardise(np.array([[0.0, 2.2e-8]])).tolist() == [[-1.0, 1.0]]
+    assert standardise(np.full((1, 3), 1e12 + 0.1)).tolist() == [[0.0, 0.0, 0.0]]
 
 
 @given(reward_pairs())
 def test_ablations_are_what_their_names_say(pair: tuple[np.ndarray, np.ndarray]) -> None:
     business, semantic = pair
-    biz, sem = fusion.standardise(business), fusion.standardise(semantic)
-    np.testing.assert_array_equal(fusion.business(business).advantage, biz)
-    np.testing.assert_array_equal(fusion.adv_sum(business, semantic).advantage, biz + sem)
-    np.testing.assert_array_equal(
-        fusion.reward_sum(business, semantic).advantage, fusion.standardise(business + semantic)
-    )
+    biz, sem = standardise(business), standardise(semantic)
+    np.testing.assert_array_equal(fused("business", business).advantage, biz)
+    np.testing.assert_array_equal(fused("adv_sum", business, semantic).advantage, biz + sem)
+    np.testing.assert_array_equal(fused("reward_sum", business, semantic).advantage, standardise(business + semantic))
 
 
 def test_missing_rewards_of_a_judged_group_are_named() -> None:
     semantic = np.array([[0.0, 1.0], [0.5, np.nan]])
-    for objective in (fusion.business, lambda rewards: fusion.a2po(rewards, np.ones((2, 2)))):
+    for other in (None, np.ones((2, 2))):
         with pytest.raises(ValueError, match="business reward of candidate 1 in group 1 is nan"):
-            objective(semantic)
+            groups_of(semantic, other)
     with pytest.raises(ValueError, match="candidate 1 in judged group 1 is nan"):
-        fusion.a2po(np.ones((2, 2)), semantic)
+        groups_of(np.ones((2, 2)), semantic)
     with pytest.raises(ValueError, match=r"\[groups, candidates\], not \(2,\)"):
-        fusion.business(np.ones(2))
+        groups_of(np.ones(2))
 
 
 def test_random_scores_on_a_one_hit_group_agree_half_the_time() -> None:
     """The noise floor in the papers' digest: 50% agreement, mean lambda .18, 23% more |A|."""
     draws = np.random.default_rng(0)
     items = np.argsort(draws.random((20_000, 16)), axis=1)
-    fused = fusion.a2po(ranking_reward(items, np.zeros(20_000, dtype=int)), draws.normal(size=(20_000, 16)))
-    assert (fused.gate > 0).mean() == pytest.approx(0.5, abs=0.01)
-    assert fused.gate.mean() == pytest.approx(0.18, abs=0.01)
-    growth = np.abs(fused.advantage).mean() / np.abs(fused.business_advantage).mean()
+    found = fused("a2po", ranking_reward(items, np.zeros(20_000, dtype=int)), draws.normal(size=(20_000, 16)))
+    assert (found.gate > 0).mean() == pytest.approx(0.5, abs=0.01)
+    assert found.gate.mean() == pytest.approx(0.18, abs=0.01)
+    growth = np.abs(found.advantage).mean() / np.abs(found.business_advantage).mean()
     assert growth == pytest.approx(1.23, abs=0.01)
 
 
@@ -180,24 +169,18 @@ def test_higher_ranked_misses_cost_more(size: int, hit: int) -> None:
     assert rewards[min(hit, size - 1)] == 1
 
 
-@pytest.mark.parametrize("objective", fusion.OBJECTIVES)
+@pytest.mark.parametrize("objective", METHODS)
 def test_fuse_is_each_objective_where_judged(objective: str) -> None:
     draws = np.random.default_rng(3)
     biz, sem = draws.normal(size=(2, 6, 8))
     judged = np.array([True, False, True, True, False, True])
-    fused = fusion.fuse(objective, biz, np.where(judged[:, None], sem, np.nan), judged)
-    alone = {
-        "business": fusion.business(biz[judged]),
-        "a2po": fusion.a2po(biz[judged], sem[judged]),
-        "a2po_centred": fusion.a2po_centred(biz[judged], sem[judged]),
-        "reward_sum": fusion.reward_sum(biz[judged], sem[judged]),
-        "adv_sum": fusion.adv_sum(biz[judged], sem[judged]),
-    }[objective]
-    np.testing.assert_allclose(fused.advantage[judged], alone.advantage, atol=1e-12)
-    expected = fusion.standardise(biz[~judged]) if objective not in fusion.UNGATED else np.zeros((2, 8))
-    np.testing.assert_allclose(fused.advantage[~judged], expected, atol=1e-12)
-    assert (fused.gate[~judged] == 0).all()
-    np.testing.assert_allclose(fused.business_advantage, fusion.standardise(biz), atol=1e-12)
+    found = fused(objective, biz, np.where(judged[:, None], sem, np.nan), judged)
+    alone = fused(objective, biz[judged], sem[judged])
+    np.testing.assert_allclose(found.advantage[judged], alone.advantage, atol=1e-12)
+    expected = standardise(biz[~judged]) if not METHODS[objective].needs_every_group else np.zeros((2, 8))
+    np.testing.assert_allclose(found.advantage[~judged], expected, atol=1e-12)
+    assert (found.gate[~judged] == 0).all()
+    np.testing.assert_allclose(found.business_advantage, standardise(biz), atol=1e-12)
 
 
 def test_an_item_that_comes_twice_gets_one_ranking_reward() -> None:
@@ -209,4 +192,45 @@ def test_fuse_names_the_valid_objectives() -> None:
     with pytest.raises(
         ValueError, match="unknown objective 'ppo'; valid are business, reward_sum, adv_sum, a2po, a2po_centred"
     ):
-        fusion.fuse("ppo", np.zeros((1, 2)), np.zeros((1, 2)), np.array([True]))
+        fused("ppo", np.zeros((1, 2)), np.zeros((1, 2)))
+
+
+def test_settings_name_the_methods_and_no_others() -> None:
+    field = FusionSettings.model_fields["objective"]
+    assert set(get_args(field.annotation)) == set(METHODS)
+
+
+@pytest.mark.parametrize("objective", METHODS)
+def test_what_a_method_says_of_itself_is_what_it_does(objective: str) -> None:
+    method, draws = METHODS[objective], np.random.default_rng(5)
+    flat, semantic = np.full((4, 8), 0.3), draws.normal(size=(2, 4, 8))
+    assert fused(objective, flat, semantic[0]).advantage.any() == method.learns_without_variance
+    varied, nothing = draws.normal(size=(4, 8)), np.zeros(4, dtype=bool)
+    assert fused(objective, varied, semantic[0], nothing).advantage.any() != method.needs_every_group
+    differs = fused(objective, varied, semantic[0]).advantage != fused(objective, varied, semantic[1]).advantage
+    assert differs.any() == method.reads_semantic
+
+
+def test_groups_know_codes_path_and_which_codes_had_no_rival() -> None:
+    groups = groups_of(np.zeros((1, 6)))
+    assert groups.codes[0].tolist() == [[0, 0], [0, 1], [1, 0], [2, 0], [2, 1], [2, 2]]
+    assert groups.path[0].tolist() == [[0, 1], [0, 1], [0, 2], [0, 3], [0, 3], [0, 3]]
+    assert groups.forced[0].tolist() == [[False, item == 2] for item in range(6)]
+
+
+def test_only_groups_that_a_semantic_reward_can_move_are_worth_judging() -> None:
+    business = np.array([[1.0, 0.0], [0.4, 0.4]])
+    assert worth_judging(METHODS["a2po"], business).tolist() == [True, False]
+    assert worth_judging(METHODS["adv_sum"], business).tolist() == [True, True]
+
+
+def test_the_sampled_share_fills_the_queue_and_is_the_same_again() -> None:
+    names = [f"d{number}" for number in range(4000)]
+    places = queue_places(METHODS["a2po"], names, ratio=0.25, seed=1)
+    sampled = places[np.isfinite(places)]
+    assert len(sampled) == pytest.approx(1000, abs=100)
+    assert 0 <= sampled.min() < 0.01 < 0.99 < sampled.max() < 1
+    np.testing.assert_array_equal(queue_places(METHODS["a2po"], names[::-1], ratio=0.25, seed=1)[::-1], places)
+    wider = queue_places(METHODS["a2po"], names, ratio=0.5, seed=1)
+    assert np.isfinite(wider[np.isfinite(places)]).all()
+    assert np.isfinite(queue_places(METHODS["reward_sum"], names, ratio=0.25, seed=1)).all()

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import simulated, simulated_ab
 from benchmarks.simulated import SHORT, Log, read_log
 from benchmarks.world import World
-from sgrec_core.simulator import marketplace as simulator
+from sgrec_core import simulator
 
 FEEDBACK, EVALUATION = 3, 4
 

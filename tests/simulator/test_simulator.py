@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from sgrec_core import simulator
 from sgrec_core.errors import InputError
 from sgrec_core.logs import landing
 from sgrec_core.logs.parsing import Accepted, Rejected, parse_file
 from sgrec_core.logs.readers import Limits
 from sgrec_core.settings import SimulatorSettings
-from sgrec_core.simulator import marketplace as simulator
 from sgrec_core.simulator.vocabulary import CATEGORIES, NEXT_CATEGORY, OCCASIONS, STYLES
 
 FIRST_DAY = "2026-01-05"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from rich.console import Console
+from stage_runs import last_run
 
 from jobs import build_states
 from sgrec_core.hashing import is_validation_user
@@ -103,7 +104,7 @@ def expected_states(events: dict[str, list[dict]], max_history: int) -> dict[tup
 def build(settings: Settings, *, force: bool = False) -> dict:
     code = Job("build_states", DAY, settings, force=force).execute(build_states.run, Console(quiet=True))
     assert code == 0
-    return json.loads((settings.reports(DAY) / "stages" / "build_states.json").read_text())
+    return last_run(settings, DAY, "build_states")
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,10 @@ _PLAIN = {
         'null, true, false, {"a":{"a":{"a":{}}}}',
         "```json\n{\"s0\":\"A\"}\n```",
     ],
-    "label": ["A", "A A A A A A A A", "A\nA\nA\nA", "Answer: A", "(A)", "level A, the best", "ΑΑΑ Greek capitals", "АААА Cyrillic capitals", "Ａ full-width"],
+    "label": [
+        "A", "A A A A A A A A", "A\nA\nA\nA", "Answer: A", "(A)", "level A, the best",
+        "ΑΑΑ Greek capitals", "АААА Cyrillic capitals", "Ａ full-width",
+    ],
     "control": [
         "a\u202egnihtemos\u202c b",
         "\u2066isolated\u2069 text \u2067right to left\u2069",

@@ -58,8 +58,9 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
         "events_rejected": [
             {"day": the_day, "record": "event", "reason": "invalid_json", "detail": f"not JSON {attack}",
              "file": "events/part-0.jsonl", "line": 7, "raw_text": '{"event_id": "e1", ' + attack},
-            {"day": the_day, "record": "event", "reason": "unknown_item", "detail": "item_id 'i99' is not in the catalogue",
-             "file": "events/part-0.jsonl", "line": 9, "raw_text": '{"event_id": "e2", "item_id": "i99"}'},
+            {"day": the_day, "record": "event", "reason": "unknown_item",
+             "detail": "item_id 'i99' is not in the catalogue", "file": "events/part-0.jsonl", "line": 9,
+             "raw_text": '{"event_id": "e2", "item_id": "i99"}'},
         ],
         "items": [
             {"day": the_day, "item_id": f"i{i}", "title": f"item {i} {attack}", "description": None, "brand": "b",
@@ -69,8 +70,8 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
         "users": [{"day": the_day, "user_id": f"u{u}", "profile": "{}"} for u in users],
         "user_states": [
             {"day": the_day, "decision_id": f"d{u}", "state_id": f"s{u}", "user_id": f"u{u}", "request_id": f"r{u}",
-             "as_of": noon, "split": "train" if u else "validation", "history": ["i0"], "profile": None, "context": None,
-             "target_item": "i1", "target_type": "click", "position": 0}
+             "as_of": noon, "split": "train" if u else "validation", "history": ["i0"], "profile": None,
+             "context": None, "target_item": "i1", "target_type": "click", "position": 0}
             for u in users
         ],
         "preference_pairs": [
@@ -99,7 +100,8 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
         ],
         "judge_versions": [{"judge_version": JUDGE_VERSION, "facts": "{}", "rubric": "aspects: []"}],
         "user_weights": [
-            {"day": the_day, "state_id": f"s{u}", "aggregator_version": "1", "aspects": ASPECTS, "weights": [0.5, 0.25, 0.25]}
+            {"day": the_day, "state_id": f"s{u}", "aggregator_version": "1", "aspects": ASPECTS,
+             "weights": [0.5, 0.25, 0.25]}
             for u in users
         ],
         "rewards": [
@@ -109,23 +111,33 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
             for row in candidates
         ],
         "evaluations": [
-            {"day": the_day, "model": model, "model_version": version, "role": role, "split": "validation", "metric": metric,
-             "cutoff": 10, "bucket": "all", "value": value, "lower": lower, "upper": upper, "users": USERS}
+            {"day": the_day, "model": model, "model_version": version, "role": role, "split": "validation",
+             "metric": metric, "cutoff": 10, "bucket": "all", "value": value, "lower": lower, "upper": upper,
+             "users": USERS}
             for model, version, role, metric, value, lower, upper in metrics
         ],
         "judge_labels": [
-            {"day": the_day, "sample_id": f"l{u}", "user_id": f"u{u}", "split": "train" if u else "validation", "source": "human",
-             "history": ["item 1"], "profile": None, "context": None, "item_text": f"item 2 {attack}", "aspects": ASPECTS,
-             "labels": ["A", "B", "C"], "reasoning": attack or None}
+            {"day": the_day, "sample_id": f"l{u}", "user_id": f"u{u}", "split": "train" if u else "validation",
+             "source": "human", "history": ["item 1"], "profile": None, "context": None,
+             "item_text": f"item 2 {attack}", "aspects": ASPECTS, "labels": ["A", "B", "C"],
+             "reasoning": attack or None}
             for u in users
         ],
         "judge_labels_rejected": [
-            {"day": the_day, "reason": "missing_field", "detail": "column labels: absent", "file": "labels.jsonl", "line": 3,
-             "raw_text": '{"sample_id": "l99"} ' + attack},
+            {"day": the_day, "reason": "missing_field", "detail": "column labels: absent", "file": "labels.jsonl",
+             "line": 3, "raw_text": '{"sample_id": "l99"} ' + attack},
+        ],
+        "stage_runs": [
+            {"day": the_day, "folder": "", "stage": stage.name, "run_id": f"r-{stage.name}", "sequence": 1,
+             "state": "finished", "started": noon, "seconds": 1.5, "message": None, "facts": "{}", "notes": [],
+             "fingerprint": None, "code_digest": None, "tables_read": "{}", "tables_written": "{}",
+             "input": "simulator", "sgrec_version": "0.1.0", "git_revision": None}
+            for stage in STAGES
         ],
         "judge_evaluations": [
-            {"day": the_day, "candidate_version": "j2", "judge_version": "j2", "role": "candidate", "metric": "point_acc", "aspect": aspect, "bucket": "all",
-             "value": 0.61, "lower": 0.55, "upper": 0.66, "count": USERS}
+            {"day": the_day, "candidate_version": "j2", "judge_version": "j2", "role": "candidate",
+             "metric": "point_acc", "aspect": aspect, "bucket": "all", "value": 0.61, "lower": 0.55, "upper": 0.66,
+             "count": USERS}
             for aspect in ("all", *ASPECTS)
         ],
     }  # fmt: skip
@@ -147,7 +159,8 @@ FACTS: dict[str, dict[str, Any]] = {
     "score_aspects": {
         "judge_engine": "embedding", "judge_version": JUDGE_VERSION, "judge_asked": 120,
         "judge_cached": 20, "judge_skipped": 8, "judge_unaffordable": 0, "judge_paid": 92, "judge_failed": 1,
-        "judge_left_format": 0.031, "judge_drift": {"s0": 0.0123, "s1": 0.3}, "judge_flagged_items": 1, "judge_flagged_items_shown": {"i<3>": ["markup", "chat marker"]},
+        "judge_left_format": 0.031, "judge_drift": {"s0": 0.0123, "s1": 0.3}, "judge_flagged_items": 1,
+        "judge_flagged_items_shown": {"i<3>": ["markup", "chat marker"]},
         "judge_flagged_users": 2, "judge_flagged_users_shown": {"u</code>": ["instruction"]},
     },
     "materialize_rewards": {

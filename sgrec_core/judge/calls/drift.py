@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from sgrec_core.judge.calls.ledger import judged_with
 from sgrec_core.judge.calls.scores import find_scores
 from sgrec_core.lake import Lake
+from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.runs import last_done
 
 DRIFTED = 0.2
 """A stability index that calls for a look, by the usual rule of thumb."""
@@ -14,7 +15,7 @@ _FLOOR = 1e-3
 
 
 def stability_index(now: np.ndarray, before: np.ndarray) -> float:
-    """Population stability index of scores in [-1, 1]: sum over ten equal bins of (p - q) ln(p / q); 0 for equal shares."""
+    """Population stability index of scores in [-1, 1]: sum over ten equal bins of (p - q) ln(p / q)."""
     edges = np.linspace(-1, 1, _BINS + 1)
     p, q = (
         np.maximum(np.histogram(np.clip(scores, -1, 1), edges)[0] / len(scores), _FLOOR) for scores in (now, before)
@@ -31,8 +32,9 @@ def drift(lake: Lake, day: str, version: str) -> tuple[str, dict[str, float]] | 
     if not days:
         return None
     before = max(days)
-    earlier = judged_with(lake, before)
-    if earlier is None:
+    judged = last_done(lake, before, "score_aspects")
+    earlier = judged and judged.facts.get("judge_version")
+    if not earlier:
         return None
     ours, theirs = _scores(lake, day, version), _scores(lake, before, earlier)
     shared = {aspect: stability_index(ours[aspect], theirs[aspect]) for aspect in ours if aspect in theirs}
@@ -50,3 +52,17 @@ def _scores(lake: Lake, day: str, version: str) -> dict[str, np.ndarray]:
     if not found:
         return {}
     return dict(zip(found[0]["aspects"], np.array([row["scores"] for row in found]).T, strict=True))
+
+
+def tell_drift(job: Job, version: str) -> None:
+    """Facts and notes of ``job`` about the drift of the scores by judge ``version``."""
+    compared = drift(job.lake, job.day, version)
+    if compared is None:
+        return
+    before, indices = compared
+    job.fact("judge_drift", {aspect: round(index, 4) for aspect, index in indices.items()})
+    if drifted := [aspect for aspect, index in indices.items() if index > DRIFTED]:
+        job.note(
+            f"the scores of {', '.join(drifted)} are distributed otherwise than on {before} (stability index"
+            f" {max(indices.values()):.2f}, above {DRIFTED}): another judge, or other users and items"
+        )

@@ -15,8 +15,8 @@ from sgrec_core.judge.engines import Engine, day_has_context, judge_version, mak
 from sgrec_core.judge.engines.embedding import EmbeddingEngine
 from sgrec_core.judge.versions.accepted import accept, check_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter
-from sgrec_core.rewards.fusion import UNGATED
-from sgrec_core.rewards.table import varied_groups
+from sgrec_core.rewards.advantages import method_of
+from sgrec_core.rewards.semantic import decisions_worth_judging, queue_places
 from sgrec_core.runtime.job import Job
 from sgrec_core.settings import Settings
 
@@ -198,30 +198,29 @@ def work(job: Job, worker: int) -> None:
 
 
 def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:
-    """The groups to judge, a share ``sampling_ratio`` of those with business variance, and those without variance."""
-    columns = ["decision_id", "state_id", "item_id", "business_reward"]
+    """The groups to judge, a share ``sampling_ratio`` of those worth it, and those that are not: without variance."""
+    columns = ["decision_id", "state_id", "rank", "item_id", "business_reward"]
     rows = job.lake.read("candidates", where={"day": job.day}, columns=columns)
     decisions, starts = np.unique(rows["decision_id"].to_numpy(zero_copy_only=False).astype(str), return_index=True)
     states, candidates = rows["state_id"].to_pylist(), rows["item_id"].to_pylist()
-    varied = set(varied_groups(rows).to_pylist())
+    method = method_of(job.settings.fusion.objective)
+    worth = set(decisions_worth_judging(method, rows).to_pylist())
     if unknown := sorted(set(candidates) - items.keys()):
         raise ContractError(
             f"table candidates of {job.day}: {len(unknown)} items are not in the day's items, first {unknown[0]!r}; "
             "re-run tokenize_items and generate_candidates"
         )
     judge = job.settings.judge
-    orders = hash_share(decisions.tolist(), f"judge-groups-{judge.seed}")
-    needs_every_group = job.settings.fusion.objective in UNGATED
+    places = queue_places(method, decisions.tolist(), ratio=judge.sampling_ratio, seed=judge.seed)
     chosen, without_variance = [], []
     ends = [*starts[1:], len(candidates)]
-    for decision, start, end, order in zip(decisions.tolist(), starts, ends, orders.tolist(), strict=True):
+    for decision, start, end, place in zip(decisions.tolist(), starts, ends, places.tolist(), strict=True):
         calls = tuple((states[row], candidates[row], items[candidates[row]][0]) for row in range(start, end))
-        if not needs_every_group and decision not in varied:
-            without_variance.append(Unit(order=order, name=decision, calls=calls))
-        elif needs_every_group or order < judge.sampling_ratio:
-            # Stretched over [0, 1) again, so that sampled groups and pairs queue side by side.
-            order = order if needs_every_group else order / judge.sampling_ratio
-            chosen.append(Unit(order=order, name=decision, calls=calls))
+        unit = Unit(order=place, name=decision, calls=calls)
+        if decision not in worth:
+            without_variance.append(unit)
+        elif place < np.inf:
+            chosen.append(unit)
     return chosen, without_variance
 
 

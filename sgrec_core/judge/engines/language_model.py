@@ -17,11 +17,12 @@ from sgrec_core.judge.engines.backends import (
     Backend,
     Chat,
     Failed,
-    Server,
-    Vllm,
+    decoding_settings,
     is_known_to_the_server_alone,
 )
+from sgrec_core.judge.engines.server_backend import Server
 from sgrec_core.judge.engines.tiny_model import tiny_model_fingerprint
+from sgrec_core.judge.engines.vllm_backend import Vllm
 from sgrec_core.judge.prompt import (
     answer_schema,
     clean,
@@ -52,8 +53,8 @@ class LanguageModelEngine:
     - ``labels``: one question an aspect, of whose answer only the first token is generated. The score is the
       expectation of the level's value under the probabilities of the labels, renormalised; these are kept. Whatever
       texts say, there is no output that could leave the format.
-    - ``reasoning``: one question for all aspects, answered with reasoning and levels as JSON under a schema (the form of
-      S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
+    - ``reasoning``: one question for all aspects, answered with reasoning and levels as JSON under a schema (the form
+      of S-GRec, arXiv 2602.10606). Greedy. The score is the value of the level that the model names.
 
     How often the model would leave the format if it were let: in ``labels`` the probability outside of the labels, in
     ``reasoning`` a share ``judge.format_sample`` of the requests is answered without the schema as well.
@@ -82,12 +83,9 @@ class LanguageModelEngine:
 
     def version_facts(self) -> dict[str, Any]:
         judge = self.settings.judge
-        decoding: dict[str, Any] = {"mode": self.mode}
+        decoding = decoding_settings(judge)
         if self.mode == "reasoning":
-            decoding |= {"temperature": 0, "reasoning_characters": judge.reasoning_characters}
-        if not is_known_to_the_server_alone(judge):
-            # Histories are cut until the prompt fits.
-            decoding |= {"max_model_len": judge.max_model_len}
+            decoding["temperature"] = 0
         return {
             "engine": judge.engine,
             "model": _model_identity(judge) | _adapter_identity(judge.adapter_folder),

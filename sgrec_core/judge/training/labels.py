@@ -1,11 +1,12 @@
-"""Label files of the judge: one JSON object a line, each alone enough to ask the judge and to tell whether it was right.
+"""Label files of the judge: one JSON object a line, each enough to ask the judge and to tell whether it was right.
 
-    {"sample_id": "s1", "user_id": "u7", "source": "human", "history": ["blue kettle", "tea cup"], "profile": {"age": 30},
-     "context": {"hour": 20}, "item": "green tea", "labels": {"s0": "A", "s1": "B", "s2": "C", "s3": "A"}}
+    {"sample_id": "s1", "user_id": "u7", "source": "human", "history": ["blue kettle", "tea cup"],
+     "profile": {"age": 30}, "context": {"hour": 20}, "item": "green tea",
+     "labels": {"s0": "A", "s1": "B", "s2": "C", "s3": "A"}}
 
-``user_id`` decides which samples are held out (by default each state is a user of its own); ``profile``, ``context`` and
-``reasoning`` may be absent. ``labels`` names a level of every aspect of the rubric, except of those that need a context where
-there is none.
+``user_id`` decides which samples are held out (by default each state is a user of its own); ``profile``, ``context``
+and ``reasoning`` may be absent. ``labels`` names a level of every aspect of the rubric, except of those that need a
+context where there is none.
 """
 
 import json
@@ -29,7 +30,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.logs.landing import day_folder
 from sgrec_core.logs.parsing import canonical_json, storable
 from sgrec_core.logs.readers import FORMATS, Limits, Problem, read_rows
-from sgrec_core.simulator.marketplace import ASPECTS
+from sgrec_core.simulator.world import ASPECTS
 
 Text = Field(min_length=1)
 TRUE_ASPECTS = {f"s{number}": name for number, name in enumerate(ASPECTS)}
@@ -154,8 +155,7 @@ def _problem(reason: str, detail: str) -> Problem:
 
 
 def label_request(row: Mapping[str, Any]) -> JudgeRequest:
-    """What the judge is asked for a row of ``judge_labels``; keyed by content, like a night's calls, and its texts are made
-    as the catalogue's are."""
+    """What the judge is asked for a row of ``judge_labels``; keyed by content, with texts made as the catalogue's."""
     state = digest("label", *row["history"], row["profile"], row["context"])
     item = digest("label", row["item_text"])
     return JudgeRequest(
@@ -181,7 +181,7 @@ def call_of(request: JudgeRequest) -> Call:
 def simulated_labels(
     lake: Lake, texts: Texts, truth: Path, day: str, rubric: Rubric, count: int
 ) -> list[dict[str, Any]]:
-    """Lines of a label file from what the simulator knows: the level nearest to the true aspect of an item that was shown.
+    """Lines of a label file from what the simulator knows: the level nearest to the true aspect of a shown item.
 
     ``count`` impressions of the day's decisions, chosen by hash, one a decision.
 

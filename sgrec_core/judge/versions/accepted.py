@@ -1,8 +1,8 @@
 """Which judges nights may use: the first one of a home, those that passed the gate, and those that a person accepted.
 
-A changed word of the rubric, another model, mode or adapter makes another ``judge_version``, and so may a new sgrec. Stages that ask
-the judge refuse one that is not in ``<home>/judge/accepted.json``; beside it lie the rubrics, so that a judge can be asked again
-when another is to be compared with it (`comparison`).
+A changed word of the rubric, another model, mode or adapter makes another ``judge_version``, and so may a new sgrec.
+Stages that ask the judge refuse one that is not in ``<home>/judge/accepted.json``; beside it lie the rubrics, so that a
+judge can be asked again when another is to be compared with it (`comparison`).
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sgrec_core.errors import SettingsError
 from sgrec_core.files import write_json, write_text_once
 from sgrec_core.judge.engines import judge_version
-from sgrec_core.judge.engines.backends import is_known_to_the_server_alone, served_model
+from sgrec_core.judge.engines.backends import decoding_settings, served_model
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.versions.adapters import judge_folder, rubric_digest
 from sgrec_core.settings import Settings
@@ -56,7 +56,8 @@ def accepted_judges(settings: Settings) -> list[Accepted]:
         return []
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(
-            f"{path}: not what `sgrec` writes ({error}); put it right, or remove it: the judge of the next night is accepted then"
+            f"{path}: not what `sgrec` writes ({error}); put it right, or remove it: the judge of the next night is"
+            " accepted then"
         ) from error
 
 
@@ -66,7 +67,7 @@ def find_accepted(settings: Settings, version: str) -> Accepted | None:
 
 
 def check_accepted(settings: Settings) -> None:
-    """Raise where nights may not use the judge of ``settings``. The first one that scores anything in a home is accepted.
+    """Raise where nights may not use the judge of ``settings``. The first one that scores in a home is accepted.
 
     Raises:
         SettingsError: it passed no gate, and nobody accepted it.
@@ -78,7 +79,8 @@ def check_accepted(settings: Settings) -> None:
     if not any(set(one.versions) & set(wanted.versions) for one in accepted):
         raise SettingsError(
             f"judge {wanted} has passed no gate, and nobody has accepted it; accepted last in {settings.home}: {last}."
-            f" {_difference(wanted, last)}. Compare the two on the labels of a day whose night has run (`sgrec compare-judge --day D`),"
+            f" {_difference(wanted, last)}. Compare the two on the labels of a day whose night has run"
+            " (`sgrec compare-judge --day D`),"
             " accept it without that (`sgrec accept-judge`), or go back"
             + (
                 f"; of this judge both need SGREC_JUDGE__ADAPTER={settings.judge.adapter}"
@@ -177,11 +179,7 @@ def _judge(settings: Settings) -> dict[str, Any]:
     fields: dict[str, Any] = {"engine": judge.engine, "adapter": None}
     if judge.engine == "embedding":
         return fields
-    fields |= {name: getattr(judge, name) for name in ("model", "revision", "mode")}
-    if not is_known_to_the_server_alone(judge):
-        fields["max_model_len"] = judge.max_model_len
-    if judge.mode == "reasoning":
-        fields["reasoning_characters"] = judge.reasoning_characters
+    fields |= {"model": judge.model, "revision": judge.revision, **decoding_settings(judge)}
     if judge.engine == "server":
         fields |= {"served_name": judge.served_name, "server_url": judge.server_url}
     if judge.adapter_folder is not None:

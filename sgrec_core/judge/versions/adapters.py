@@ -1,9 +1,9 @@
 """Which adapter of the judge's model a night uses: what the judge's training made, and which of that passed its gate.
 
-Adapters lie under ``<home>/judge`` as folders that vLLM loads, copies of what MLflow has under ``sgrec-judge``; beside them
-``adapters.json`` says which day's training made which and which were activated. The judge's environment has no MLflow, so this is
-how it knows. A night uses what a training of an earlier day had activated when the night began, the same at every re-run:
-``reports/<day>/judge.json`` keeps it.
+Adapters lie under ``<home>/judge`` as folders that vLLM loads, copies of what MLflow has under ``sgrec-judge``; beside
+them ``adapters.json`` says which day's training made which and which were activated. The judge's environment has no
+MLflow, so this is how it knows. A night uses what a training of an earlier day had activated when the night began, the
+same at every re-run: ``reports/<day>/judge.json`` keeps it.
 """
 
 import json
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.errors import SettingsError
-from sgrec_core.files import write_json, write_json_once
+from sgrec_core.files import warn_of_damage, write_json, write_json_once
 from sgrec_core.hashing import digest
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import Stage
 from sgrec_core.settings import Settings
+
+KINDS = ("trained", "active")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +89,18 @@ def of_night(settings: Settings, day: str, *, pin: bool = False) -> Adapter | No
     ``pin`` makes this the first time: a training that ends while the night runs, or after it, changes nothing about it.
     """
     path = _pin(settings, day)
-    if not path.exists():
-        found = active(settings, day)
-        if not pin:
-            return found
-        write_json_once(path, found and asdict(found))
-    fields = json.loads(path.read_text())
-    return Adapter(**fields) if fields else None
+    try:
+        return _read_pin(path)
+    except FileNotFoundError:
+        write = write_json_once
+    except (ValueError, TypeError) as error:
+        warn_of_damage(path, str(error), f"night {day} uses the adapter that is active for it now")
+        write = write_json
+    found = active(settings, day)
+    if not pin:
+        return found
+    write(path, found and asdict(found))
+    return _read_pin(path)
 
 
 def unpin(settings: Settings, day: str) -> None:
@@ -134,7 +141,8 @@ def with_adapter(settings: Settings, adapter: Adapter | None) -> Settings:
             f"the adapter that the training of {adapter.day} made is for judge.model={adapter.model!r}"
             f" (revision {adapter.revision}) and rubric {adapter.rubric}, not for {settings.judge.model!r} (revision"
             f" {settings.judge.revision}) and rubric {rubric_digest(settings)}; go back to these"
-            " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days with the new one"
+            " (SGREC_JUDGE__MODEL, SGREC_JUDGE__REVISION, SGREC_JUDGE__RUBRIC), or train again and judge later days"
+            " with the new one"
         )
     path = None if adapter is None else adapter.path(settings)
     return settings.model_copy(update={"judge": settings.judge.model_copy(update={"adapter": path})})
@@ -149,12 +157,28 @@ def _pin(settings: Settings, day: str) -> Path:
     return settings.reports(day) / "judge.json"
 
 
+def _read_pin(path: Path) -> Adapter | None:
+    fields = json.loads(path.read_bytes())
+    return None if fields is None else Adapter(**fields)
+
+
 def _read(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What ``adapters.json`` holds.
+
+    Raises:
+        SettingsError: it was damaged. To go on without it would judge, and pay, with another judge.
+    """
+    path = judge_folder(settings) / "adapters.json"
     try:
-        found: dict[str, dict[str, Any]] = json.loads((judge_folder(settings) / "adapters.json").read_text())
+        found = json.loads(path.read_bytes())
+        return {kind: {day: asdict(Adapter(**fields)) for day, fields in found[kind].items()} for kind in KINDS}
     except FileNotFoundError:
-        return {"trained": {}, "active": {}}
-    return found
+        return {kind: {} for kind in KINDS}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SettingsError(
+            f"{path}: not what `sgrec` writes ({error}); put it right, or remove it: nights then use the model as it"
+            " came until `sgrec train-judge` activates an adapter"
+        ) from error
 
 
 def _find(settings: Settings, kind: str, day: str) -> Adapter | None:

@@ -1,7 +1,7 @@
 """What held-out labels and pairs say of a judge, and of one version against another.
 
-Labels and pairs belong to the users that no fit of a night reads. Both versions answer the same calls, each with its own engine, rubric and
-mode; answers are rows of ``aspect_scores`` like a night's, so that no call is paid twice.
+Labels and pairs belong to the users that no fit of a night reads. Both versions answer the same calls, each with its
+own engine, rubric and mode; answers are rows of ``aspect_scores`` like a night's, so that no call is paid twice.
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sgrec_core.errors import InputError, SettingsError
+from sgrec_core.evaluation.gate import Verdict
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.judge.calls.ledger import judged_with
@@ -130,7 +131,8 @@ def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
         )
     if not others:
         raise InputError(
-            f"judge {' / '.join(versions)} is the only one of {settings.home}: nothing to compare it with; set SGREC_JUDGE__* to the one"
+            f"judge {' / '.join(versions)} is the only one of {settings.home}: nothing to compare it with; set"
+            " SGREC_JUDGE__* to the one"
             " that is to be compared with it, or train one with `sgrec train-judge`"
         )
     *_, other = [one for one in others if night in one.versions] or others
@@ -217,7 +219,7 @@ class Row:
 
 
 def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Iterator[Row]:
-    """Accuracy, order, calibration and confusion of one version; failures and order alone where it has other levels than the labels.
+    """Accuracy, order, calibration and confusion of one version; failures and order alone where its levels are others.
 
     A failed call counts as wrong, and as half a pair in order.
     """
@@ -257,7 +259,7 @@ def measures(held: HeldOut, judge: Answers, *, seed: int, resamples: int) -> Ite
 def against(held: HeldOut, judge: Answers, other: Answers, *, seed: int, resamples: int) -> Iterator[Row]:
     """How far one version agrees with another, call by call, and how much better it is where both answered.
 
-    Versions whose rubrics have other aspects or levels neither agree nor disagree: of those the order of pairs alone is compared.
+    Versions whose rubrics have other aspects or levels neither agree nor disagree: their pairs alone are compared.
     """
     both = [call for call in held.calls if call in judge.scores and call in other.scores]
     alike = scales(judge.aspects) == scales(other.aspects)
@@ -336,19 +338,11 @@ def _confusion(held: HeldOut, judge: Answers) -> Iterator[Row]:
             yield Row(metric="confusion", aspect=aspect.id, bucket=f"{true} > {given}", value=share, count=count)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a candidate becomes active, and why, in words."""
-
-    passed: bool
-    reason: str
-
-
-def verdict(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
+def decide(rows: Mapping[str, Sequence[Row]], settings: Settings, active: str) -> Verdict:
     """The gate of a new version: more labels hit beyond chance, pairs not ordered worse, and few failed calls.
 
-    It has to be better, not just no worse: a new version pays for all scores anew. Where the two rubrics have other aspects or levels, labels
-    do not compare them, and pairs have to be ordered better beyond chance.
+    It has to be better, not just no worse: a new version pays for all scores anew. Where the two rubrics have other
+    aspects or levels, labels do not compare them, and pairs have to be ordered better beyond chance.
 
     Args:
         rows: of ``candidate``, with those of `against`.

@@ -44,7 +44,7 @@ def trained_before(job: Job, registry: Registry, fingerprint: str) -> ModelVersi
     if version is None or job.force:
         return None
     # Of this version, which need not be the one that was trained last.
-    _count(job, registry.metrics(version))
+    _tell_figures(job, registry.metrics(version))
     job.keep_facts()
     return version
 
@@ -76,11 +76,11 @@ def register_adapter(
             parameters=job.settings.judge_training.model_dump(),
             tables={table: job.lake.version(table) for table in job.stage.reads},
         )
-    _count(job, registry.metrics(version))
+    _tell_figures(job, registry.metrics(version))
     return version
 
 
-def _count(job: Job, figures: Mapping[str, float]) -> None:
+def _tell_figures(job: Job, figures: Mapping[str, float]) -> None:
     for name, value in figures.items():
         job.fact(name, round(value, 4))
 

@@ -1,9 +1,10 @@
-"""The objective: clipped policy gradient with a penalty for leaving the reference.
+"""Losses of policy optimisation; `LOSSES` names them for ``policy.loss``. Advantages come from `sgrec_core.rewards`.
 
-PPO's clipped surrogate on token ratios that share the advantage of their sequence, minus beta times the k3 estimate
-of KL(policy || reference); as S-GRec trains (papers' section "A2PO"). Advantages come from `sgrec_core.rewards`.
+A loss takes log-probabilities [N, G, L] of candidates under the policy, its old self and the reference, advantages
+[N, G] or [N, G, L], and by keyword ``clip`` and ``beta``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,10 +39,10 @@ def clipped_policy_loss(
     clip: float,
     beta: float,
 ) -> PolicyLoss:
-    """Loss of candidates with log-probabilities [N, G, L] under the policy, its old self and the reference.
+    """PPO's clipped surrogate on token ratios, minus beta times the k3 estimate of KL(policy || reference).
 
-    ``advantages`` are [N, G], shared by the tokens of a candidate, or [N, G, L]. All items have L codes, so the mean
-    over tokens weighs every candidate alike.
+    As S-GRec (arXiv 2602.10606) trains. Advantages [N, G] are shared by the tokens of a candidate. All items have L
+    codes, so the mean over tokens weighs every candidate alike.
     """
     if advantages.dim() == 2:
         advantages = advantages[..., None]
@@ -56,3 +57,6 @@ def clipped_policy_loss(
         kl_reference=penalty.detach().mean(),
         ratio=ratio.detach().mean(),
     )
+
+
+LOSSES: dict[str, Callable[..., PolicyLoss]] = {"clip": clipped_policy_loss}

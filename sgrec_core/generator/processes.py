@@ -1,7 +1,7 @@
 """Training in a folder of its own: on a bare GPU machine, or in several processes.
 
-    python -m sgrec_core.generator.train WORK
-    torchrun --nproc-per-node 8 -m sgrec_core.generator.train WORK
+    python -m sgrec_core.generator.processes WORK
+    torchrun --nproc-per-node 8 -m sgrec_core.generator.processes WORK
 
 needs torch, numpy and safetensors. `write_inputs` fills WORK with ``inputs.safetensors`` (codes, windows, starting
 weights) and ``config.json``; the command leaves ``weights.safetensors`` and ``losses.json``. Checkpoints lie in
@@ -24,8 +24,10 @@ import torch.distributed as dist
 
 from sgrec_core.errors import InputError
 from sgrec_core.generator.checkpoints import Checkpoints
-from sgrec_core.generator.model import Generator, GeneratorConfig
-from sgrec_core.generator.training import TrainingConfig, Windows, train_supervised
+from sgrec_core.generator.config import GeneratorConfig
+from sgrec_core.generator.model import Generator
+from sgrec_core.generator.packing import Windows
+from sgrec_core.generator.training import TrainingConfig, train_supervised
 from sgrec_core.generator.trie import ItemTrie
 
 INPUTS, CONFIG, WEIGHTS, LOSSES = "inputs.safetensors", "config.json", "weights.safetensors", "losses.json"
@@ -40,7 +42,7 @@ def write_inputs(
     work.mkdir(parents=True, exist_ok=True)
     for result in (WEIGHTS, LOSSES):
         (work / result).unlink(missing_ok=True)
-    tensors = {f"weight/{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
+    tensors = {f"weight/{name}": tensor.cpu() for name, tensor in model.tensors().items()}
     tensors["codes"] = trie.codes.cpu()
     tensors["items"] = torch.from_numpy(windows.items)
     tensors["first_target"] = torch.from_numpy(windows.first_target)
@@ -63,8 +65,8 @@ def read_results(work: Path, model: Generator) -> list[float]:
     from safetensors.torch import load_file
 
     if not (work / LOSSES).exists():
-        raise InputError(f"{work} holds no finished training; run `python -m sgrec_core.generator.train {work}`")
-    model.load_state_dict(load_file(work / WEIGHTS, device=str(model.device)))
+        raise InputError(f"{work} holds no finished training; run `python -m sgrec_core.generator.processes {work}`")
+    model.load_tensors(load_file(work / WEIGHTS, device=str(model.device)))
     return json.loads((work / LOSSES).read_text())
 
 
@@ -100,14 +102,14 @@ def train_in_processes(
 
 def main(arguments: list[str] | None = None) -> None:
     """Train what lies in a folder; under torchrun, as one of its processes."""
-    parser = argparse.ArgumentParser(prog="python -m sgrec_core.generator.train", description="Train a generator.")
+    parser = argparse.ArgumentParser(prog="python -m sgrec_core.generator.processes", description="Train a generator.")
     parser.add_argument("work", type=Path, help="folder with inputs.safetensors and config.json; results go there")
     parser.add_argument("--parent", type=int, help="stop when the process with this number has ended")
     options = parser.parse_args(arguments)
     from safetensors.torch import load_file, save_file
 
     if not (options.work / CONFIG).exists():
-        parser.error(f"{options.work / CONFIG} does not exist; sgrec_core.generator.train.write_inputs makes it")
+        parser.error(f"{options.work / CONFIG} does not exist; sgrec_core.generator.processes.write_inputs makes it")
     settings: dict[str, Any] = json.loads((options.work / CONFIG).read_text())
     tensors = load_file(options.work / INPUTS)
 
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     first = not dist.is_initialized() or dist.get_rank() == 0
 
     model = Generator(GeneratorConfig(**settings["generator"]))
-    model.load_state_dict({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("weight/")})
+    model.load_tensors({name[7:]: tensor for name, tensor in tensors.items() if name.startswith("weight/")})
     trie = ItemTrie.build(tensors["codes"], settings["codebook_size"])
     windows = Windows(tensors["items"].numpy(), tensors["first_target"].numpy().astype(np.int32))
 
@@ -139,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         progress=step,
     )
     if first:
-        save_file({name: tensor.cpu() for name, tensor in model.state_dict().items()}, options.work / WEIGHTS)
+        save_file({name: tensor.cpu() for name, tensor in model.tensors().items()}, options.work / WEIGHTS)
         # The losses come last and in one step: where they are, the weights are whole.
         unfinished = options.work / f"{LOSSES}.{os.getpid()}"
         unfinished.write_text(json.dumps(losses) + "\n")

@@ -1,0 +1,95 @@
+"""What a model recommends for held-out decisions, and its rows of ``evaluations``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgrec_core.evaluation import metrics
+from sgrec_core.evaluation.significance import bootstrap
+from sgrec_core.generator.dataset import Catalogue
+
+MEASURES = {"hit_rate": metrics.hit_rate, "ndcg": metrics.ndcg}
+CUTOFF = 10
+"""Of buckets, coverage, Gini index and the gate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """Of users, for intervals."""
+
+    seed: int
+    resamples: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What one model recommends for N held-out decisions, in the indices of its own catalogue."""
+
+    model: str
+    version: str
+    items: np.ndarray
+    """[N, K]"""
+    targets: np.ndarray
+    """[N], -2 for an item that the model cannot recommend: always a miss."""
+    histories: np.ndarray
+    """[N, n], -1 after the end."""
+    catalogue: Catalogue
+    users: np.ndarray
+    """[N] user ids."""
+
+    def per_user(self, metric: str, cutoff: int = CUTOFF) -> np.ndarray:
+        """[U] mean of the metric over each user's decisions, users in ascending order."""
+        ranks = metrics.target_ranks(self.items, self.targets)
+        return metrics.per_user(MEASURES[metric](ranks, cutoff), self.users)
+
+
+def evaluation_rows(ranking: Ranking, role: str, split: str, resampling: Resampling) -> list[dict[str, Any]]:
+    """Rows of ``evaluations`` of one model, without the day."""
+    users = len(np.unique(ranking.users))
+    common = {"model": ranking.model, "model_version": ranking.version, "role": role, "split": split, "users": users}
+    rows: list[dict[str, Any]] = []
+
+    def add(metric: str, cutoff: int, values: np.ndarray, bucket: str = "all") -> None:
+        found = bootstrap(values, seed=resampling.seed, resamples=resampling.resamples)
+        rows.append({**common, "metric": metric, "cutoff": cutoff, "bucket": bucket, **vars(found)})
+
+    for metric in MEASURES:
+        for cutoff in metrics.CUTOFFS:
+            add(metric, cutoff, ranking.per_user(metric, cutoff))
+    id_ranks = metrics.identity_ranks(ranking.items, ranking.targets, ranking.catalogue.identities)
+    for metric, measure in MEASURES.items():
+        for cutoff in metrics.CUTOFFS:
+            add(f"id_{metric}", cutoff, metrics.per_user(measure(id_ranks, cutoff), ranking.users))
+    # Of all lists together, no mean over users: without an interval.
+    for metric, of_lists in (("coverage", metrics.coverage), ("gini", metrics.gini)):
+        value = of_lists(ranking.items, len(ranking.catalogue), CUTOFF)
+        figures = {"value": value, "lower": None, "upper": None}
+        rows.append({**common, "metric": metric, "cutoff": CUTOFF, "bucket": "all", **figures})
+
+    known = np.nonzero(ranking.targets >= 0)[0]
+    buckets = metrics.novelty_buckets(ranking.histories[known], ranking.targets[known], ranking.catalogue.codes)
+    ranks = metrics.target_ranks(ranking.items[known], ranking.targets[known])
+    for number, bucket in enumerate(metrics.NOVELTY_BUCKETS):
+        inside = buckets == number
+        if inside.any():
+            common["users"] = len(np.unique(ranking.users[known][inside]))
+            for metric, measure in MEASURES.items():
+                add(
+                    metric,
+                    CUTOFF,
+                    metrics.per_user(measure(ranks[inside], CUTOFF), ranking.users[known][inside]),
+                    bucket,
+                )
+    return rows
+
+
+def figures(rows: list[dict[str, Any]]) -> Mapping[str, float]:
+    """``hr@10``, ``ndcg@10`` and so on of evaluation rows over all decisions."""
+    short = {"hit_rate": "hr", "ndcg": "ndcg"}
+    return {
+        f"{short[row['metric']]}@{row['cutoff']}": row["value"]
+        for row in rows
+        if row["bucket"] == "all" and row["metric"] in short
+    }

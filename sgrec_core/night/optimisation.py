@@ -1,0 +1,211 @@
+"""Optimising the night's policy: on the stored groups of its reward table, or on fresh ones judged on the spot."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sgrec_core.errors import SgrecError
+from sgrec_core.generator import Generator
+from sgrec_core.generator.dataset import Catalogue, history_matrix
+from sgrec_core.judge.calls.cached import CachedJudge
+from sgrec_core.judge.versions.accepted import check_accepted
+from sgrec_core.lake import Lake
+from sgrec_core.lake.queries import decisions
+from sgrec_core.night.rewards import business_reward
+from sgrec_core.policy import (
+    PolicyConfig,
+    Prompts,
+    RolloutConfig,
+    StoredGroups,
+    means_of_last_epoch,
+    train_on_policy,
+    train_stored,
+)
+from sgrec_core.policy.trainer import SemanticReward
+from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry.nights import of_night
+from sgrec_core.rewards.advantages import method_of
+from sgrec_core.rewards.semantic import holistic, queue_places
+from sgrec_core.rewards.table import advantages_of
+from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.stages import BUSINESS_REWARD, SUPERVISED
+from sgrec_core.settings import Settings
+
+DO_NOT_MOVE_SCORES = {
+    "concurrency",
+    "timeout",
+    "retries",
+    "workers",
+    "tokens_per_second",
+    "max_failed_share",
+    "shard_size",
+}
+"""Settings of the judge with which it gives the same scores; `server_url` is not among them."""
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """What became of a policy."""
+
+    steps: int
+    groups_with_advantage: int
+    statistics: dict[str, float]
+    """Means over the steps of the last epoch; on fresh groups also what they looked like, over all epochs."""
+    judge_paid: int | None = None
+    """Calls paid for fresh groups; None on stored ones."""
+
+
+def fresh_settings(settings: Settings) -> list[object] | None:
+    """For fingerprints: the settings that work while training on fresh groups; None when it is on stored ones."""
+    if settings.policy.mode == "stored":
+        return None
+    judge = settings.judge.model_dump(mode="json", exclude=DO_NOT_MOVE_SCORES)
+    return [settings.fusion.model_dump(), judge, settings.rollout.model_dump()]
+
+
+def stored_groups(
+    lake: Lake, day: str, settings: Settings, catalogue: Catalogue, reward_version: str, start: ModelVersion
+) -> StoredGroups:
+    """The night's rollout groups with their advantages, in the order of their decisions.
+
+    Raises:
+        SgrecError: candidates are those of another policy, or do not fit the rewards.
+    """
+    candidates = lake.read("candidates", where={"day": day}).sort_by(
+        [("decision_id", "ascending"), ("rank", "ascending")]
+    )
+    rewards = lake.read(
+        "rewards",
+        where={"day": day, "reward_version": reward_version},
+        columns=["decision_id", "rank", "item_id", "advantage", "code_advantages"],
+    ).sort_by([("decision_id", "ascending"), ("rank", "ascending")])
+    policies = candidates["policy_version"].unique().to_pylist()
+    if policies != [start.version]:
+        raise SgrecError(
+            f"candidates of {day} were rolled out by {SUPERVISED} version {', '.join(policies)}, the night's is"
+            f" {start.version}; run `python -m jobs.generate_candidates --day {day}` and the stages behind it"
+        )
+    same = ["decision_id", "rank", "item_id"]
+    if candidates.select(same) != rewards.select(same):
+        raise SgrecError(
+            f"rewards of {day} are not about the day's candidates;"
+            f" run `python -m jobs.materialize_rewards --day {day}` first"
+        )
+    states = decisions(lake, [day], "train", ["decision_id", "history"])
+    wanted = np.unique(candidates["decision_id"].to_numpy())
+    row = pc.index_in(pa.array(wanted, pa.string()), states["decision_id"].combine_chunks())
+    groups = len(wanted)
+    log_probs = candidates["log_probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return StoredGroups(
+        histories=history_matrix(states["history"].take(row), catalogue, settings.states.max_history),
+        items=catalogue.index(candidates["item_id"]).reshape(groups, -1),
+        log_probs=log_probs.reshape(groups, -1, catalogue.codes.shape[1]),
+        advantages=advantages_of(rewards, groups),
+    )
+
+
+def optimise(job: Job, registry: Registry, model: Generator, catalogue: Catalogue, groups: StoredGroups) -> Optimised:
+    """Improve ``model`` in place, by ``policy.mode`` on ``groups`` or on fresh groups of the same decisions."""
+    settings = job.settings.policy
+    config = PolicyConfig(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        clip=settings.clip,
+        beta=settings.kl_weight,
+        seed=settings.seed,
+        loss=settings.loss,
+    )
+    if settings.mode == "on_policy":
+        return _on_fresh_groups(job, registry, model, catalogue, groups, config)
+    used = len(groups.with_signal().items)
+    with job.progress_bar(config.epochs * used, "training groups") as advance:
+        log = train_stored(model, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
+    return Optimised(len(log), used, means_of_last_epoch(log, config.epochs))
+
+
+def _on_fresh_groups(
+    job: Job,
+    registry: Registry,
+    model: Generator,
+    catalogue: Catalogue,
+    groups: StoredGroups,
+    config: PolicyConfig,
+) -> Optimised:
+    settings, fusion = job.settings, job.settings.fusion
+    columns = ["decision_id", "state_id", "user_id", "as_of", "history", "profile", "context", "target_item"]
+    states = decisions(job.lake, [job.day], "train", columns).sort_by("decision_id")
+    stored = job.lake.read("candidates", where={"day": job.day}, columns=["decision_id"])["decision_id"].unique()
+    states = states.filter(pc.is_in(states["decision_id"], value_set=stored))
+    _, business = registry.load(of_night(registry, BUSINESS_REWARD, job.day, stage="fit_business_reward"))
+    weights = job.lake.read("user_weights", where={"day": job.day})
+    judge = None
+    if weights.num_rows:
+        check_accepted(settings)
+        judge = CachedJudge(settings, job.lake, job.day, states["state_id"].to_pylist())
+    places = queue_places(
+        method_of(fusion.objective),
+        states["decision_id"].to_pylist(),
+        ratio=settings.judge.sampling_ratio,
+        seed=settings.judge.seed,
+    )
+    prompts = Prompts(
+        groups.histories,
+        business_reward(business, job.lake, job.day, settings, states, catalogue),
+        _semantic_reward(judge, weights, states["state_id"].to_pylist(), catalogue) if judge is not None else None,
+        targets=catalogue.index(states["target_item"]),
+        sampled=np.isfinite(places),
+    )
+    rollout = RolloutConfig(
+        group_size=settings.rollout.group_size,
+        method=settings.policy.rollout,
+        updates=settings.policy.updates,
+        objective=fusion.objective,
+        epsilon=fusion.epsilon,
+    )
+    try:
+        with job.progress_bar(config.epochs * len(groups.items), "training on fresh groups") as advance:
+            log = train_on_policy(
+                model, catalogue.trie, prompts, config, rollout, progress=lambda count, _: advance(count)
+            )
+    finally:
+        # What was paid is kept, whatever happened.
+        if judge is not None:
+            judge.publish()
+    statistics = means_of_last_epoch(log, config.epochs)
+    if log:
+        statistics |= _of_all_groups(log[rollout.updates - 1 :: rollout.updates])
+    used = int(statistics.get("groups_with_advantage", 0))
+    return Optimised(len(log), used, statistics, judge.paid if judge is not None else 0)
+
+
+def _semantic_reward(
+    judge: CachedJudge, weights: pa.Table, state_ids: list[str], catalogue: Catalogue
+) -> SemanticReward:
+    """The judge's scores weighed by ``user_weights``; NaN for states without weights for the judge's aspects."""
+    columns = (weights[name].to_pylist() for name in ("state_id", "aspects", "weights"))
+    weight_of = {
+        state: np.array(values) for state, aspects, values in zip(*columns, strict=True) if aspects == judge.aspects
+    }
+    unknown = np.full(len(judge.aspects), np.nan)
+
+    def semantic(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        names = [state_ids[row] for row in rows]
+        scores = judge.scores([(state, catalogue.ids(group)) for state, group in zip(names, items, strict=True)])
+        return holistic(scores, np.stack([weight_of.get(state, unknown) for state in names])[:, None])
+
+    return semantic
+
+
+def _of_all_groups(log: list[dict[str, float]]) -> dict[str, float]:
+    """What on-policy training says of its groups, a step of ``log`` each: counts are sums, rates means over groups."""
+    counts = ("groups", "groups_with_business_variance", "covered_groups", "groups_with_advantage")
+    sums = {name: sum(step[name] for step in log) for name in counts}
+    covered = max(sums["covered_groups"], 1)
+    rates = {
+        name: sum(step[name] * step["covered_groups"] for step in log) / covered
+        for name in ("agreement_rate", "mean_gate")
+    }
+    return sums | rates
