@@ -47,7 +47,7 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: bench-a2po bench-decode bench-generator bench-judge bench-tokenizers bench-training
+.PHONY: bench-a2po bench-decode bench-generator bench-judge bench-night bench-tokenizers bench-training
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
@@ -59,6 +59,8 @@ bench-generator: env
 bench-judge: env judge-env
 	@.venv-judge/bin/python -m benchmarks.judge $(OPTIONS)
 	@$(BENCH) benchmarks.judge_training $(if $(SHORT),--short)
+bench-night: java env
+	@$(BENCH) benchmarks.night $(if $(SHORT),--short)
 bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env

@@ -2,12 +2,13 @@
 
     python -m benchmarks.lake [--short] [--folder PATH]
 
-A night is of the default size: 32,009 calls about 2,808 states, in shards of 4,096 as the judge publishes them, and 2,048 groups of 16 as
-rows of rewards. A cold process does what the stages do: it looks up which calls are known, publishes ledger and scores shard by shard, reads
-the scores of its states, publishes the rewards and reads them. No state is asked about on two nights: of the simulator's nights none is.
-`sgrec maintain` runs every 7 nights. Nights before the last such run are committed in the shape that it leaves, one file a night and table, 50
-nights a commit; their files are links to those of the first night (no other night reads them), the ledger has states of their own. The nights
-after it are made by the functions of the stages.
+A night is of the default size: 32,009 calls about 2,808 states, in shards of 4,096 as the judge publishes them, and 2,048
+groups of 16 as rows of rewards. A cold process does what the stages do: it looks up which calls are known, publishes ledger
+and scores shard by shard, reads the scores of its states, publishes the rewards and reads them. No state is asked about on
+two nights: of the simulator's nights none is. `sgrec maintain` runs every 7 nights. Nights before the last such run are
+committed in the shape that it leaves, one file a night and table, 50 nights a commit; their files are links to those of the
+first night (no other night reads them), the ledger has states of their own. The nights after it are made by the functions
+of the stages.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def day_of(night: int) -> str:
 
 
 def cold_night(root: str, night: int) -> dict[str, float]:
-    """CPU seconds of each part of a night; the making of its rows, which is the judge's and fuse_rewards' work, is not among them."""
+    """CPU seconds of each part of a night; the making of its rows, the work of judge and fusion, is not among them."""
     from sgrec_core.judge.calls import ledger, scores
     from sgrec_core.lake import Lake
 
@@ -170,7 +171,7 @@ def add_nights(lake: Any, nights: range) -> None:
 
 
 def add_maintained(lake: Any, nights: range) -> None:
-    """One commit a table: a file a night of scores and rewards, and the rows of the ledger; with the fingerprints of the rewards."""
+    """One commit a table: a file a night of scores and rewards with their fingerprints, and the rows of the ledger."""
     import pyarrow as pa
     from deltalake import CommitProperties, Transaction, write_deltalake
     from deltalake.transaction import AddAction
@@ -301,7 +302,10 @@ def measure(folder: Path, points: tuple[int, ...], rounds: int, short: bool) -> 
         f"| {point:,} | " + " | ".join(f"{value:.3f}" for value in of.values()) + " |" for point, of in medians.items()
     ]
     text = (__doc__ or "").split("\n\n", 2)[2].strip()
-    text += f"\n\nMedians of {rounds} processes, taken in turns; in brackets of an interval the least and the largest. Of each part, in CPU seconds:\n\n"
+    text += (
+        f"\n\nMedians of {rounds} processes, taken in turns; intervals are the least and the largest. CPU seconds of each "
+        "part:\n\n"
+    )
     name = "lake-short" if short else "lake"
     page = write(
         name,

@@ -1,8 +1,8 @@
-"""Upkeep of the lake's tables as an Airflow DAG, once a week: compact, checkpoint, vacuum. Wiring only, like `sgrec_nightly`.
+"""Upkeep of the lake's tables as an Airflow DAG, once a week: compact, checkpoint, vacuum. Wiring only.
 
     airflow dags test sgrec_maintenance
 
-A night may run beside it. No row is deleted; the parameter ``keep_days`` says for how long old versions of the tables can be read.
+A night may run beside it. No row is deleted; ``keep_days`` says for how long old versions of the tables can be read.
 """
 
 import shlex
@@ -13,6 +13,8 @@ from airflow.sdk import DAG, Param
 from sgrec_tasks import DAG_OPTIONS, settings
 
 from sgrec_core.settings import PROJECT_ROOT
+
+PYTHON = shlex.quote(settings.interpreters.torch)
 
 with DAG(
     dag_id="sgrec_maintenance",
@@ -25,7 +27,7 @@ with DAG(
 ) as dag:
     BashOperator(
         task_id="maintain_lake",
-        bash_command=f"{shlex.quote(settings.interpreters.torch)} -m jobs.maintain_lake --keep-days {{{{ params.keep_days }}}}",
+        bash_command=f"{PYTHON} -m jobs.maintain_lake --keep-days {{{{ params.keep_days }}}}",
         cwd=str(PROJECT_ROOT),
         skip_on_exit_code=None,
         owner="data-platform",

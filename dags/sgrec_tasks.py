@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from sgrec_core.files import append_json_line
 from sgrec_core.runtime.stages import ALL_STAGES, BY_NAME, Stage
+from sgrec_core.runtime.warm import SOCKET
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 settings = Settings()
@@ -28,6 +29,9 @@ GPU_POOL = "gpu"
 
 DAY_OF_RUN = "{{ day_of_run(partition_key, params) }}"
 """In the commands of tasks."""
+
+BESIDE_A_WARM_PROCESS = "sgrec_core.runtime.warm "
+"""Before the module of a job: fork it from the night's warm process, where Airflow was started with one."""
 
 DELIBERATE_EXITS = {2: "an input or a setting is wrong", 3: "a quality gate stopped the night"}
 """Exit codes with which a job says that trying again changes nothing; a crash exits otherwise (`sgrec_core.errors`)."""
@@ -113,6 +117,7 @@ def record_failure(context: Context) -> None:
     # The settings that the job ran with, but no credentials: the line ends up on a page.
     variables = {name: value for name, value in os.environ.items() if name.startswith("SGREC_") and "@" not in value}
     variables["SGREC_HOME"] = str(home)
+    command = getattr(task, "bash_command", "").replace(BESIDE_A_WARM_PROCESS, "")
     environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,7 +126,7 @@ def record_failure(context: Context) -> None:
         "try": task_instance.try_number,
         "exception": f"{type(exception).__name__}: {exception}" if exception else "the task was killed",
         "exit_code": exit_code(exception),
-        "rerun": f"cd {shlex.quote(str(PROJECT_ROOT))} && {environment} {getattr(task, 'bash_command', '')}",
+        "rerun": f"cd {shlex.quote(str(PROJECT_ROOT))} && {environment} {command}",
         "run_id": context["run_id"],
     }
     stage = BY_NAME.get(task.task_id.removeprefix("check_"))
@@ -153,9 +158,10 @@ def job(
     ``environment``: assignments before the command, as a shell reads them.
     """
     interpreter = shlex.quote(getattr(settings.interpreters, engine))
+    client = BESIDE_A_WARM_PROCESS if SOCKET in os.environ else ""
     return BashOperator(
         task_id=task_id,
-        bash_command=f"{environment} {interpreter} -m jobs.{module} --day {DAY_OF_RUN}{arguments}".lstrip(),
+        bash_command=f"{environment} {interpreter} -m {client}jobs.{module} --day {DAY_OF_RUN}{arguments}".lstrip(),
         cwd=str(PROJECT_ROOT),
         skip_on_exit_code=None,  # no exit code means "skip": a skipped stage would let the night end well
         **options,

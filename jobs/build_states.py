@@ -6,16 +6,12 @@ from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.states.decisions import chosen_items, decision_points, history_lengths, with_split, with_states
 from sgrec_core.states.pairs import sampled_pairs, shown_pairs
 
-REVISION = 3
-"""Raise it when the same events give other states."""
-
 
 def run(job: Job) -> None:
     settings = job.settings.states
     days = days_until(job.day, settings.history_days)
     fingerprint = job.inputs_fingerprint(
         {
-            "revision": REVISION,
             "states": settings.model_dump(),
             "events": {day: job.lake.fingerprint("events", {"day": day}) for day in days},
         }
@@ -27,7 +23,8 @@ def run(job: Job) -> None:
     from pyspark.sql import functions as F
 
     has_labels = job.lake.count("events", where={**partition, "role": "validation"}) > 0
-    spark = spark_session(job.settings, "build_states")
+    with job.starting_engine():
+        spark = spark_session(job.settings, "build_states")
     try:
         today = read_spark(spark, job.lake, "events", {"day": [job.day], "role": ["logged", "validation"]})
         before = read_spark(spark, job.lake, "events", {"day": days, "role": ["logged"]})

@@ -7,7 +7,7 @@ next-item ranking reward (MiniOneRec, arXiv 2510.24431), which needs no fit.
 
 from sgrec_core.lake.queries import days_until
 from sgrec_core.night.business import day_context
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.runtime.job import Job, stage_command
@@ -52,6 +52,7 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
             tensors={},
             config={"kind": "ranking", "rule": RANKING_RULE},
             tables=tables,
+            tags={CODE_TAG: job.code_digest},
         )
     model = EcpmModel.fit(
         context,
@@ -76,6 +77,7 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
         metrics=model.metrics,
         parameters=settings.model_dump(),
         tables=tables,
+        tags={CODE_TAG: job.code_digest},
     )
 
 

@@ -38,7 +38,7 @@ def run(job: Job) -> None:
 
     fingerprint = job.inputs_fingerprint(
         {
-            "parsing": parsing.REVISION,
+            "rules": parsing.rules(),
             "raw files": landing.content_fingerprint(landing_root, job.day),
             "limits": [limits.line_bytes, limits.raw_text],
         }
@@ -49,7 +49,8 @@ def run(job: Job) -> None:
 
     from pyspark.sql import DataFrame
 
-    spark = spark_session(settings, "ingest_events")
+    with job.starting_engine():
+        spark = spark_session(settings, "ingest_events")
     try:
         parsed = {
             record: parse_files(spark, [file for file in files if file.record == record], record, job.day, limits)

@@ -1,4 +1,4 @@
-"""Compact, checkpoint and vacuum the tables of the lake; once a week, by the DAG sgrec_maintenance or `sgrec maintain`."""
+"""Compact, checkpoint and vacuum the tables of the lake: once a week, or by `sgrec maintain`."""
 
 from datetime import timedelta
 from typing import Annotated

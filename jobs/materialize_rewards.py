@@ -1,7 +1,7 @@
 """Join candidates, aspect scores and user weights; standardise, gate and fuse them into advantages.
 
-The version of the rewards is a hash of judge, aggregator, business model, tokenizer and fusion settings: another judge
-makes other rows beside these.
+The version of the rewards is a hash of judge, aggregator, business model, policy, tokenizer, fusion settings and code:
+another judge, or another formula, makes other rows beside these.
 """
 
 import pyarrow as pa

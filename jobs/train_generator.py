@@ -13,7 +13,7 @@ from sgrec_core.lake.queries import table_versions
 from sgrec_core.night.generators import generator_of_day, register_generator
 from sgrec_core.night.optimisation import fresh_settings, optimise, stored_groups
 from sgrec_core.night.rewards import version_of_day
-from sgrec_core.registry import CHALLENGER, ModelVersion, Registry
+from sgrec_core.registry import CHALLENGER, CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night, of_night
 from sgrec_core.registry.promotions import last_change
 from sgrec_core.runtime.job import Job, stage_command
@@ -72,7 +72,11 @@ def run(job: Job) -> None:
             "groups": found.groups_with_advantage,
         },
         tables=table_versions(job.lake, job.stage.reads),
-        tags={"sgrec.reward_version": reward_version, "sgrec.policy_version": start.version},
+        tags={
+            "sgrec.reward_version": reward_version,
+            "sgrec.policy_version": start.version,
+            CODE_TAG: job.code_digest,
+        },
     )
     _nominate(job, registry, version)
     job.fact("challenger_version", version.version)

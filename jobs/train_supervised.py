@@ -21,7 +21,7 @@ from sgrec_core.generator.processes import read_results, train_in_processes, wri
 from sgrec_core.lake.queries import days_until, decisions, table_versions
 from sgrec_core.night.generators import backbone_digest, day_catalogue, fresh_generator, register_generator, take_over
 from sgrec_core.night.tokenizers import current_tokenizer
-from sgrec_core.registry import Registry
+from sgrec_core.registry import CODE_TAG, Registry
 from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import SUPERVISED
@@ -103,7 +103,7 @@ def run(job: Job) -> None:
         metrics={"loss_first_epoch": losses[0], "loss_last_epoch": losses[-1]},
         parameters={**settings.model_dump(), "days": len(days), "decisions": sequences.decisions},
         tables=table_versions(job.lake, job.stage.reads),
-        tags={"sgrec.warm_started_from": str(champion) if warm else "scratch"},
+        tags={"sgrec.warm_started_from": str(champion) if warm else "scratch", CODE_TAG: job.code_digest},
     )
     registry.pin_champion(job.day, champion)
     shutil.rmtree(work, ignore_errors=True)

@@ -93,8 +93,8 @@ class SupervisedSettings(Section):
 
     backbone: Literal["transformer"] | Path = Field(
         "transformer",
-        description="what reads histories: our transformer, whose shape is width, layers, heads and dropout, or the folder of"
-        " a causal language model in Hugging Face format, which brings its own",
+        description="what reads histories: our transformer, whose shape is width, layers, heads and dropout, or the"
+        " folder of a causal language model in Hugging Face format, which brings its own",
     )
     width: int = Field(128, ge=8)
     layers: int = Field(2, ge=1)
@@ -322,6 +322,9 @@ class AirflowSettings(Section):
     )
     retry_delay_seconds: float = Field(30.0, ge=0, description="wait before the first retry; doubles with each")
     gpu_slots: int = Field(1, ge=1, description="slots of the pool gpu: stages that may hold a GPU at the same time")
+    warm: bool = Field(
+        True, description="fork the jobs of `sgrec nightly` from one process that has imported the libraries"
+    )
 
 
 class Settings(BaseSettings):
@@ -336,7 +339,7 @@ class Settings(BaseSettings):
     home: Path = Path(".sgrec")
     lake: str | None = Field(
         None,
-        description="path or URI of the tables (s3://bucket/lake, with AWS_* for its credentials); by default SGREC_HOME/lake",
+        description="path or URI of the tables (s3://bucket/lake, credentials in AWS_*); default: SGREC_HOME/lake",
     )
     input: str = Field("simulator", description="simulator, scientific:PATH, beauty:PATH, minionerec:PATH or logs:PATH")
     first_day: str = Field("2026-01-05", description="first day of the simulator and of the public sets")

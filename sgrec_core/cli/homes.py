@@ -101,7 +101,7 @@ def _belongs_to_another(home: Path, wanted: str) -> str:
 
 
 def checked_settings(judge: str | None, **given: Any) -> Settings:
-    """What is given before what the environment says; an engine of the judge comes with the interpreter that it needs."""
+    """What is given before what the environment says; a judge's engine comes with the interpreter that it needs."""
     from sgrec_core.runtime.job import load_settings
 
     settings = load_settings(**given, **({"judge": {"engine": judge}} if judge else {}))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 from sgrec_core.cli.app import Input, InterruptedNightError, Judge, app, complain, console
 from sgrec_core.cli.homes import days_between, default_day, existing_home, settle_home, valid_day
-from sgrec_core.cli.views import evaluation_cells, nights_table, read_summary, show_summary, stages_table
+from sgrec_core.cli.views import changes_table, evaluation_cells, nights_table, read_summary, show_summary, stages_table
 
 
 @app.command()
@@ -52,12 +52,18 @@ def backfill(
     force: Annotated[
         bool, typer.Option("--force", help="Look at every stage, also of days that have not changed.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be computed, and why; compute nothing.")
+    ] = False,
 ) -> None:
-    """Run the nights of past days, in order; only what is missing or changed is computed."""
-    from sgrec_core.night.unchanged import night_is_unchanged, remember_night
+    """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed."""
+    from sgrec_core.night.changes import changes_of_night, remember_night
 
-    settings = settle_home(source, judge, starts_anew=False)
+    settings = existing_home(judge) if dry_run and source is None else settle_home(source, judge, starts_anew=False)
     days = list(days_between(valid_day(first), valid_day(last)))
+    if dry_run:
+        console.print(changes_table(settings, days))
+        return
     table = Table(title=f"backfill {first} to {last}", title_justify="left", box=None)
     for name in (
         "day",
@@ -72,10 +78,13 @@ def backfill(
         table.add_column(name, justify="left" if name in ("day", "night", "promoted") else "right")
     stopped = None
     for day in days:
-        if not force and night_is_unchanged(settings, day):
+        changes = changes_of_night(settings, day)
+        if not force and not changes:
             console.print(f"[dim]·[/] night {day} unchanged")
             table.add_row(day, "unchanged", "", "0", "all", *evaluation_cells(settings, day))
             continue
+        if changes.state in ("stale", "changed"):
+            console.print(f"night {day} is {changes.state}: {changes.why}")
         outcome = show_night(settings, day)
         states = [stage["state"] for stage in read_summary(settings, day).get("stages", [])]
         table.add_row(

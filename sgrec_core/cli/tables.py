@@ -18,7 +18,7 @@ def maintain(
         int, typer.Option(min=1, help="Days for which old versions of the tables can still be read.")
     ] = 30,
 ) -> None:
-    """Compact, checkpoint and vacuum all tables. No row is deleted; a night needs as long after 1,000 nights as after one."""
+    """Compact, checkpoint and vacuum all tables, so that nights stay as fast as the first. No row is deleted."""
     from sgrec_core.night.airflow import running_night
 
     settings = existing_home()

@@ -71,16 +71,36 @@ def evaluation_cells(settings: Settings, day: str) -> list[str]:
     return [*("" if figure is None else number(figure) for figure in figures), promoted]
 
 
+def changes_table(settings: Settings, days: list[str]) -> Table:
+    """What a backfill of ``days`` would compute, and why."""
+    from sgrec_core.night.changes import changes_of_night
+
+    title = f"backfill {days[0]} to {days[-1]} would compute"
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("day", "night", "computed", "why"):
+        table.add_column(name, no_wrap=name in ("day", "night"))
+    mark = {"new": "green", "stale": "yellow", "changed": "yellow", "unchanged": "dim"}
+    changed = ""
+    for day in days:
+        changes = changes_of_night(settings, day)
+        # What a night makes is read by those after it.
+        follows = f"follows {changed}, where that comes out otherwise" if changed and not changes else ""
+        table.add_row(day, f"[{mark[changes.state]}]{changes.state}[/]", changes.computed, changes.why or follows)
+        changed = changed or (day if changes else "")
+    return table
+
+
 def nights_table(settings: Settings, count: int) -> Table:
     """The newest nights: how they ended, or which stage they are at."""
     from sgrec_core.lake import Lake
     from sgrec_core.night.airflow import running_night
+    from sgrec_core.night.changes import stale_stages
     from sgrec_core.quality.night import state_of_night
     from sgrec_core.runtime.runs import days_with_runs
 
     table = Table(box=None)
-    for name in ("day", "night", "stage", "time (UTC)", "message"):
-        table.add_column(name, no_wrap=name != "message")
+    for name in ("day", "night", "stage", "time (UTC)", "message", "stale"):
+        table.add_column(name, no_wrap=name not in ("message", "stale"))
     running, lake = running_night(settings), Lake(settings.lake_root)
     for day in days_with_runs(lake):
         at = state_of_night(settings, lake, day)
@@ -90,7 +110,8 @@ def nights_table(settings: Settings, count: int) -> Table:
         message = step.message or ("" if state != "running" else progress_in_words(settings, day, step.name))
         mark = {"succeeded": "green", "stopped": "red"}.get(state, "yellow")
         moment = step.ended.strftime("%m-%d %H:%M") if step.ended else ""
-        table.add_row(day, f"[{mark}]{state}[/]", step.name, moment, escape(message))
+        stale = ", ".join(stale_stages(settings, day))
+        table.add_row(day, f"[{mark}]{state}[/]", step.name, moment, escape(message), stale)
         if table.row_count == count:
             break
     return table
@@ -108,12 +129,15 @@ def progress_in_words(settings: Settings, day: str, stage: str) -> str:
 
 def stages_table(settings: Settings, day: str) -> Table:
     """Every stage and gate of a night."""
+    from sgrec_core.night.changes import stale_stages
     from sgrec_core.quality.night import gather_night
 
+    stale = stale_stages(settings, day)
     table = Table(box=None)
     for name in ("stage", "state", "seconds", "message"):
         table.add_column(name, justify="right" if name == "seconds" else "left", no_wrap=name != "message")
     for step in gather_night(settings, day).steps:
         seconds = "" if step.seconds is None or step.stale else f"{step.seconds:,.1f}"
-        table.add_row(step.name, step.state, seconds, escape(step.message or ""))
+        state = f"{step.state}, stale" if step.name in stale else step.state
+        table.add_row(step.name, state, seconds, escape(step.message or ""))
     return table

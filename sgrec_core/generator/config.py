@@ -21,14 +21,14 @@ class GeneratorConfig:
     items: int = 0
     """Items that the item head knows; 0: no item head."""
     item_weight: float = 0.0
-    """Weight of item head and memory in the policy, that of the codes' logits being 1 - ``item_weight``; 0 leaves them out."""
+    """Weight of item head and memory in the policy, that of the codes' logits being the rest; 0 leaves them out."""
     followers: int = 0
     """Followers of each item that the memory of transitions keeps; 0: no memory. It needs an item head beside it."""
     memory_weight: float = 0.0
     """Weight of the memory in what the policy expects of items, that of the item head being 1 - ``memory_weight``."""
 
     language_model: dict[str, Any] | None = None
-    """What `language_model.LanguageModel` is built from, as JSON, where that reads the histories and not our transformer."""
+    """As JSON, what `LanguageModel` is built from, where that reads the histories and not our transformer."""
 
     def __post_init__(self) -> None:
         if self.language_model is None and self.width % (2 * self.heads):

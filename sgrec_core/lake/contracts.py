@@ -154,7 +154,8 @@ class Contract:
         """Check the values of conformed rows.
 
         Raises:
-            ContractError: names table, column, number of bad rows, the first bad row's key and value, and what is valid.
+            ContractError: names table, column, number of bad rows, the first bad row's key and value, and what is
+            valid.
         """
         for column in self.columns:
             values = data.column(column.name)

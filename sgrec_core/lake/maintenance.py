@@ -46,7 +46,7 @@ def maintain(lake: Lake, table: str, keep: timedelta) -> Maintained | None:
         was_busy = True
     delta = DeltaTable(lake.uri(table))
     hours = round(keep / timedelta(hours=1))
-    # A vacuum lists what it has deleted for a while, and writes into the log each time; gates look at new versions again.
+    # A vacuum lists what it deleted for a while, and writes into the log each time; gates look at new versions again.
     deleted = _those_there(lake.uri(table), delta.vacuum(hours, enforce_retention_duration=False, full=True))
     if deleted:
         delta.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -25,17 +25,23 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from sgrec_core.errors import ContractError, SettingsError
+from sgrec_core.files import read_json
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.lake.tables import Lake, Where, commit_properties
 from sgrec_core.settings import Settings
 
 if TYPE_CHECKING:
+    from pyspark import SparkConf
     from pyspark.sql import DataFrame, SparkSession
 
 JAVA_VERSIONS = "17 or 21"
 _FILE = "_file"
 """Column with the file that a row stands in."""
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
+GATEWAY = "_SGREC_SPARK_GATEWAY"
+"""Environment variable that names the file of `sgrec_core.lake.gateway`; `sgrec nightly` sets it for its own jobs."""
+GATEWAY_SECONDS = 20.0
+"""How long a job waits for that JVM before it starts its own."""
 
 
 def check_java() -> None:
@@ -59,43 +65,61 @@ def check_java() -> None:
         )
 
 
-def spark_session(settings: Settings, name: str = "sgrec") -> "SparkSession":
-    """A Spark session: ``SGREC_SPARK_MASTER`` or local threads.
-
-    Raises:
-        SettingsError: there is no suitable Java.
-    """
-    check_java()
-    # Workers must run the interpreter of the driver, whatever `python3` is on their PATH.
-    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    from pyspark.sql import SparkSession
+def spark_configuration(settings: Settings) -> "SparkConf":
+    """What a JVM is started with and a session asks for: ``SGREC_SPARK_MASTER`` or local threads."""
+    from pyspark import SparkConf
 
     java_options = [f"-Dlog4j2.configurationFile={LOG_CONFIGURATION.as_uri()}"]
     if settings.spark_master is None:
         # A night's job lives for a minute: compiling it less took a 74,000-event ingest from 43 to 25 CPU seconds.
         java_options += ["-XX:TieredStopAtLevel=1", "-XX:+UseParallelGC"]
-    session = (
-        SparkSession.builder.master(settings.spark_master or f"local[{settings.threads}]")
-        .appName(name)
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.memory", settings.spark_memory)
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.driver.host", "127.0.0.1")
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.sql.shuffle.partitions", 2 * settings.threads)
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", 50_000)
+    options = {
+        "spark.master": settings.spark_master or f"local[{settings.threads}]",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.memory": settings.spark_memory,
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": str(2 * settings.threads),
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "50000",
         # Spark's own narration; its errors arrive as exceptions.
-        .config("spark.driver.extraJavaOptions", " ".join(java_options))
-        .config("spark.log.level", "ERROR")
-        .getOrCreate()
-    )
-    return session
+        "spark.driver.extraJavaOptions": " ".join(java_options),
+        "spark.log.level": "ERROR",
+    }
+    return SparkConf(loadDefaults=False).setAll(list(options.items()))
+
+
+def spark_session(settings: Settings, name: str = "sgrec") -> "SparkSession":
+    """A Spark session, in the JVM that `sgrec_core.lake.gateway` keeps for this job where there is one.
+
+    Raises:
+        SettingsError: there is no suitable Java.
+    """
+    # Workers must run the interpreter of the driver, whatever `python3` is on their PATH.
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    if jvm := _jvm_of_the_night(settings):
+        os.environ["PYSPARK_GATEWAY_PORT"], os.environ["PYSPARK_GATEWAY_SECRET"] = str(jvm["port"]), jvm["secret"]
+    else:
+        check_java()
+    from pyspark.sql import SparkSession
+
+    return SparkSession.builder.config(conf=spark_configuration(settings)).appName(name).getOrCreate()
+
+
+def _jvm_of_the_night(settings: Settings) -> dict[str, Any] | None:
+    """Where the JVM listens that was started for this job with the same options; it may still be starting."""
+    path, until = os.environ.pop(GATEWAY, None), time.monotonic() + GATEWAY_SECONDS
+    while path and time.monotonic() < until:
+        if jvm := read_json(Path(path)):
+            return jvm if jvm["options"] == dict(spark_configuration(settings).getAll()) else None
+        time.sleep(0.05)
+    return None
 
 
 def read_spark(spark: "SparkSession", lake: Lake, table: str, where: Where | None = None) -> "DataFrame":
-    """Rows of the partitions that match ``where`` (partition columns only), as a DataFrame of the contract's columns."""
+    """Rows of the partitions that match ``where`` (partition columns only), as a DataFrame of the contract."""
     from pyspark.sql import functions as F
     from pyspark.sql.pandas.types import from_arrow_schema
 
@@ -202,7 +226,7 @@ def publish_spark(
 def _read_files(spark: "SparkSession", contract: Contract, root: str, paths: list[str]) -> "DataFrame":
     """Rows of Parquet files without their partition columns, and `_FILE`.
 
-    Spark itself reads a local lake. Of a URI the executors read through Arrow, so that no jars for object stores are needed.
+    Spark itself reads a local lake. Of a URI the executors read through Arrow: no jars for object stores are needed.
     """
     from pyspark.sql import functions as F
     from pyspark.sql.pandas.types import from_arrow_schema
@@ -302,7 +326,8 @@ def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: lis
         if repeated:
             first = {name: repeated[0][name] for name in inside}
             raise ContractError(
-                f"table {contract.table}: {', '.join(columns)} must be unique, but {first} occurs {repeated[0]['count']} times"
+                f"table {contract.table}: {', '.join(columns)} must be unique, but {first} occurs"
+                f" {repeated[0]['count']} times"
             )
 
 

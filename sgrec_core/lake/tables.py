@@ -191,7 +191,8 @@ class Lake:
     def upsert(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
         """Add rows to a content-keyed table in one commit; a row whose key is there already replaces the old one.
 
-        Other writers may add rows at the same time: a commit that one of theirs came before is tried again on top of it.
+        Other writers may add rows at the same time: a commit that one of theirs came before is tried again on top of
+        it.
 
         Returns:
             The Delta version. Nothing is committed for an empty ``data``.
@@ -310,13 +311,13 @@ def _wait(attempt: int) -> None:
 
 
 def _check_age(contract: Contract, delta: DeltaTable) -> None:
-    """ContractError when the table was made before a column was added to its contract: a merge would drop that column."""
+    """ContractError when the table was made before a column came into its contract: a merge would drop that column."""
     names = {field.name for field in delta.schema().fields}
     missing = [name for name in contract.arrow_schema.names if name not in names]
     if missing:
         raise ContractError(
-            f"table {contract.table} lacks column {', '.join(missing)}: it comes from an older version of sgrec. Start a"
-            " new home (SGREC_HOME), or add the column with ALTER"
+            f"table {contract.table} lacks column {', '.join(missing)}: it comes from an older version of sgrec. Start"
+            " a new home (SGREC_HOME), or add the column with ALTER"
         )
 
 
@@ -352,7 +353,7 @@ def _with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, 
     for name, value in partition.items():
         if name not in contract.partition_by:
             raise ContractError(
-                f"table {contract.table}: {name} is not a partition column; valid are {', '.join(contract.partition_by)}"
+                f"table {contract.table}: {name} is no partition column; valid are {', '.join(contract.partition_by)}"
             )
         column = contract.column(name)
         constant = pa.array([str(value)], pa.string()).cast(column.arrow_type)[0]

@@ -19,9 +19,7 @@ from typing import Any, Literal
 from sgrec_core.errors import InputError
 from sgrec_core.hashing import digest
 from sgrec_core.logs import landing
-
-REVISION = 1
-"""Raise it when the same files make other logs, so that a day on disk is written anew."""
+from sgrec_core.runtime.code import code_digest
 
 KINDS = ("simulator", "scientific", "beauty", "minionerec", "logs")
 FILES: dict[str, tuple[str, ...]] = {
@@ -139,9 +137,7 @@ def write_day(source: Source, *, day: str, first_day: str, days: int, landing_ro
             f"the {source.kind} set is spread over the days {first_day} to {last} (setting adaptor.days={days}); "
             f"it has no logs of {day}"
         )
-    assert source.path is not None, "a public set has a path"
-    contents = [f"{name}={digest(_read_bytes(source.path / name), length=32)}" for name in FILES[source.kind]]
-    fingerprint = digest(source.kind, REVISION, first_day, days, day, *contents, length=32)
+    fingerprint = fingerprint_of_day(source, day=day, first_day=first_day, days=days)
 
     def write(folder: Path) -> None:
         public_set = read_public_set(source)
@@ -153,6 +149,18 @@ def write_day(source: Source, *, day: str, first_day: str, days: int, landing_ro
         landing.write_jsonl(folder / landing.FOLDERS["item"] / "items.jsonl.gz", public_set.items)
 
     return landing.write_day(landing_root, day, fingerprint, write)
+
+
+def fingerprint_of_day(source: Source, *, day: str, first_day: str, days: int) -> str:
+    """Digest of what `write_day` makes a day from: the files, the days, and the code that reads and spreads them."""
+    assert source.path is not None, "a public set has a path"
+    contents = [f"{name}={digest(_read_bytes(source.path / name), length=32)}" for name in FILES[source.kind]]
+    return digest(source.kind, code_of_logs(), first_day, days, day, *contents, length=32)
+
+
+def code_of_logs() -> str:
+    """Digest of the code that makes raw logs of a public set."""
+    return code_digest(f"{__name__}:read_public_set", f"{__name__}:event_rows", f"{landing.__name__}:write_jsonl")
 
 
 def event_rows(public_set: PublicSet, role: Role, *, day: str, number: int, days: int) -> Iterator[dict[str, Any]]:

@@ -22,9 +22,16 @@ from sgrec_core.logs.readers import Limits, Problem, RawRow, read_rows
 TABLES: dict[Record, str] = {"event": "events", "item": "items", "user": "users"}
 NIGHT_RUNS_AT = timedelta(days=1, hours=2)
 """From the start of day D to the moment when its night runs: nothing can have happened later."""
-REVISION = 1
-"""Raise it when the same raw row is read differently, so that days are parsed anew."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def rules() -> list[list[object]]:
+    """What the contracts say about values, which no digest of code can tell."""
+    return [
+        [table, column.name, column.allowed, column.max_length]
+        for table in TABLES.values()
+        for column in load_contract(table).columns
+    ]
 
 
 class Accepted(NamedTuple):

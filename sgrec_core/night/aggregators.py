@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sgrec_core import __version__
 from sgrec_core.aggregator.features import state_features
 from sgrec_core.aggregator.network import AspectWeights, Pairs, fit
 from sgrec_core.errors import SettingsError
@@ -28,7 +27,7 @@ from sgrec_core.judge.training.tuner import Tuner
 from sgrec_core.judge.versions.adapters import with_adapter
 from sgrec_core.judge.versions.registered import lay_out
 from sgrec_core.lake import Lake
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import AGGREGATOR
@@ -159,7 +158,7 @@ def _register(job: Job, registry: Registry, module: AspectWeights, figures: Mapp
         AGGREGATOR,
         day=job.day,
         # The content itself: new candidates alone make no new aggregator.
-        fingerprint=digest(__version__, job.day, module.aspects, content.hexdigest(), length=32),
+        fingerprint=digest(job.code_digest, job.day, module.aspects, content.hexdigest(), length=32),
         tensors=module.tensors(),
         config={**module.config(), "seed": settings.seed, "figures": figures},
         metrics=figures,
@@ -167,6 +166,7 @@ def _register(job: Job, registry: Registry, module: AspectWeights, figures: Mapp
         tables={
             table: job.lake.version(table) for table in ("preference_pairs", "aspect_scores", "user_states", "items")
         },
+        tags={CODE_TAG: job.code_digest},
     )
 
 
@@ -201,7 +201,8 @@ class LanguageModel:
 
     @property
     def version(self) -> str:
-        return f"{self.adapter.name}/{self.adapter.version}"
+        # The code is part of it: it words the question and reads the answer.
+        return f"{self.adapter.name}/{self.adapter.version}/{self.job.code_digest}"
 
     def weights(self, states: Sequence[str]) -> np.ndarray:
         """Uniform where an answer leaves the form.

@@ -7,15 +7,19 @@ every job appends a line when its state changes.
 
 import fcntl
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -24,6 +28,8 @@ from rich.console import Console
 from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.files import read_json, write_json
 from sgrec_core.night.display import Display, Tail, why_stopped
+from sgrec_core.runtime.stages import STAGES
+from sgrec_core.runtime.warm import SOCKET
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 DAG_ID = "sgrec_nightly"
@@ -71,8 +77,14 @@ def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = D
         events = Tail(reports / "progress.jsonl")
         failures = Tail(reports / "failures.jsonl")
         started = time.monotonic()
-        with log.open("wb") as output, Display(console) as display:
-            airflow = start_airflow(settings, ["dags", "test", dag_id, "--conf", json.dumps({"day": day})], output)
+        arguments = ["dags", "test", dag_id, "--conf", json.dumps({"day": day})]
+        spark_jobs = [f"jobs.{stage.name}" for stage in STAGES if stage.engine == "spark" and dag_id == DAG_ID]
+        with (
+            log.open("wb") as output,
+            Display(console) as display,
+            warm_process(settings, output, "--spark-jobs", *spark_jobs) as warm,
+        ):
+            airflow = start_airflow(settings, arguments, output, warm)
             with ended_on_interrupt(airflow):
                 while airflow.poll() is None:
                     time.sleep(POLL_SECONDS)
@@ -104,16 +116,69 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def start_airflow(settings: Settings, arguments: list[str], output: Any) -> subprocess.Popen[bytes]:
-    """``airflow <arguments>`` in a session of its own, so that Ctrl-C reaches it through `ended_on_interrupt` alone."""
+@dataclass(frozen=True)
+class Warm:
+    """A warm process: its socket, and the end of the pipe that keeps it alive."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+    alive: int
+
+
+@contextmanager
+def warm_process(settings: Settings, output: Any, *options: str) -> Iterator[Warm | None]:
+    """A process that forks the jobs of one night, where there can be one; ``options`` as `sgrec_core.runtime.zygote` has.
+
+    It ends when nobody holds ``alive``: neither this process nor the Airflow that inherits it. When this context ends,
+    it has ended with all that it had started.
+    """
+    if not settings.airflow.warm or sys.platform != "linux":
+        yield None
+        return
+    # Not in the home: the path of a socket has at most a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="sgrec-") as folder:
+        watched, alive = os.pipe()
+        with socket.socket(socket.AF_UNIX) as listener, os.fdopen(watched):
+            listener.bind(f"{folder}/jobs")
+            listener.listen()
+            inherited = (listener.fileno(), watched)
+            command = ["--listener", str(inherited[0]), "--alive", str(watched), "--folder", folder]
+            process = start(settings, ["sgrec_core.runtime.zygote", *command, *options], output, inherited=inherited)
+        try:
+            yield Warm(process, Path(folder) / "jobs", alive)
+        finally:
+            os.close(alive)
+            process.wait()
+
+
+def start_airflow(
+    settings: Settings, arguments: list[str], output: Any, warm: Warm | None = None
+) -> subprocess.Popen[bytes]:
+    """``airflow <arguments>``; its jobs are forked from the process ``warm``, which ends when this one has."""
+    if not warm:
+        return start(settings, ["airflow", *arguments], output)
+    variables = {SOCKET: str(warm.socket)}
+    return start(settings, ["airflow", *arguments], output, inherited=(warm.alive,), variables=variables)
+
+
+def start(
+    settings: Settings,
+    module: list[str],
+    output: Any,
+    *,
+    inherited: tuple[int, ...] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[bytes]:
+    """``python -m <module>`` in a session of its own, so that Ctrl-C reaches it through `ended_on_interrupt` alone."""
     return subprocess.Popen(
-        [sys.executable, "-m", "airflow", *arguments],
-        env=airflow_environment(settings),
+        [sys.executable, "-m", *module],
+        env={**airflow_environment(settings), **variables},
         cwd=PROJECT_ROOT,
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        pass_fds=inherited,
     )
 
 

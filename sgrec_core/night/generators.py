@@ -79,8 +79,8 @@ def backbone_digest(settings: SupervisedSettings) -> str | None:
         return None
     if not (settings.backbone / "config.json").is_file():
         raise SettingsError(
-            f"supervised.backbone: {settings.backbone} holds no config.json; valid are 'transformer' and the folder of a"
-            " causal language model in Hugging Face format"
+            f"supervised.backbone: {settings.backbone} holds no config.json; valid are 'transformer' and the folder of"
+            " a causal language model in Hugging Face format"
         )
     return digest(*file_digests({path.name: path for path in sorted(settings.backbone.iterdir()) if path.is_file()}))
 

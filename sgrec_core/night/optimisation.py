@@ -10,7 +10,7 @@ from sgrec_core.errors import SgrecError
 from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.judge.calls.cached import CachedJudge
-from sgrec_core.judge.versions.accepted import check_accepted
+from sgrec_core.judge.versions.accepted import check_accepted, versions_of
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import decisions
 from sgrec_core.night.rewards import business_reward
@@ -33,17 +33,6 @@ from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import BUSINESS_REWARD, SUPERVISED
 from sgrec_core.settings import Settings
 
-DO_NOT_MOVE_SCORES = {
-    "concurrency",
-    "timeout",
-    "retries",
-    "workers",
-    "tokens_per_second",
-    "max_failed_share",
-    "shard_size",
-}
-"""Settings of the judge with which it gives the same scores; `server_url` is not among them."""
-
 
 @dataclass(frozen=True)
 class Optimised:
@@ -61,8 +50,8 @@ def fresh_settings(settings: Settings) -> list[object] | None:
     """For fingerprints: the settings that work while training on fresh groups; None when it is on stored ones."""
     if settings.policy.mode == "stored":
         return None
-    judge = settings.judge.model_dump(mode="json", exclude=DO_NOT_MOVE_SCORES)
-    return [settings.fusion.model_dump(), judge, settings.rollout.model_dump()]
+    which_groups = settings.judge.model_dump(include={"sampling_ratio", "seed", "max_calls"})
+    return [settings.fusion.model_dump(), versions_of(settings), which_groups, settings.rollout.model_dump()]
 
 
 def stored_groups(

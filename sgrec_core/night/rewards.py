@@ -17,26 +17,26 @@ from sgrec_core.lake.queries import decisions
 from sgrec_core.night.business import day_context
 from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.rewards.ranking import ranking_reward
+from sgrec_core.runtime.code import stage_digest
 from sgrec_core.settings import Settings
 
 
 def version_of_day(lake: Lake, day: str, settings: Settings) -> str:
     """The reward version that the day's tables and the settings make; part of the key of ``rewards``.
 
-    A content hash of the versions of judge, aggregator, business model and tokenizer, and of the fusion settings.
+    A content hash of the versions of judge, aggregator, business model, policy and tokenizer, of the fusion settings,
+    and of the code that makes candidates, weights and rewards of them.
     """
-    candidates = lake.read("candidates", where={"day": day}, columns=["business_version", "tokenizer_version"])
+    made_by = ["business_version", "policy_version", "tokenizer_version"]
+    candidates = lake.read("candidates", where={"day": day}, columns=made_by)
     weights = lake.read("user_weights", where={"day": day}, columns=["aggregator_version"])
     versions = [
         sorted(column.unique().to_pylist())
-        for column in (
-            weights["aggregator_version"],
-            candidates["business_version"],
-            candidates["tokenizer_version"],
-        )
+        for column in (weights["aggregator_version"], *(candidates[name] for name in made_by))
     ]
+    code = [stage_digest(stage) for stage in ("generate_candidates", "train_aggregator", "materialize_rewards")]
     judge = judge_version(settings, day_has_context(lake, day))
-    return digest(json.dumps([judge, *versions, settings.fusion.model_dump()], sort_keys=True))
+    return digest(json.dumps([judge, *versions, code, settings.fusion.model_dump()], sort_keys=True))
 
 
 def candidates_to_fuse(lake: Lake, day: str) -> pa.Table:

@@ -9,7 +9,7 @@ from sgrec_core.generator.device import device, use_threads
 from sgrec_core.hashing import digest
 from sgrec_core.items import TextEncoder
 from sgrec_core.items.tokenizer import Kind, fit_tokenizer
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import TOKENIZER
 
@@ -19,7 +19,7 @@ def find_or_fit(
 ) -> ModelVersion:
     """The tokenizer of the night of ``job``; fitted to ``items`` (rows of the day) if no night has done so."""
     settings = job.settings.items
-    # No part of the fingerprint is of the day: whoever comes first fits it.
+    # No part of the fingerprint is of the day: whoever comes first fits it. None is of the code: what is fitted stays.
     parts = {"kind": kind, "source": job.settings.source}
     if kind == "text":
         parts |= {"encoder": encoder.version, "settings": settings.model_dump_json(exclude={"codes"})}
@@ -48,7 +48,7 @@ def find_or_fit(
                 "items": len(items),
             },
             tables={"items": job.lake.version("items")},
-            tags={"sgrec.tokenizer_version": tokenizer.version},
+            tags={"sgrec.tokenizer_version": tokenizer.version, CODE_TAG: job.code_digest},
         )
     registry.set_alias(version, _alias(job.day))
     return version

@@ -5,8 +5,3 @@ gathers what the night left behind, `report` writes the page and the summary, `d
 own pages. Great Expectations takes seconds to import: only `suites` and `data_docs` do, and they are imported when
 first needed.
 """
-
-import os
-
-# Great Expectations reads it at import: nothing about a night leaves the machine.
-os.environ["GX_ANALYTICS_ENABLED"] = "false"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_core import __version__
 from sgrec_core.errors import GateError
 from sgrec_core.files import write_json
 from sgrec_core.hashing import digest
@@ -25,6 +24,7 @@ from sgrec_core.quality.validation import (
     result_path,
     validate,
 )
+from sgrec_core.runtime.code import code_digest
 from sgrec_core.runtime.runs import Run, last_done, record
 from sgrec_core.runtime.stages import BY_NAME
 from sgrec_core.settings import Settings
@@ -140,7 +140,8 @@ def rows_of_day(lake: Lake, table: str, day: str) -> pa.Table:
 
 def identity_of_rows(lake: Lake, contract: Contract, day: str) -> str:
     """Digest of what `rows_of_day` gives and of the rules it is checked by, without reading a row."""
-    return digest(__version__, contract.table, day, lake.version(contract.table), contract, length=32)
+    code = code_digest(f"{__name__}:check_stage")
+    return digest(code, contract.table, day, lake.version(contract.table), contract, length=32)
 
 
 def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:

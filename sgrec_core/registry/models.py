@@ -37,6 +37,8 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+CODE_TAG = "sgrec.code_digest"
+"""Of a version: the code of the stage that made it."""
 
 
 @dataclass(frozen=True)

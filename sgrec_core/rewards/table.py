@@ -93,7 +93,7 @@ def fuse_rewards(
 
 
 def advantages_of(rewards: pa.Table, groups: int) -> np.ndarray:
-    """What a method gave ``groups`` groups in rows of ``rewards``: [N, G, L] where codes have their own, else [N, G]."""
+    """What a method gave ``groups`` groups, in rows of ``rewards``: [N, G, L] if codes have their own, else [N, G]."""
     codes = rewards["code_advantages"].combine_chunks()
     if codes.null_count:
         return rewards["advantage"].to_numpy().reshape(groups, -1)

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,13 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sgrec_core import __version__
 from sgrec_core.errors import SgrecError
 from sgrec_core.files import append_json_line
 from sgrec_core.hashing import digest
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.queries import table_versions
 from sgrec_core.lake.tables import transaction_version
+from sgrec_core.runtime.code import stage_digest
 from sgrec_core.runtime.runs import DONE, Run, record, runs_of_day
 from sgrec_core.runtime.stages import BY_NAME, Stage
 from sgrec_core.settings import Settings
@@ -54,9 +55,8 @@ class Job:
         self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
         self.reports = settings.reports(day, self.stage.folder)
-        self.code_digest: str | None = None
-        """Of the code that computes the stage, once somebody has asked for its fingerprint."""
         self._started = time.time()
+        self._starting = 0.0
         self._run: Run | None = None
         """As recorded last; None before the stage has begun."""
         self._skipped = False
@@ -71,8 +71,13 @@ class Job:
         if text not in self.notes:
             self.notes.append(text)
 
+    @cached_property
+    def code_digest(self) -> str:
+        """Of the code that the stage computes with; part of its fingerprint, and of the versions that it makes."""
+        return stage_digest(self.stage.name)
+
     def inputs_fingerprint(self, extra: Mapping[str, Any] | None = None) -> str:
-        """Digest of what determines the stage's output: code version, the day's partitions it reads, and ``extra``.
+        """Digest of what determines the stage's output: its code, the day's partitions it reads, and ``extra``.
 
         Tables without a day partition are not part of it; what a stage takes from them goes into ``extra``.
         """
@@ -81,7 +86,7 @@ class Job:
             if "day" in load_contract(table).partition_by:
                 inputs[table] = self.lake.fingerprint(table, {"day": self.day})
         self._fingerprint = digest(
-            __version__,
+            self.code_digest,
             self.stage.name,
             self.day,
             json.dumps([inputs, extra or {}], sort_keys=True, default=str),
@@ -118,6 +123,15 @@ class Job:
         self.facts = {**facts, **self.facts}
         self.notes = [*notes, *(note for note in self.notes if note not in notes)]
         self._skipped = True
+
+    @contextmanager
+    def starting_engine(self) -> Iterator[None]:
+        """Around the start of Spark and its like: no work of the stage, but what the night itself costs."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._starting += time.monotonic() - began
 
     def _earlier_runs(self) -> list[Run]:
         """Of the stage and its day, the oldest first."""
@@ -171,6 +185,7 @@ class Job:
         self.event("started")
         try:
             self._begin()
+            began = time.monotonic()
             run(self)
         except SgrecError as error:
             self._fail(str(error))
@@ -180,9 +195,10 @@ class Job:
         except BaseException as error:
             self._fail("".join(traceback.format_exception_only(error)).strip())
             raise
+        worked = time.monotonic() - began - self._starting
         state = "skipped" if self._skipped else "finished"
         self._end(state)
-        self.event(state, seconds=self._seconds, message=_headline(self.facts))
+        self.event(state, seconds=self._seconds, work_seconds=round(worked, 2), message=_headline(self.facts))
         console.print(self._closing_table(state))
         return 0
 

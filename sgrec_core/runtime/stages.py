@@ -31,6 +31,10 @@ class Stage:
     """Delta tables. A stage that publishes at least one table is followed by a quality gate."""
     registers: str | None = None
     """The MLflow registered model that it adds a version to, if any."""
+    uses: tuple[str, ...] = ()
+    """Models of the same night that it reads."""
+    stays: bool = False
+    """Whether what it made stays until somebody asks for another, whatever becomes of its code."""
     summary: str
     timeout_minutes: int = 60
     folder: str = ""
@@ -65,6 +69,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("items",),
         publishes=("item_codes",),
         registers=TOKENIZER,
+        stays=True,
         summary="give each item a collision-free semantic id",
     ),
     Stage(
@@ -81,6 +86,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("user_states", "item_codes"),
         publishes=(),
         registers=SUPERVISED,
+        uses=(TOKENIZER,),
         summary="train the night's starting policy on next items, warm-started from the champion",
         timeout_minutes=480,
     ),
@@ -89,6 +95,7 @@ STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("user_states", "item_codes", "items", "events", "users"),
         publishes=("candidates",),
+        uses=(SUPERVISED, BUSINESS_REWARD),
         summary="roll out groups of candidates with log-probabilities and business reward",
         timeout_minutes=240,
     ),
@@ -123,6 +130,7 @@ STAGES: tuple[Stage, ...] = (
         + ("items", "users", "events", "aspect_scores", "user_weights"),
         publishes=(),
         registers=GENERATOR,
+        uses=(SUPERVISED, BUSINESS_REWARD),
         summary="improve the starting policy with A2PO and register it as challenger",
         timeout_minutes=480,
     ),
@@ -131,6 +139,7 @@ STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("user_states", "item_codes", "events"),
         publishes=("evaluations",),
+        uses=(GENERATOR,),
         summary="compare challenger and champion on held-out decisions and promote if it is better",
     ),
     Stage(

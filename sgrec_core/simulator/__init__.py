@@ -1,6 +1,6 @@
 """A seeded marketplace that writes raw logs, and keeps the truth that no stage reads beside them."""
 
-from sgrec_core.simulator.raw_logs import REVISION, catalogue_rows, event_rows, profile_rows, write_day
+from sgrec_core.simulator.raw_logs import catalogue_rows, event_rows, fingerprint_of_day, profile_rows, write_day
 from sgrec_core.simulator.requests import Requests, SimulatedDay, day_requests, logging_policy, simulate_day
 from sgrec_core.simulator.world import (
     ASPECTS,
@@ -18,7 +18,6 @@ __all__ = [
     "ASPECTS",
     "DAY_MILLISECONDS",
     "QUALITY_GAIN",
-    "REVISION",
     "Items",
     "Requests",
     "SimulatedDay",
@@ -29,6 +28,7 @@ __all__ = [
     "draw_items",
     "draw_users",
     "event_rows",
+    "fingerprint_of_day",
     "logging_policy",
     "profile_rows",
     "simulate_day",

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from sgrec_core.errors import InputError
 from sgrec_core.hashing import digest
 from sgrec_core.logs import landing
+from sgrec_core.runtime.code import code_digest
 from sgrec_core.settings import SimulatorSettings
 from sgrec_core.simulator.requests import SimulatedDay, simulate_day
 from sgrec_core.simulator.vocabulary import (
@@ -34,9 +35,6 @@ from sgrec_core.simulator.world import (
     Users,
 )
 
-REVISION = 1
-"""Raise it when the same settings make other logs, so that a day on disk is written anew."""
-
 
 def write_day(settings: SimulatorSettings, *, day: str, first_day: str, landing_root: Path, truth_root: Path) -> bool:
     """Write the raw logs of ``day`` under ``landing_root`` and the truth behind them under ``truth_root``.
@@ -48,16 +46,24 @@ def write_day(settings: SimulatorSettings, *, day: str, first_day: str, landing_
     """
     if landing.day_number(day, first_day) < 0:
         raise InputError(f"the simulated marketplace opened on {first_day}; it has no logs of {day}")
-    fingerprint = digest("simulator", REVISION, settings.model_dump_json(), first_day, day, length=32)
+    fingerprint = fingerprint_of_day(settings, day=day, first_day=first_day)
+    return landing.write_day(
+        landing_root, day, fingerprint, lambda folder: _write_files(folder, truth_root, settings, day, first_day)
+    )
 
-    def write(folder: Path) -> None:
-        simulated = simulate_day(settings, day, first_day)
-        bad = _write_events(folder / landing.FOLDERS["event"], simulated, settings, day)
-        landing.write_jsonl(folder / landing.FOLDERS["item"] / "items.jsonl", catalogue_rows(simulated.items))
-        landing.write_csv(folder / landing.FOLDERS["user"] / "profiles.csv", profile_rows(simulated.users))
-        _write_truth(truth_root, simulated, settings, day, bad)
 
-    return landing.write_day(landing_root, day, fingerprint, write)
+def fingerprint_of_day(settings: SimulatorSettings, *, day: str, first_day: str) -> str:
+    """Digest of what `write_day` makes a day from: the settings and the code of the simulator."""
+    code = code_digest(f"{__name__}:_write_files")
+    return digest("simulator", code, settings.model_dump_json(), first_day, day, length=32)
+
+
+def _write_files(folder: Path, truth_root: Path, settings: SimulatorSettings, day: str, first_day: str) -> None:
+    simulated = simulate_day(settings, day, first_day)
+    bad = _write_events(folder / landing.FOLDERS["event"], simulated, settings, day)
+    landing.write_jsonl(folder / landing.FOLDERS["item"] / "items.jsonl", catalogue_rows(simulated.items))
+    landing.write_csv(folder / landing.FOLDERS["user"] / "profiles.csv", profile_rows(simulated.users))
+    _write_truth(truth_root, simulated, settings, day, bad)
 
 
 def catalogue_rows(items: Items) -> list[dict[str, object]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from sgrec_core.night.unchanged import night_is_unchanged, remember_night
 from typer.testing import CliRunner
 
 from sgrec_core.cli import homes
@@ -18,7 +19,6 @@ from sgrec_core.judge.versions.adapters import Adapter, activate, active, of_nig
 from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import only_night, prepare_airflow, running_night
 from sgrec_core.night.display import Display, Tail
-from sgrec_core.night.unchanged import night_is_unchanged, remember_night
 from sgrec_core.quality.night import gather_night
 from sgrec_core.runtime.runs import Run, record
 from sgrec_core.settings import JudgeSettings, Settings

@@ -14,6 +14,7 @@ import pytest
 
 from sgrec_core.lake import load_contract
 from sgrec_core.runtime.stages import BY_NAME, STAGES
+from sgrec_core.runtime.warm import SOCKET
 from sgrec_core.settings import PROJECT_ROOT
 
 pytestmark = pytest.mark.airflow
@@ -331,6 +332,32 @@ def test_judges_side_by_side_are_mapped_tasks_with_gpus_of_their_own(tmp_path: P
     assert rule.split() == ["TriggerRule.ALL_DONE_MIN_ONE_SUCCESS", "check_generate_candidates", "judge_workers"]
     assert [command.split()[0] for command in commands] == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
     assert [command.split()[-2:] for command in commands] == [["--worker", "0"], ["--worker", "1"]]
+
+
+def test_beside_a_warm_process_jobs_are_forked_from_it_and_people_are_told_the_plain_command(tmp_path: Path) -> None:
+    script = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(DAG_FILE.parent)!r})\n"
+        f"dag = runpy.run_path({str(DAG_FILE)!r})['dag']\n"
+        "from types import SimpleNamespace\n"
+        "task = dag.get_task('check_build_states')\n"
+        "(callback,) = task.on_failure_callback\n"
+        "instance = SimpleNamespace(try_number=1)\n"
+        "callback({'task': task, 'task_instance': instance, 'params': {'day': '2026-01-05'}, 'run_id': 'manual'})\n"
+        "print(*(task.bash_command for task in dag.tasks if hasattr(task, 'bash_command')), sep='\\n')\n"
+    )
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "SGREC_HOME": str(tmp_path), SOCKET: "/nowhere"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=PROJECT_ROOT, check=True
+    )
+    commands = done.stdout.splitlines()[-len(GRAPH.strip().splitlines()) + 1 :]
+    for command in commands:
+        _, *client, module = shlex.split(command)[:4]
+        assert client == ["-m", "sgrec_core.runtime.warm"]
+        assert module.startswith("jobs.")
+    failure = json.loads((tmp_path / "reports" / "2026-01-05" / "failures.jsonl").read_text())
+    assert " .venv/bin/python -m jobs.check_quality --day " in failure["rerun"]
+    assert "/nowhere" not in failure["rerun"]
 
 
 def test_parsing_is_fast_and_imports_nothing_heavy(tmp_path: Path) -> None:

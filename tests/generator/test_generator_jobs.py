@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from rewarded_groups import fused
 from rich.console import Console
+from source import change_gate, copied, run_in
 from stage_runs import last_run
 
 import jobs.evaluate_generator
@@ -374,6 +376,33 @@ def test_other_settings_make_another_reward_version_and_challenger_beside_the_ol
     assert back["started_from"] == facts["started_from"]
 
 
+def test_another_formula_makes_another_reward_version_beside_the_old(two_nights: Any, tmp_path: Path) -> None:
+    settings, _ = two_nights
+    lake = Lake(settings.lake_root)
+    columns = ["decision_id", "rank", "reward_version", "gate", "advantage"]
+
+    def rewards() -> pa.Table:
+        rows = lake.read("rewards", where={"day": DAY}, columns=columns)
+        return rows.sort_by([(name, "ascending") for name in columns[:3]])
+
+    before, scores = rewards(), lake.version("aspect_scores")
+    root = copied(tmp_path, change_gate)
+    run_in(root, "-m", "jobs.materialize_rewards", "--day", DAY, SGREC_HOME=str(settings.home))
+    after = rewards()
+    old, new = (
+        after.filter(pc.is_in(after["reward_version"], value_set=before["reward_version"]))
+        if kept
+        else after.filter(pc.invert(pc.is_in(after["reward_version"], value_set=before["reward_version"])))
+        for kept in (True, False)
+    )
+    assert old == before
+    assert new.num_rows == before.num_rows
+    assert new["gate"].to_pylist() != old["gate"].to_pylist()
+    assert lake.version("aspect_scores") == scores, "no call is paid for again"
+    # What this code makes of the day is up to date still.
+    assert run_stage(settings, "materialize_rewards", DAY)["state"] == "skipped"
+
+
 def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
     settings, reports = two_nights
     registry = Registry(settings)
@@ -442,7 +471,7 @@ def test_a_night_without_any_advantage_registers_its_starting_policy(two_nights:
 def test_advantages_of_codes_go_from_the_method_through_the_table_into_training(
     two_nights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A method of the papers to come, which `METHODS` alone knows: a code is right or wrong, whatever comes after it."""
+    """A method of the papers to come, which `METHODS` alone knows: a code is right or wrong, whatever follows."""
 
     def right_codes(groups: Groups, epsilon: float) -> Fused:
         right = (groups.codes == groups.target_codes[:, None]) & ~groups.forced
@@ -585,7 +614,7 @@ def test_a_training_job_of_two_processes_does_what_one_does(two_nights: Any) -> 
 
 
 def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights: Any, tmp_path: Path) -> None:
-    """Trained, rolled out, improved, evaluated and served; the next night starts from it, another model's from scratch."""
+    """Trained, rolled out, improved, evaluated and served; the next night starts from it."""
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     backbone = make_tiny_model(tmp_path / "model")
     changes = {"backbone": backbone, "epochs": 2, "learning_rate": 1e-3, "warm_epochs": 1}

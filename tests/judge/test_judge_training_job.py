@@ -31,6 +31,7 @@ from sgrec_core.judge.versions.accepted import accept, accepted_judges, check_ac
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake import Lake
 from sgrec_core.registry import Registry
+from sgrec_core.runtime.code import stage_digest
 from sgrec_core.runtime.job import Job
 from sgrec_core.settings import PROJECT_ROOT, AggregatorSettings, Settings
 
@@ -224,7 +225,7 @@ def test_a_later_night_can_have_its_weights_named(trained: Settings, monkeypatch
     for stage, run in (("score_aspects", score_aspects.run), ("train_aggregator", train_aggregator.run)):
         assert Job(stage, NEXT_DAY, by_name).execute(run, Console(quiet=True)) == 0
     rows = lake.read("user_weights", where={"day": NEXT_DAY}).to_pylist()
-    assert {row["aggregator_version"] for row in rows} == {"sgrec-judge-weights/1"}
+    assert {row["aggregator_version"] for row in rows} == {f"sgrec-judge-weights/1/{stage_digest('train_aggregator')}"}
     assert all(sum(row["weights"]) == pytest.approx(1) for row in rows)
     with pytest.raises(SettingsError, match="no sgrec-judge-weights was trained for .* and a day before"):
         train_aggregator.run(Job("train_aggregator", DAY, by_name))

@@ -98,7 +98,8 @@ def test_delta_itself_refuses_rows_that_break_a_constraint(lake: Lake) -> None:
 
 def scores(state: str, value: float | None) -> pa.Table:
     row = {
-        "judge_version": "v", "day": date(2026, 1, 5), "state_id": state, "item_id": "i", "item_hash": "h", "aspects": ["s0"],
+        "judge_version": "v", "day": date(2026, 1, 5), "state_id": state, "item_id": "i", "item_hash": "h",
+        "aspects": ["s0"],
         "scores": None if value is None else [value], "failure": "timeout" if value is None else None,
     }  # fmt: skip
     return pa.Table.from_pylist([row], schema=load_contract("aspect_scores").arrow_schema)

@@ -37,7 +37,7 @@ def register(registry: Registry, day: str) -> ModelVersion:
 
 @pytest.fixture
 def small_home(registry_home: Path) -> Path:
-    """Two generators, of which the second serves, and what `sgrec recommend` reads of the lake; with a space in its path."""
+    """Two generators, of which the second serves, and what `sgrec recommend` reads; with a space in its path."""
     home = registry_home.rename(registry_home.with_name("a home"))
     registry, lake = Registry(Settings(home=home)), Lake(home / "lake")
     schema = pa.schema([field.with_nullable(True) for field in load_contract("items").arrow_schema])

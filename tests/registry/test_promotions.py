@@ -156,8 +156,14 @@ def _promote_many(root: str, who: str, start: "multiprocessing.synchronize.Barri
         def choose(decisions: list[p.Decision], version: str = f"{who}{number}") -> p.Decision:
             reason = f"after {p.champion(decisions)}"
             return p.Decision(
-                day="2026-01-05", action="promote", model=GENERATOR, version=version, fingerprint="f", who=who, reason=reason
-            )  # fmt: skip
+                day="2026-01-05",
+                action="promote",
+                model=GENERATOR,
+                version=version,
+                fingerprint="f",
+                who=who,
+                reason=reason,
+            )
 
         table.decide(choose)
 
@@ -198,11 +204,13 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(("step", "decided"), [("promotions._lake.append_after", False), ("set_alias_or_none", True)])
-def test_a_kill_leaves_the_champion_of_before_or_after(
-    registry_home: Path, command: str, step: str, decided: bool
-) -> None:
+BEFORE, BETWEEN = "promotions._lake.append_after", "set_alias_or_none"
+
+
+@pytest.mark.parametrize(
+    ("command", "step"), [("promote", BEFORE), ("promote", BETWEEN), ("night", BETWEEN), ("rollback", BETWEEN)]
+)
+def test_a_kill_leaves_the_champion_of_before_or_after(registry_home: Path, command: str, step: str) -> None:
     registry = Registry(Settings(home=registry_home))
     first, second = register(registry, "2026-01-05"), register(registry, "2026-01-06")
     registry.promote_by_night(first, "2026-01-05", "better")
@@ -214,7 +222,7 @@ def test_a_kill_leaves_the_champion_of_before_or_after(
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert registry.aliases(GENERATOR)[CHAMPION] == old.version, "the mirror was not reached"
 
-    serves = new if decided else old
+    serves = new if step == BETWEEN else old
     assert registry.pinned_champion("2026-01-07") == serves
     (registry_home / "source.json").write_text('{"input": "simulator"}')
     shown = CliRunner().invoke(app, ["status"])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def test_facts_and_progress_tell_what_happened(home: Path) -> None:
     assert facts["notes"] == ["a declared rule"]
     assert facts["tables_written"]["users"] is not None
     assert [event["event"] for event in events] == ["started", "finished"]
+
+
+def test_the_start_of_an_engine_is_no_work_of_the_stage(home: Path) -> None:
+    def run(job: Job) -> None:
+        with job.starting_engine():
+            time.sleep(0.5)
+        time.sleep(0.1)
+
+    _, _, lines = execute(home, run)
+    assert lines[-1]["seconds"] >= 0.6
+    assert 0.1 <= lines[-1]["work_seconds"] <= lines[-1]["seconds"] - 0.5
 
 
 def test_texts_of_the_data_are_no_markup(home: Path) -> None:

@@ -62,6 +62,7 @@ from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, ran
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.generator.packing import cut_windows
 from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
+from sgrec_core.rewards.advantages.groups import Groups
 from sgrec_core.rewards.fusion import fuse
 from sgrec_core.rewards.ranking import ranking_reward
 
@@ -102,7 +103,7 @@ before = gains()
 rolled_out = rank_items(network, catalogue.trie, histories, width=6)
 candidates = rolled_out.items.numpy()
 rewards = ranking_reward(candidates, targets)
-fused = fuse("a2po", rewards, candidates / ITEMS, np.ones(ITEMS, dtype=bool), 1e-8)
+fused = fuse("a2po", Groups.of(catalogue.trie, candidates, rewards, candidates / ITEMS, targets=targets))
 log = train_stored(
     network,
     catalogue.trie,

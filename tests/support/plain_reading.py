@@ -1,4 +1,4 @@
-"""History encoders read the plain way, whole padded sequences without packing or cache: what the fast ways must equal."""
+"""Whole padded sequences read without packing or cache: what the encoders' faster ways must equal."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from sgrec_core.generator.transformer import BOS, Transformer
 def sequence_states(encoder: HistoryEncoder, codes: Tensor) -> Tensor:
     """Final hidden states [B, n, L, width] before every code of sequences of items, codes [B, n, L].
 
-    Items after the end of a shorter sequence may hold any code: attention is causal, so they change nothing before them.
+    Items after the end of a shorter sequence may hold any code: attention is causal.
     """
     tokens = encoder.tokens(codes).flatten(1)[:, :-1]
     if isinstance(encoder, Transformer):

@@ -1,4 +1,4 @@
-"""What calls to the judge took, kept in ``judge_ledger``: who may still pay, how fast a model is, where a state was asked.
+"""What calls to the judge took: who may still pay, how fast a model is, for which days a state was asked about.
 
 A row is written before the scores that it pays for: a kill between the two can lose answers, never make
 ``judge.max_calls`` pay twice. Rows are only added.

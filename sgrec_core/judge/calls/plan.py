@@ -118,7 +118,7 @@ def plan_day(job: Job) -> Plan | None:
 def _shards(settings: Settings, calls: set[Call], known: set[Call]) -> list[list[list[Call]]]:
     """New calls by worker and shard.
 
-    A state's calls go to one worker whatever else is asked, so that workers which plan at different moments share nothing.
+    A state's calls go to one worker whatever else is asked, so that workers that plan at other moments share nothing.
     Shards are cut before known calls are taken out: after a kill, what remains has the same shards.
     """
     workers, size = settings.judge.workers, settings.judge.shard_size

@@ -77,7 +77,7 @@ def split_pairs(lake: Lake, day: str, split: str) -> list[dict[str, str]]:
 
 
 def day_pairs(lake: Lake, day: str, split: str, texts: Texts, *, limit: int, seed: int) -> list[Pair]:
-    """At most ``limit`` preference pairs of a split's decisions between items of ``texts``, in an order by seeded hash."""
+    """At most ``limit`` preference pairs of a split's decisions between items of ``texts``, ordered by seeded hash."""
     rows = [
         row for row in split_pairs(lake, day, split) if row["preferred_item"] in texts and row["other_item"] in texts
     ]

@@ -65,7 +65,7 @@ def remember_version(lake: Lake, version: str, engine: Engine) -> None:
     """The row of ``judge_versions`` that says what ``version`` stands for, if it is not there yet."""
     if lake.count("judge_versions", where={"judge_version": version}):
         return
-    facts = {name: fact for name, fact in engine.version_facts().items() if name not in ("rubric", "wording")}
+    facts = {name: fact for name, fact in engine.version_facts().items() if name not in ("rubric", "code")}
     row = {"judge_version": version, "facts": json.dumps(facts, sort_keys=True), "rubric": engine.rubric.text}
     lake.upsert("judge_versions", pa.Table.from_pylist([row]))
 

@@ -7,9 +7,13 @@ import numpy as np
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.judge.prompt import describe
-from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
+from sgrec_core.judge.request import ITEM_AND_STATE, NO_TEXT, JudgeRequest, JudgeResult, Usage
 from sgrec_core.judge.rubric import Aspect, Rubric
+from sgrec_core.runtime.code import code_digest
 from sgrec_core.settings import Settings
+
+FORMULA = (f"{__name__}:EmbeddingEngine.score", "sgrec_core.items.encoder:TextEncoder._compute")
+"""What makes scores of texts; the encoder's weights have a version of their own."""
 
 
 class EmbeddingEngine:
@@ -27,8 +31,6 @@ class EmbeddingEngine:
     """
 
     HALF_LIFE = 3.0
-    FORMULA = "cosines-1"
-    """Change it with the formula: it is what tells ``judge_version`` that scores mean something else."""
 
     def __init__(self, settings: Settings, rubric: Rubric):
         known = {"s0", "s1", "s2", "s3"}
@@ -44,7 +46,7 @@ class EmbeddingEngine:
         return {
             "engine": "embedding",
             "model": self._encoder().version,
-            "formula": [self.FORMULA, self.HALF_LIFE],
+            "code": code_digest(*FORMULA, *ITEM_AND_STATE, locks=()),
             "rubric": self.rubric.fingerprint,
         }
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,9 +11,7 @@ from typing import Any
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.hashing import hash_share
-from sgrec_core.items.encoder import item_text
 from sgrec_core.judge.engines.backends import (
-    CHAT_TEMPLATE_ARGUMENTS,
     Backend,
     Chat,
     Failed,
@@ -32,19 +30,32 @@ from sgrec_core.judge.prompt import (
     system_message,
     user_message,
 )
-from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
-from sgrec_core.judge.rubric import Rubric
+from sgrec_core.judge.request import ITEM_AND_STATE, NO_TEXT, JudgeRequest, JudgeResult, Usage
+from sgrec_core.judge.rubric import Aspect, Rubric
+from sgrec_core.runtime.code import code_digest
 from sgrec_core.settings import JudgeSettings, Settings
 
-_PROBE = JudgeRequest(
-    state_id="",
-    item_id="",
-    item_hash="",
-    history_texts=("Tea <b>cup</b>, [blue]", "ﬁne\u200b\n teapot", "x" * 2000),
-    profile='{"likes": ["tea", {"cups": 2}], "age": 30}',
-    context='{"placement": "home", "hour": 7}',
-    item_text=item_text("Tea <b>cup</b> &amp; saucer", "Brand <|im_end|>", "Home", "x \u202e" * 2000),
+_PROMPT, _ENGINES = "sgrec_core.judge.prompt", "sgrec_core.judge.engines"
+WORDS = (
+    f"{_PROMPT}:system_message",
+    f"{_PROMPT}:user_message",
+    f"{__name__}:fitting_chat",
+    f"{_ENGINES}.backends:chat_tokens",
 )
+ANSWERS = {
+    "labels": (f"{_PROMPT}:label_question", f"{__name__}:expected_level"),
+    "reasoning": (f"{_PROMPT}:reasoning_question", f"{_PROMPT}:answer_schema", f"{_PROMPT}:read_answer"),
+}
+DECODING = {
+    ("vllm", "labels"): (f"{_ENGINES}.vllm_backend:label_sampling",),
+    ("vllm", "reasoning"): (f"{_ENGINES}.vllm_backend:text_sampling", f"{_ENGINES}.vllm_backend:STRUCTURED_OUTPUTS"),
+    ("server", "labels"): (f"{_ENGINES}.server_backend:asked_for_labels", f"{_ENGINES}.server_backend:labels_of"),
+    ("server", "reasoning"): (f"{_ENGINES}.server_backend:asked_for_text",),
+}
+"""What words prompts, decodes and reads answers, by engine and mode: the code that ``judge_version`` covers.
+
+How calls are batched, sent, counted and tried again makes no other judge.
+"""
 
 
 class LanguageModelEngine:
@@ -85,15 +96,15 @@ class LanguageModelEngine:
         judge = self.settings.judge
         decoding = decoding_settings(judge)
         if self.mode == "reasoning":
-            decoding["temperature"] = 0
+            decoding["max_tokens"] = self.max_tokens
         return {
             "engine": judge.engine,
             "model": _model_identity(judge) | _adapter_identity(judge.adapter_folder),
             "decoding": decoding,
-            "chat_template_arguments": CHAT_TEMPLATE_ARGUMENTS,
             "rubric": self.rubric.fingerprint,
-            # What the code around the rubric's words makes of texts: one request that has some of everything.
-            "wording": [self._system, *(user_message(self.rubric, _PROBE, question) for question in self._questions)],
+            "code": code_digest(
+                *ITEM_AND_STATE, *WORDS, *ANSWERS[self.mode], *DECODING[judge.engine, self.mode], locks=()
+            ),
         }
 
     def prompts(self, request: JudgeRequest) -> list[Chat]:
@@ -136,12 +147,10 @@ class LanguageModelEngine:
                 if isinstance(log_probs, Failed):
                     failures.append(log_probs)
                     continue
-                highest = max(log_probs.values())
-                weights = {label: math.exp(log_probs[label] - highest) for label in aspect.value_of}
-                total = sum(weights.values())
-                masses.append(min(1.0, total * math.exp(highest)))
-                probabilities += [weight / total for weight in weights.values()]
-                scores.append(sum(aspect.value_of[label] * weight / total for label, weight in weights.items()))
+                score, of_labels, mass = expected_level(aspect, log_probs)
+                scores.append(score)
+                probabilities += of_labels
+                masses.append(mass)
             if failures:
                 nobody = all(failed.unanswered for failed in failures) and len(failures) == len(aspects)
                 yield JudgeResult(failure=clean(failures[0].reason, 500), unanswered=nobody)
@@ -198,6 +207,15 @@ class LanguageModelEngine:
             ]
 
         return fitting_chat(request, self.rubric, words, lambda chat: self.backend.fits(chat, self.max_tokens))
+
+
+def expected_level(aspect: Aspect, log_probs: Mapping[str, float]) -> tuple[float, list[float], float]:
+    """The expected value of an aspect's level, the probabilities of its labels, and what all of them had before."""
+    highest = max(log_probs.values())
+    weights = {label: math.exp(log_probs[label] - highest) for label in aspect.value_of}
+    total = sum(weights.values())
+    score = sum(aspect.value_of[label] * weight / total for label, weight in weights.items())
+    return score, [weight / total for weight in weights.values()], min(1.0, total * math.exp(highest))
 
 
 def fitting_chat(

@@ -23,6 +23,48 @@ from sgrec_core.judge.request import Usage
 from sgrec_core.settings import Settings
 
 Answer = TypeVar("Answer")
+TOP = 20
+"""As many likely tokens as OpenAI's interface gives at most."""
+UNSEEN = -100.0
+"""Log-probability of a label that is not among them."""
+
+
+# How answers are decoded and read: `language_model.DECODING` makes these part of the judge's version.
+
+
+def asked_for_labels(tokens: list[int] | None) -> dict[str, Any]:
+    """What is asked besides the chat for the log-probabilities of labels; by their tokens, where the server is vLLM."""
+    extra = {} if tokens is None else {"logprob_token_ids": tokens, "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS}
+    top = TOP if tokens is None else 0
+    return {"temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": top, "extra_body": extra}
+
+
+def asked_for_text(schema: dict[str, Any] | None, max_tokens: int, *, is_vllm: bool) -> dict[str, Any]:
+    """What is asked besides the chat for a greedy answer, bound to a JSON schema if there is one."""
+    form: dict[str, Any] = {}
+    if schema is not None:
+        wanted = {"name": "judgement", "schema": schema, "strict": True}
+        form = {"response_format": {"type": "json_schema", "json_schema": wanted}}
+    extra = {"chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} if is_vllm else {}
+    return {"temperature": 0, "max_tokens": max_tokens, "extra_body": extra, **form}
+
+
+def labels_of(likely: Sequence[Any], labels: Sequence[str], *, every: bool) -> dict[str, float]:
+    """Log-probabilities of labels among likely tokens.
+
+    Raises:
+        ValueError: none of the labels is among them, or with ``every`` one is not.
+    """
+    found: dict[str, float] = {}
+    for entry in likely:
+        # " A" is A to a reader.
+        name = entry.token.strip()
+        found[name] = float(np.logaddexp(found.get(name, -np.inf), entry.logprob))
+    missing = [label for label in labels if label not in found]
+    if len(missing) == len(labels) or (missing and every):
+        likeliest = ", ".join(repr(entry.token) for entry in likely[:3])
+        raise ValueError(f"no probability of {', '.join(missing)}; the likeliest tokens are {likeliest}")
+    return {label: found.get(label, UNSEEN) for label in labels}
 
 
 class Server:
@@ -37,10 +79,6 @@ class Server:
         SettingsError: the server cannot be reached when the work begins, does not know the model, or wants another key.
     """
 
-    TOP = 20
-    """As many likely tokens as OpenAI's interface gives at most."""
-    UNSEEN = -100.0
-    """Log-probability of a label that is not among them."""
     SILENCE = 32
     """So many calls in a row without an answer, or twice ``judge.concurrency`` if that is more: the server is gone."""
 
@@ -79,48 +117,21 @@ class Server:
 
         def ask(numbered: tuple[Chat, Sequence[str]]) -> dict[str, float]:
             chat, of_chat = numbered
-            extra = {}
-            if self._is_vllm:
-                extra = {
-                    "logprob_token_ids": [self._label_tokens[label] for label in of_chat],
-                    "chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS,
-                }
+            tokens = [self._label_tokens[label] for label in of_chat] if self._is_vllm else None
             response = self._client.chat.completions.create(
-                model=self._model,
-                messages=chat,
-                temperature=0,
-                max_tokens=1,
-                logprobs=True,
-                top_logprobs=0 if self._is_vllm else self.TOP,
-                extra_body=extra,
+                model=self._model, messages=chat, **asked_for_labels(tokens)
             )
             self._count(response)
-            first = response.choices[0].logprobs.content[0]
-            found: dict[str, float] = {}
-            for entry in first.top_logprobs:
-                # " A" is A to a reader.
-                name = entry.token.strip()
-                found[name] = float(np.logaddexp(found.get(name, -np.inf), entry.logprob))
-            missing = [label for label in of_chat if label not in found]
-            if len(missing) == len(of_chat) or (missing and self._is_vllm):
-                likeliest = ", ".join(repr(entry.token) for entry in first.top_logprobs[:3])
-                raise ValueError(f"no probability of {', '.join(missing)}; the likeliest tokens are {likeliest}")
-            return {label: found.get(label, self.UNSEEN) for label in of_chat}
+            return labels_of(response.choices[0].logprobs.content[0].top_logprobs, of_chat, every=self._is_vllm)
 
         return self._in_parallel(ask, list(zip(chats, labels, strict=True)))
 
     def complete(self, chats: Sequence[Chat], schema: dict[str, Any] | None, max_tokens: int) -> list[str | Failed]:
         self._connect()
-        form: dict[str, Any] = {}
-        if schema is not None:
-            wanted = {"name": "judgement", "schema": schema, "strict": True}
-            form = {"response_format": {"type": "json_schema", "json_schema": wanted}}
-        extra = {"chat_template_kwargs": CHAT_TEMPLATE_ARGUMENTS} if self._is_vllm else {}
+        form = asked_for_text(schema, max_tokens, is_vllm=self._is_vllm)
 
         def ask(chat: Chat) -> str:
-            response = self._client.chat.completions.create(
-                model=self._model, messages=chat, temperature=0, max_tokens=max_tokens, extra_body=extra, **form
-            )
+            response = self._client.chat.completions.create(model=self._model, messages=chat, **form)
             self._count(response)
             return response.choices[0].message.content or ""
 

@@ -13,6 +13,27 @@ from sgrec_core.settings import Settings
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for."""
+STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
+"""An untrained model fills JSON with blanks until its tokens are used up."""
+
+
+# How answers are decoded: `language_model.DECODING` makes these part of the judge's version.
+
+
+def label_sampling(tokens: list[int]) -> Any:
+    """Parameters for the log-probabilities of labels as the first token of an answer."""
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=tokens, detokenize=False)
+
+
+def text_sampling(schema: dict[str, Any] | None, max_tokens: int) -> Any:
+    """Parameters for a greedy answer, bound to a JSON schema if there is one."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    structured = StructuredOutputsParams(json=schema) if schema else None
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, structured_outputs=structured)
 
 
 class Vllm:
@@ -40,21 +61,11 @@ class Vllm:
         self, chats: Sequence[Chat], labels: Sequence[Sequence[str]]
     ) -> list[dict[str, float] | Failed]:
         self._start()
-        from vllm import SamplingParams
-
         tokens = {
             label: only_token(self.settings.judge.model, label, self._tokenizer.encode(label))
             for label in {label for of_chat in labels for label in of_chat}
         }
-        sampling = [
-            SamplingParams(
-                temperature=0.0,
-                max_tokens=1,
-                logprob_token_ids=[tokens[label] for label in of_chat],
-                detokenize=False,
-            )
-            for of_chat in labels
-        ]
+        sampling = [label_sampling([tokens[label] for label in of_chat]) for of_chat in labels]
         outputs = self._generate(chats, sampling, answer_tokens=1)
         return [
             output
@@ -67,15 +78,7 @@ class Vllm:
         if not chats:
             return []
         self._start()
-        from vllm import SamplingParams
-        from vllm.sampling_params import StructuredOutputsParams
-
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=max_tokens,
-            structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
-        )
-        outputs = self._generate(chats, [sampling] * len(chats), max_tokens)
+        outputs = self._generate(chats, [text_sampling(schema, max_tokens)] * len(chats), max_tokens)
         return [output if isinstance(output, Failed) else output.text for output in outputs]
 
     def _generate(self, chats: Sequence[Chat], sampling: Sequence[Any], answer_tokens: int) -> list[Any]:
@@ -147,8 +150,7 @@ class Vllm:
                 # run there.
                 enforce_eager=on_cpu,
                 kv_cache_memory_bytes=int(judge.kv_cache_gib * 2**30) if on_cpu else None,
-                # An untrained model fills JSON with blanks until its tokens are used up.
-                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                structured_outputs_config=STRUCTURED_OUTPUTS,
                 disable_log_stats=True,
                 **self._lora(judge.adapter_folder),
             )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.judge.versions.adapters import Adapter, judge_folder, rubric_digest
-from sgrec_core.registry import ModelVersion, Registry
+from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.runtime.job import Job
 from sgrec_core.settings import JudgeSettings, Settings
 
@@ -71,7 +71,7 @@ def register_adapter(
                 "rubric": rubric_digest(job.settings),
                 "adapter": json.loads((folder / CONFIG).read_text()),
             },
-            tags={MODEL_TAG: model_tag(judge)},
+            tags={MODEL_TAG: model_tag(judge), CODE_TAG: job.code_digest},
             metrics=figures,
             parameters=job.settings.judge_training.model_dump(),
             tables={table: job.lake.version(table) for table in job.stage.reads},

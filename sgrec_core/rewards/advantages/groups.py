@@ -1,4 +1,4 @@
-"""What a method turns into advantages, and what it gives. N rollout groups of G candidates, whose items have L codes."""
+"""What a method turns into advantages, and what it gives: N rollout groups of G candidates with L codes each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
