@@ -2,13 +2,13 @@
 
     python -m benchmarks.lake [--short] [--folder PATH]
 
-A night is of the default size: 32,009 calls about 2,808 states, in shards of 4,096 as the judge publishes them, and 2,048
-groups of 16 as rows of rewards. A cold process does what the stages do: it looks up which calls are known, publishes ledger
-and scores shard by shard, reads the scores of its states, publishes the rewards and reads them. No state is asked about on
-two nights: of the simulator's nights none is. `sgrec maintain` runs every 7 nights. Nights before the last such run are
-committed in the shape that it leaves, one file a night and table, 50 nights a commit; their files are links to those of the
-first night (no other night reads them), the ledger has states of their own. The nights after it are made by the functions
-of the stages.
+A night is of the default size: 32,009 calls about 2,808 states, in shards of 4,096 as the judge publishes them, and
+2,048 groups of 16 as rows of rewards. A cold process does what the stages do: it looks up which calls are known,
+publishes ledger and scores shard by shard, reads the scores of its states, publishes the rewards and reads them. No
+state is asked about on two nights: of the simulator's nights none is. `sgrec maintain` runs every 7 nights. Nights
+before the last such run are committed in the shape that it leaves, one file a night and table, 50 a commit; their
+files are links to those of the first night (no other night reads them), the ledger has states of their own. The nights
+after it are made by the functions of the stages.
 """
 
 import argparse
@@ -303,8 +303,8 @@ def measure(folder: Path, points: tuple[int, ...], rounds: int, short: bool) -> 
     ]
     text = (__doc__ or "").split("\n\n", 2)[2].strip()
     text += (
-        f"\n\nMedians of {rounds} processes, taken in turns; intervals are the least and the largest. CPU seconds of each "
-        "part:\n\n"
+        f"\n\nMedians of {rounds} processes, taken in turns; intervals are the least and the largest. CPU seconds of "
+        "each part:\n\n"
     )
     name = "lake-short" if short else "lake"
     page = write(

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,9 +18,8 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from sgrec_core.errors import ContractError
+from sgrec_core.lake.conditions import Where, expression, literal, predicate, split
 from sgrec_core.lake.contracts import Contract, load_contract
-
-Where = Mapping[str, object]
 
 TRIES = 20
 """Of a commit that other writers come before."""
@@ -85,12 +83,12 @@ class Lake:
             return schema.empty_table().select(wanted)
         if version is None:
             _check_age(contract, delta)
-        partition, other = _split(contract, where or {})
+        partition, other = split(contract, where or {})
         needed = list(dict.fromkeys([*wanted, *contract.key, *other]))
-        rows = delta.to_pyarrow_table(columns=needed, filters=_expression(contract, partition))
+        rows = delta.to_pyarrow_table(columns=needed, filters=expression(contract, partition))
         rows = _typed(contract, rows)
         if other:
-            rows = rows.filter(_expression(contract, other))
+            rows = rows.filter(expression(contract, other))
         return rows.sort_by([(name, "ascending") for name in contract.key]).select(wanted)
 
     def count(self, table: str, *, where: Where | None = None) -> int:
@@ -99,9 +97,9 @@ class Lake:
         delta = self.open(table)
         if delta is None:
             return 0
-        partition, other = _split(contract, where or {})
+        partition, other = split(contract, where or {})
         if not other:
-            return delta.to_pyarrow_dataset().count_rows(filter=_expression(contract, partition))
+            return delta.to_pyarrow_dataset().count_rows(filter=expression(contract, partition))
         return self.read(table, where=where, columns=list(other)).num_rows
 
     def publish(
@@ -137,7 +135,7 @@ class Lake:
                     self.uri(table),
                     rows.sort_by([(name, "ascending") for name in contract.key]),
                     mode="overwrite",
-                    predicate=_predicate(contract, partition),
+                    predicate=predicate(contract, partition),
                     commit_properties=commit_properties(table, partition, fingerprint, metadata),
                 ),
             )
@@ -225,7 +223,7 @@ class Lake:
         conditions = [f"target.{name} = source.{name}" for name in contract.key]
         for name in contract.partition_by:
             values = sorted({str(value) for value in rows[name].to_pylist()})
-            conditions.append(f"target.{name} IN ({', '.join(_literal(value) for value in values)})")
+            conditions.append(f"target.{name} IN ({', '.join(literal(value) for value in values)})")
         (
             delta.merge(
                 rows.sort_by([(name, "ascending") for name in contract.key]),
@@ -364,16 +362,6 @@ def _with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, 
     return data
 
 
-def _split(contract: Contract, where: Where) -> tuple[Where, Where]:
-    """Conditions on partition columns, which choose files, and the others.
-
-    The others wait until the rows have the contract's types: what a merge wrote comes as string views, which Arrow
-    does not compare with strings.
-    """
-    partition = {name: value for name, value in where.items() if name in contract.partition_by}
-    return partition, {name: value for name, value in where.items() if name not in partition}
-
-
 def _typed(contract: Contract, rows: pa.Table) -> pa.Table:
     """Rows in the contract's types.
 
@@ -385,29 +373,3 @@ def _typed(contract: Contract, rows: pa.Table) -> pa.Table:
         return rows.cast(pa.schema(fields))
     except ValueError as error:
         raise ContractError(f"table {contract.table}: holds rows that break its contract: {error}") from error
-
-
-def _expression(contract: Contract, where: Where) -> pc.Expression | None:
-    expression = None
-    for name, value in where.items():
-        values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
-        arrow_type = contract.column(name).arrow_type
-        if pa.types.is_date(arrow_type):
-            values = [date.fromisoformat(v) if isinstance(v, str) else v for v in values]
-        condition = pc.field(name).isin(pa.array(values, arrow_type))
-        expression = condition if expression is None else expression & condition
-    return expression
-
-
-def _predicate(contract: Contract, partition: Mapping[str, object]) -> str:
-    parts = []
-    for name, value in sorted(partition.items()):
-        literal = _literal(str(value))
-        parts.append(
-            f"{name} = CAST({literal} AS DATE)" if contract.column(name).type == "date32" else f"{name} = {literal}"
-        )
-    return " AND ".join(parts)
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

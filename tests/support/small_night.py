@@ -90,12 +90,14 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
         ],
         "aspect_scores": [
             {"judge_version": JUDGE_VERSION, "day": the_day, "state_id": row["state_id"],
-             "item_id": row["item_id"], "item_hash": "h", "aspects": ASPECTS, "scores": [0.5, 0.0, -0.5], "evidence": attack or None, "failure": None}
+             "item_id": row["item_id"], "item_hash": "h",
+             "aspects": ASPECTS, "scores": [0.5, 0.0, -0.5], "evidence": attack or None, "failure": None}
             for row in candidates
         ],
         "judge_ledger": [
-            {"judge_version": JUDGE_VERSION, "entry_id": f"{day}-1", "written": noon, "day": the_day, "purpose": "night",
-             "worker": "", "kind": "embedding", **asdict(Spent()), "asked": len(candidates), "states": list(users),
+            {"judge_version": JUDGE_VERSION, "entry_id": f"{day}-1", "written": noon, "day": the_day,
+             "purpose": "night", "worker": "", "kind": "embedding", **asdict(Spent()), "asked": len(candidates),
+             "states": list(users),
              "sgrec_version": "0.1.0"},
         ],
         "judge_versions": [{"judge_version": JUDGE_VERSION, "facts": "{}", "rubric": "aspects: []"}],
