@@ -31,12 +31,13 @@ DAY = "2026-01-05"
 SIZES = {"tiny": {"SGREC_SIMULATOR__USERS": "200"}, "default": {}}
 GOAL_SECONDS = 60.0
 TEXT = """\
-Whole nights of `sgrec nightly` in fresh homes with Airflow's database set up: the marketplace of 200 users (tiny) and of
-1,500 (default). Overhead is wall time less the time inside `run(job)`, Spark's start counted as overhead; so are gates,
-imports, Airflow and the command itself. *Alone*: each job starts as `python -m jobs.<stage>` (`SGREC_AIRFLOW__WARM=false`);
-its own import statements run inside `run(job)`, so its overhead is taken against the work of the other night of its size.
-CPU seconds are of the command and all that it waited for. One night each; load is the machine's average over a minute
-before and after: figures with a load above the number of cores are of a machine that did other things as well.
+Whole nights of `sgrec nightly` in fresh homes with Airflow's database set up: the marketplace of 200 users (tiny) and
+of 1,500 (default). Overhead is wall time less the time inside `run(job)`, Spark's start counted as overhead; so are
+gates, imports, Airflow and the command itself. *Alone*: each job starts as `python -m jobs.<stage>`
+(`SGREC_AIRFLOW__WARM=false`); its own import statements run inside `run(job)`, so its overhead is taken against the
+work of the other night of its size. CPU seconds are of the command and all that it waited for. One night each; load
+is the machine's average over a minute before and after: figures with a load above the number of cores are of a
+machine that did other things as well.
 
 {load}
 """
@@ -94,7 +95,7 @@ def parts_of(home: Path) -> list[Part]:
     work = {event["stage"]: event["work_seconds"] for event in map(json.loads, lines) if "work_seconds" in event}
     with closing(sqlite3.connect(home / "airflow" / "airflow.db")) as connection:
         tasks = connection.execute(
-            "select task_id, start_date, end_date from task_instance where start_date is not null order by start_date"
+            "select task_id, start_date, end_date from task_instance where end_date is not null order by start_date"
         ).fetchall()
     return [
         Part(task, (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), work.get(task, 0.0))

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from benchmarks import data
 from benchmarks.world import Decisions, World
-from sgrec_core.aggregator import weights
+from sgrec_core.aggregator.features import state_features
+from sgrec_core.aggregator.network import Pairs, fit
 from sgrec_core.generator.packing import cut_windows
 from sgrec_core.judge.engines.embedding import EmbeddingEngine
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.rewards.ranking import ranking_reward
-from sgrec_core.settings import Settings
+from sgrec_core.settings import AggregatorSettings, Settings
 
 
 def world(folder: Path, *, short: bool, cache: Path) -> World:
@@ -82,15 +83,15 @@ def _embedding_judge(
         return engine.score_vectors(embeddings[items], embeddings[history])
 
     pairs = np.array([aspect_scores(*row) for row in zip(before, np.stack([preferred, other], axis=1), strict=True)])
-    module, _ = weights.fit(
-        weights.Pairs(
+    module, _ = fit(
+        Pairs(
             users=[str(number) for number in range(len(before))],
             features=_features(before, names, embeddings),
             preferred=pairs[:, 0],
             other=pairs[:, 1],
         ),
         rubric.aspect_ids,
-        seed=0,
+        AggregatorSettings(seed=0),
     )
     histories = [history[history >= 0] for history in feedback.histories]
     user_weights = module.weights(_features(histories, names, embeddings))
@@ -108,7 +109,7 @@ def _features(histories: list[np.ndarray], names: list[str], embeddings: np.ndar
     lists = [[names[item] for item in history] for history in histories]
     nothing = pa.nulls(len(lists), pa.string())
     states = pa.table({"history": pa.array(lists, pa.list_(pa.string())), "profile": nothing, "context": nothing})
-    return weights.state_features(states, names, embeddings, seed=0)
+    return state_features(states, names, embeddings, seed=0)
 
 
 def _text_model(embeddings: np.ndarray, training: list[np.ndarray], feedback: Decisions) -> Judge:

@@ -83,6 +83,8 @@ class Contract:
     unique: tuple[tuple[str, ...], ...] = ()
     """Further column sets that are unique within a partition."""
     may_be_empty: bool = False
+    checkpoint_interval: int = 100
+    """Commits between checkpoints of its Delta log, which every opening reads: few where commits are many and small."""
     _by_name: dict[str, Column] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:

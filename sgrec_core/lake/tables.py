@@ -282,6 +282,7 @@ class Lake:
                 partition_by=list(contract.partition_by),
                 name=table,
                 description=contract.description,
+                configuration={"delta.checkpointInterval": str(contract.checkpoint_interval)},
             )
         _check_age(contract, delta)
         present = {key for key in delta.metadata().configuration if key.startswith("delta.constraints.")}

@@ -127,7 +127,7 @@ class Warm:
 
 @contextmanager
 def warm_process(settings: Settings, output: Any, *options: str) -> Iterator[Warm | None]:
-    """A process that forks the jobs of one night, where there can be one; ``options`` as `sgrec_core.runtime.zygote` has.
+    """A process that forks the jobs of one night, where there can be one; ``options`` are those of the zygote.
 
     It ends when nobody holds ``alive``: neither this process nor the Airflow that inherits it. When this context ends,
     it has ended with all that it had started.

@@ -248,7 +248,7 @@ def load(library: str) -> None:
 
 
 def run_main(run: Callable[[], Any]) -> None:
-    """``run`` as the interpreter runs a main module, but without taking down what was imported, which takes a second."""
+    """``run`` as the interpreter runs a main module; what was imported is not taken down, which takes a second."""
     code: Any = 0
     try:
         run()

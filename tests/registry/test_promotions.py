@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -102,7 +103,7 @@ class World:
 
 
 @given(STEPS)
-def test_whatever_is_decided_nights_keep_what_they_met_and_later_ones_meet_what_serves(steps: list[tuple]) -> None:  # type: ignore[type-arg]
+def test_whatever_is_decided_nights_keep_what_they_met_and_later_ones_meet_what_serves(steps: list[Any]) -> None:
     world = World()
     for name, *arguments in steps:
         getattr(world, name)(*arguments)

@@ -20,12 +20,15 @@ from sgrec_core.settings import PROJECT_ROOT, Settings
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no warm process elsewhere")
 
 PROBES = {
-    "ends": "import sys; print('said', *sys.argv[1:]); print('complained', file=sys.stderr); sys.exit(int(sys.argv[1]))",
+    "ends": "import sys; print('said', *sys.argv[1:]); print('complained', file=sys.stderr);"
+    " sys.exit(int(sys.argv[1]))",
     "raises": "raise ValueError('out of tea')",
     "has_imported": "import sys; sys.exit(sys.argv[1] not in sys.modules)",
     "dies": "import os; os.kill(os.getpid(), 9)",
-    "tells": "import os, sys; print(os.getppid(), len(os.listdir('/proc/self/task')), os.environ['SGREC_HOME'], os.getcwd(), __name__)",
-    "sleeps": "import os, subprocess, sys, time; subprocess.Popen(['sleep', '600']); print(os.getpid(), flush=True); time.sleep(600)",
+    "tells": "import os; tasks = os.listdir('/proc/self/task');"
+    " print(os.getppid(), len(tasks), os.environ['SGREC_HOME'], os.getcwd(), __name__)",
+    "sleeps": "import os, subprocess, time; subprocess.Popen(['sleep', '600']);"
+    " print(os.getpid(), flush=True); time.sleep(600)",
     "starts_a_thread": "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
     "computes": """
 import hashlib, sys
