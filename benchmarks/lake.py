@@ -149,6 +149,7 @@ def rewards_of(night: int) -> Any:
             "scores": pa.ListArray.from_arrays(offsets, pa.array(of_aspect[0])),
             "weights": pa.ListArray.from_arrays(offsets, pa.array(of_aspect[1])),
             **{name: random.uniform(0, 1, rows) for name in numbers},
+            "code_advantages": pa.nulls(rows, pa.list_(pa.float64())),
         }
     )
 

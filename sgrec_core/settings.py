@@ -337,10 +337,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SGREC_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
     home: Path = Path(".sgrec")
-    lake: str | None = Field(
-        None,
-        description="path or URI of the tables (s3://bucket/lake, credentials in AWS_*); default: SGREC_HOME/lake",
-    )
+    lake: str | None = Field(None, description="path or URI of the tables (s3://...); by default SGREC_HOME/lake")
     input: str = Field("simulator", description="simulator, scientific:PATH, beauty:PATH, minionerec:PATH or logs:PATH")
     first_day: str = Field("2026-01-05", description="first day of the simulator and of the public sets")
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
@@ -380,9 +377,8 @@ class Settings(BaseSettings):
     @property
     def lake_root(self) -> str:
         """A path, or a URI as it was given."""
-        if self.lake is None:
-            return str(self.home.resolve() / "lake")
-        return self.lake if "://" in self.lake else str(Path(self.lake).resolve())
+        lake = self.lake or str(self.home / "lake")
+        return lake if "://" in lake else str(Path(lake).resolve())
 
     @property
     def source(self) -> str:

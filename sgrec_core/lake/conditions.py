@@ -25,13 +25,29 @@ def expression(contract: Contract, where: Where) -> pc.Expression | None:
     """For Arrow; None where every row is meant."""
     whole = None
     for name, value in where.items():
-        values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        values = _values(value)
         arrow_type = contract.column(name).arrow_type
         if pa.types.is_date(arrow_type):
             values = [date.fromisoformat(v) if isinstance(v, str) else v for v in values]
         condition = pc.field(name).isin(pa.array(values, arrow_type))
         whole = condition if whole is None else whole & condition
     return whole
+
+
+def files(contract: Contract, where: Where) -> list[tuple[str, str, list[str]]] | None:
+    """For the choice of a table's files, by partition columns and by the first and last day in each; None for all.
+
+    Without it Arrow looks at each file of the table, however few it reads.
+    """
+    return [
+        (name, "in", [str(value) for value in _values(of)])
+        for name, of in where.items()
+        if name in contract.partition_by or contract.column(name).type == "date32"
+    ] or None
+
+
+def _values(of: object) -> list[object]:
+    return list(of) if isinstance(of, (list, tuple, set, frozenset)) else [of]
 
 
 def predicate(contract: Contract, partition: Mapping[str, object]) -> str:

@@ -18,7 +18,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from sgrec_core.errors import ContractError
-from sgrec_core.lake.conditions import Where, expression, literal, predicate, split
+from sgrec_core.lake.conditions import Where, expression, files, literal, predicate, split
 from sgrec_core.lake.contracts import Contract, load_contract
 
 TRIES = 20
@@ -64,6 +64,7 @@ class Lake:
         where: Where | None = None,
         columns: Sequence[str] | None = None,
         version: int | None = None,
+        ordered: bool = True,
     ) -> pa.Table:
         """Rows in the order of the contract's key, so that the same rows always come in the same order.
 
@@ -71,6 +72,7 @@ class Lake:
             where: column to value, or to a list of values of which one must match.
             columns: names of the columns wanted; all by default.
             version: a Delta version; the current one by default.
+            ordered: False for any order, where that is all the same and the rows are many.
 
         Returns:
             The rows; an empty table of the contract's schema while nothing was published.
@@ -84,12 +86,15 @@ class Lake:
         if version is None:
             _check_age(contract, delta)
         partition, other = split(contract, where or {})
-        needed = list(dict.fromkeys([*wanted, *contract.key, *other]))
-        rows = delta.to_pyarrow_table(columns=needed, filters=expression(contract, partition))
+        needed = list(dict.fromkeys([*wanted, *(contract.key if ordered else ()), *other]))
+        dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, where or {}))
+        rows = dataset.to_table(columns=needed, filter=expression(contract, partition))
         rows = _typed(contract, rows)
         if other:
             rows = rows.filter(expression(contract, other))
-        return rows.sort_by([(name, "ascending") for name in contract.key]).select(wanted)
+        if ordered:
+            rows = rows.sort_by([(name, "ascending") for name in contract.key])
+        return rows.select(wanted)
 
     def count(self, table: str, *, where: Where | None = None) -> int:
         """Number of rows; see `read`."""
@@ -99,7 +104,8 @@ class Lake:
             return 0
         partition, other = split(contract, where or {})
         if not other:
-            return delta.to_pyarrow_dataset().count_rows(filter=expression(contract, partition))
+            dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, where or {}))
+            return dataset.count_rows(filter=expression(contract, partition))
         return self.read(table, where=where, columns=list(other)).num_rows
 
     def publish(

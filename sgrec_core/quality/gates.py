@@ -15,6 +15,7 @@ from sgrec_core.judge.calls.scores import find_scores
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.versions.adapters import settings_of_stage
 from sgrec_core.lake import Lake
+from sgrec_core.lake.conditions import files
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.quality.validation import (
     Check,
@@ -130,7 +131,8 @@ def rows_of_day(lake: Lake, table: str, day: str) -> pa.Table:
     if delta is None:
         return contract.arrow_schema.empty_table()
     if "day" in contract.arrow_schema.names:
-        rows = delta.to_pyarrow_table(filters=pc.field("day") == date.fromisoformat(day))
+        dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, {"day": day}))
+        rows = dataset.to_table(filter=pc.field("day") == date.fromisoformat(day))
     else:
         rows = delta.to_pyarrow_table()
     # Sorted, so that the sample rows of a repeated gate are the same ones.

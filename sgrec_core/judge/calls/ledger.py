@@ -80,18 +80,18 @@ def paid_before(lake: Lake, day: str, version: str) -> int:
 
     Read it after `scores.known_calls`: of scores that another writer is adding, the calls are then among these.
     """
-    spent = Spent.of_rows(_of_night(_rows(lake, version, "day", "purpose"), day))
+    spent = Spent.of_rows(_rows(lake, version, day=day, purpose="night"))
     return spent.asked - spent.unanswered
 
 
 def has_judged_nights(lake: Lake, version: str) -> bool:
     """Whether any calls of judge ``version`` were made for a night, and not just for labels."""
-    return pc.any(pc.equal(_rows(lake, version, "purpose")["purpose"], "night"), min_count=0).as_py()
+    return _rows(lake, version, purpose="night").num_rows > 0
 
 
 def days_asked(lake: Lake, version: str, state_ids: Iterable[str]) -> set[str]:
     """The days for which judge ``version`` was asked about any of the states."""
-    rows = lake.read(LEDGER, where={"judge_version": version}, columns=["day", "states"])
+    rows = lake.read(LEDGER, where={"judge_version": version}, columns=["day", "states"], ordered=False)
     states = rows["states"].combine_chunks()
     wanted = pa.array(hash_integers(set(state_ids)), pa.int64())
     found = pc.filter(pc.list_parent_indices(states), pc.is_in(pc.list_flatten(states), value_set=wanted))
@@ -100,9 +100,8 @@ def days_asked(lake: Lake, version: str, state_ids: Iterable[str]) -> set[str]:
 
 def uncounted_workers(lake: Lake, day: str, version: str) -> Spent:
     """What workers have spent for the day since the stage score_aspects ran to its end last (`close_night`)."""
-    rows = _rows(lake, version, "day", "purpose", "worker")
-    end = pc.max(_ends(rows, day)["written"])
-    mine = _of_night(rows, day)
+    end = pc.max(_rows(lake, version, day=day, purpose="end")["written"])
+    mine = _rows(lake, version, "worker", day=day, purpose="night")
     mine = mine.filter(pc.not_equal(mine["worker"], ""))
     return Spent.of_rows(mine.filter(pc.greater(mine["written"], end)) if end.is_valid else mine)
 
@@ -116,7 +115,7 @@ def close_night(lake: Lake, day: str, version: str) -> None:
 
 def judged_with(lake: Lake, day: str) -> str | None:
     """The judge version with which the stage score_aspects of ``day`` came to its end last; None where it never did."""
-    ends = _ends(_rows(lake, None, "day", "purpose", "judge_version"), day)
+    ends = _rows(lake, None, "judge_version", day=day, purpose="end")
     return ends.sort_by("written")["judge_version"][-1].as_py() if ends.num_rows else None
 
 
@@ -169,20 +168,8 @@ def _add(lake: Lake, row: dict[str, Any]) -> None:
     lake.append(LEDGER, pa.Table.from_pylist([row], schema=load_contract(LEDGER).arrow_schema))
 
 
-def _rows(lake: Lake, version: str | None, *columns: str) -> pa.Table:
+def _rows(lake: Lake, version: str | None, *columns: str, **where: str) -> pa.Table:
     """Rows of judge ``version``, or of all: what was spent, when it was written, and ``columns``."""
-    where = {} if version is None else {"judge_version": version}
-    return lake.read(LEDGER, where=where, columns=["written", *COLUMNS, *columns])
-
-
-def _of_day(rows: pa.Table, day: str, purpose: str) -> pa.Table:
-    same = pc.and_(pc.equal(rows["day"], date.fromisoformat(day)), pc.equal(rows["purpose"], purpose))
-    return rows.filter(same)
-
-
-def _of_night(rows: pa.Table, day: str) -> pa.Table:
-    return _of_day(rows, day, "night")
-
-
-def _ends(rows: pa.Table, day: str) -> pa.Table:
-    return _of_day(rows, day, "end")
+    if version is not None:
+        where["judge_version"] = version
+    return lake.read(LEDGER, where=where, columns=["written", *COLUMNS, *columns], ordered=False)
