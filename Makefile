@@ -61,6 +61,8 @@ bench-judge: env judge-env
 	@$(BENCH) benchmarks.judge_training $(if $(SHORT),--short)
 bench-night: java env
 	@$(BENCH) benchmarks.night $(if $(SHORT),--short)
+bench-lake: env
+	@$(BENCH) benchmarks.lake $(if $(SHORT),--short)
 bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env

@@ -20,6 +20,9 @@ from sgrec_core.settings import PROJECT_ROOT, Settings
 settings = Settings()
 # A relative home is relative to where the jobs run, whatever folder the scheduler was started from.
 home = (PROJECT_ROOT / settings.home).resolve()
+lake = settings.lake or str(home / "lake")
+if "://" not in lake:
+    lake = (PROJECT_ROOT / lake).resolve().as_uri()
 
 GPU_POOL = "gpu"
 """One slot per GPU: ``airflow pools set gpu 1 "one slot per GPU"``. `sgrec nightly` does it for its own Airflow."""
@@ -48,7 +51,7 @@ def load_asset(table: str) -> Asset:
         uri=f"x-sgrec://lake/{table}",
         group="sgrec",
         extra={
-            "location": f"{(home / 'lake').as_uri()}/{table}",
+            "location": f"{lake}/{table}",
             **{key: contract[key] for key in ("owner", "severity", "description", "runbook", "partition_by", "key")},
         },
     )

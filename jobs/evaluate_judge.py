@@ -37,7 +37,7 @@ def run(job: Job) -> None:
     settings = job.settings
     held = held_out(job.lake, settings, job.day)
     roles = settings_of_roles(settings, job.day)
-    of_role = {role: answers(job.lake, chosen, held) for role, chosen in roles.items()}
+    of_role = {role: answers(job.lake, chosen, job.day, held) for role, chosen in roles.items()}
     candidate, active = of_role["candidate"], of_role["active"]
     for judge in (candidate, active):
         if judge.missing:

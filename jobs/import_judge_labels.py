@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.judge.calls.scores import day_texts
+from sgrec_core.judge.calls.requests import day_texts
 from sgrec_core.judge.rubric import Rubric, load_rubric
 from sgrec_core.judge.training.labels import label_files, read_labels, simulated_labels
 from sgrec_core.judge.versions.adapters import resolve_adapter

@@ -7,7 +7,7 @@ reason, file, line and text (`sgrec_core.logs.spark`).
 import functools
 
 from sgrec_core.errors import SettingsError
-from sgrec_core.judge.calls.plan import judged_with
+from sgrec_core.judge.calls.ledger import judged_with
 from sgrec_core.judge.versions.accepted import check_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter, unpin
 from sgrec_core.lake.spark import publish_spark, spark_session
@@ -25,7 +25,7 @@ def run(job: Job) -> None:
         # The night would end at its judge: better before it has cost anything.
         check_accepted(settings)
     except SettingsError:
-        if judged_with(settings, job.day) is None:
+        if judged_with(job.lake, job.day) is None:
             # It has not begun: what is activated until it does is its judge then.
             unpin(settings, job.day)
         raise

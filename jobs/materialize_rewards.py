@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.hashing import digest
+from sgrec_core.judge.calls.scores import CALL, find_scores
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.night.generators import day_catalogue
@@ -24,12 +25,10 @@ def run(job: Job) -> None:
     method = method_of(fusion.objective)
     candidates = candidates_to_fuse(job.lake, job.day)
     judge = judge_version(job.settings, day_has_context(job.lake, job.day))
-    scores = job.lake.read(
-        "aspect_scores",
-        where={"judge_version": judge},
-        columns=["state_id", "item_id", "item_hash", "aspects", "scores"],
-    )
-    scores = scores.filter(pc.is_in(_call_keys(scores), value_set=_call_keys(_judgeable(candidates, method))))
+    judgeable = _judgeable(candidates, method)
+    states = judgeable["state_id"].unique().to_pylist()
+    scores = find_scores(job.lake, job.day, judge, states, [*CALL, "aspects", "scores"])
+    scores = scores.filter(pc.is_in(_call_keys(scores), value_set=_call_keys(judgeable)))
     weights = job.lake.read("user_weights", where={"day": job.day})
     version = version_of_day(job.lake, job.day, job.settings)
     # Rows of aspect_scores are shared by nights, so their content stands for them.

@@ -24,7 +24,8 @@ this stage then does what they left and counts what they paid as its own.
 
 from sgrec_core.judge.calls.drift import tell_drift
 from sgrec_core.judge.calls.flags import tell_flagged
-from sgrec_core.judge.calls.plan import count_workers, estimate, plan_day, score_shards, uncounted_workers
+from sgrec_core.judge.calls.ledger import close_night, uncounted_workers
+from sgrec_core.judge.calls.plan import estimate, plan_day, score_shards
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.versions.accepted import find_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter
@@ -45,7 +46,7 @@ def run(job: Job) -> None:
     if is_meaningless(job.settings):
         job.note("the judge is the tiny untrained model: its scores are meaningless")
     expected = estimate(job, plan)
-    helped = uncounted_workers(job, plan.version)
+    helped = uncounted_workers(job.lake, job.day, plan.version)
     spent = score_shards(job, [shard for of_worker in plan.shards for shard in of_worker], plan)
     if accepted := find_accepted(job.settings, plan.version):
         job.fact("judge_gate", f"{accepted.how}, {accepted.day}: {accepted.reason}")
@@ -82,7 +83,7 @@ def run(job: Job) -> None:
             f"judge.max_calls={job.settings.judge.max_calls}: {plan.units - plan.chosen} of {plan.units} groups and "
             "pairs were not judged; such groups fall back to the business reward"
         )
-    count_workers(job, plan.version)
+    close_night(job.lake, job.day, plan.version)
 
 
 main = stage_command("score_aspects", run)

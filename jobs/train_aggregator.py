@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgrec_core.aggregator.protocol import Aggregator
-from sgrec_core.judge.calls.scores import split_pairs
+from sgrec_core.judge.calls.requests import split_pairs
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.judge.versions.weights import accepted_weights

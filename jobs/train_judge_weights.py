@@ -8,7 +8,7 @@ stage, and for the network fitted to the same pairs. Registered as ``sgrec-judge
 
 from sgrec_core.errors import InputError
 from sgrec_core.generator.device import use_threads
-from sgrec_core.judge.calls.scores import day_pairs, day_texts
+from sgrec_core.judge.calls.requests import day_pairs, day_texts
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.engines.backends import model_path
 from sgrec_core.judge.rubric import load_rubric

@@ -21,13 +21,23 @@ def digest(*parts: object, length: int = 16) -> str:
 
 def hash_share(keys: Iterable[str], seed: int | str) -> np.ndarray:
     """A number in [0, 1) for each key, uniform over keys and fixed by ``seed``; float64 of shape [N]."""
+    # 53 bits are what a float64 holds exactly, so no share can round up to 1.
+    return (_hashes(keys, seed) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def hash_integers(keys: Iterable[str]) -> np.ndarray:
+    """A 64-bit integer for each key, to look keys up by; int64 of shape [N]."""
+    return _hashes(keys, "lookup").view(np.int64)
+
+
+def _hashes(keys: Iterable[str], seed: int | str) -> np.ndarray:
+    """uint64 of shape [N]."""
     prefix = f"{seed}\x00".encode()
-    shares = [
+    hashes = [
         int.from_bytes(hashlib.blake2b(prefix + key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
         for key in keys
     ]
-    # 53 bits are what a float64 holds exactly, so no share can round up to 1.
-    return (np.array(shares, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return np.array(hashes, dtype=np.uint64)
 
 
 def is_validation_user(user_ids: Iterable[str], share: float) -> np.ndarray:

@@ -337,6 +337,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SGREC_", env_nested_delimiter="__", frozen=True, extra="ignore")
 
     home: Path = Path(".sgrec")
+    lake: str | None = Field(None, description="path or URI of the tables (s3://...); by default SGREC_HOME/lake")
     input: str = Field("simulator", description="simulator, scientific:PATH, beauty:PATH, minionerec:PATH or logs:PATH")
     first_day: str = Field("2026-01-05", description="first day of the simulator and of the public sets")
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
@@ -365,15 +366,19 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The environment of a child process that is to have these settings: what is not at its default as variables.
 
-        Children may run in another folder, so ``home`` is absolute.
+        Children may run in another folder, so ``home`` and ``lake`` are absolute.
         """
         given = {**self.model_dump(mode="json", exclude_unset=True), "home": str(self.home.resolve())}
+        if self.lake is not None:
+            given["lake"] = self.lake_root
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SGREC_")}
         return {**inherited, **dict(_variables("SGREC", given))}
 
     @property
     def lake_root(self) -> str:
-        return str(self.home.resolve() / "lake")
+        """A path, or a URI as it was given."""
+        lake = self.lake or str(self.home / "lake")
+        return lake if "://" in lake else str(Path(lake).resolve())
 
     @property
     def source(self) -> str:

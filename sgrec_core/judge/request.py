@@ -8,7 +8,7 @@ An engine is an object with ``rubric``, ``usage`` and ``gone`` (why nobody answe
 
 from dataclasses import dataclass
 
-ITEM_AND_STATE = ("sgrec_core.items.encoder:item_text", "sgrec_core.judge.calls.scores:request")
+ITEM_AND_STATE = ("sgrec_core.items.encoder:item_text", "sgrec_core.judge.calls.requests:request")
 """What words a request from the day's tables: part of every ``judge_version``."""
 NO_TEXT = "the item has no text"
 """The failure of a request that no engine is asked about: the same item content fails again."""

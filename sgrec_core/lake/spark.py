@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 JAVA_VERSIONS = "17 or 21"
+_FILE = "_file"
+"""Column with the file that a row stands in."""
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
 GATEWAY = "_SGREC_SPARK_GATEWAY"
 """Environment variable that names the file of `sgrec_core.lake.gateway`; `sgrec nightly` sets it for its own jobs."""
@@ -132,7 +134,6 @@ def read_spark(spark: "SparkSession", lake: Lake, table: str, where: Where | Non
         raise ContractError(
             f"table {table}: {sorted(unknown)} are not partition columns; valid are {', '.join(contract.partition_by)}"
         )
-    file_schema = from_arrow_schema(_file_schema(contract))
     frame: DataFrame | None = None
     delta = lake.open(table)
     for partition in lake.partitions(table):
@@ -140,7 +141,7 @@ def read_spark(spark: "SparkSession", lake: Lake, table: str, where: Where | Non
             continue
         assert delta is not None
         files = delta.file_uris([(name, "=", value) for name, value in partition.items()])
-        part = spark.read.schema(file_schema).parquet(*files)
+        part = _read_files(spark, contract, lake.uri(table), files)
         for name, value in partition.items():
             part = part.withColumn(name, F.lit(value).cast(schema[name].dataType))
         part = part.select(*schema.names)
@@ -222,6 +223,39 @@ def publish_spark(
     return sum(row.rows for row in rows)
 
 
+def _read_files(spark: "SparkSession", contract: Contract, root: str, paths: list[str]) -> "DataFrame":
+    """Rows of Parquet files without their partition columns, and `_FILE`.
+
+    Spark itself reads a local lake. Of a URI the executors read through Arrow: no jars for object stores are needed.
+    """
+    from pyspark.sql import functions as F
+    from pyspark.sql.pandas.types import from_arrow_schema
+    from pyspark.sql.types import StringType
+
+    schema = from_arrow_schema(_file_schema(contract))
+    if "://" not in root:
+        return spark.read.schema(schema).parquet(*paths).withColumn(_FILE, F.input_file_name())
+    # delta-rs leaves the scheme away where it is file.
+    uris = [(path if "://" in path else f"file://{path}",) for path in paths]
+    listed = spark.createDataFrame(uris, "path string").repartition(len(uris))
+    return listed.mapInArrow(_reader(contract.table), schema.add(_FILE, StringType()))
+
+
+def _reader(table: str):  # type: ignore[no-untyped-def]
+    """The function that runs in the executors: paths in, rows out."""
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        schema = _file_schema(load_contract(table))
+        for batch in batches:
+            for path in batch["path"].to_pylist():
+                filesystem, name = filesystem_of(path)
+                for part in pq.ParquetFile(filesystem.open_input_file(name)).iter_batches():
+                    rows = pa.Table.from_batches([part]).select(schema.names).cast(schema)
+                    yield from rows.append_column(_FILE, pa.repeat(path, rows.num_rows)).to_batches()
+
+    return read
+
+
 def _file_schema(contract: Contract) -> pa.Schema:
     """What stands in the Parquet files: Delta keeps partition columns in its log alone."""
     return pa.schema([f for f in contract.arrow_schema if f.name not in contract.partition_by])
@@ -233,7 +267,7 @@ def _writer(table: str, root: str, write_id: str):  # type: ignore[no-untyped-de
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         contract = load_contract(table)
         schema = _file_schema(contract)
-        filesystem, folder = _filesystem(root)
+        filesystem, folder = filesystem_of(root)
         writers: dict[str, tuple[str, pq.ParquetWriter, int]] = {}
         attempt = uuid.uuid4().hex[:8]
         try:
@@ -283,13 +317,11 @@ def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: lis
 
     if not paths:
         return
-    # `input_file_name` tells the partition: partition columns are not in the files.
-    rows = spark.read.parquet(
-        *(f"{root}/{quote(path, safe='/=')}" if "://" in root else f"{root}/{path}" for path in paths)
-    )
+    # The file tells the partition: partition columns are not in the files.
+    rows = _read_files(spark, contract, root, [f"{root}/{path}" for path in paths])
     for columns in (contract.key, *contract.unique):
         inside = [name for name in columns if name not in contract.partition_by]
-        folder = F.regexp_extract(F.input_file_name(), r"^(.*)/[^/]*$", 1)
+        folder = F.regexp_extract(_FILE, r"^(.*)/[^/]*$", 1)
         repeated = rows.groupBy(folder.alias("_folder"), *inside).count().filter("count > 1").limit(1).collect()
         if repeated:
             first = {name: repeated[0][name] for name in inside}
@@ -299,7 +331,8 @@ def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: lis
             )
 
 
-def _filesystem(root: str) -> tuple[pafs.FileSystem, str]:
+def filesystem_of(root: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path or a URI, and the path there."""
     if "://" in root:
         return pafs.FileSystem.from_uri(root)
     return pafs.LocalFileSystem(), str(Path(root).resolve())
@@ -307,7 +340,7 @@ def _filesystem(root: str) -> tuple[pafs.FileSystem, str]:
 
 def _remove(root: str, write_id: str, keep: set[str] | tuple[()]) -> None:
     """Delete files of this write that were not committed."""
-    filesystem, folder = _filesystem(root)
+    filesystem, folder = filesystem_of(root)
     for info in filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
         if f"part-{write_id}-" in info.base_name and info.path.removeprefix(f"{folder}/") not in keep:
             filesystem.delete_file(info.path)

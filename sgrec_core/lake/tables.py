@@ -8,8 +8,8 @@ killed job therefore leaves the table at its last commit, and a re-run with the 
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
-from datetime import date
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,11 +18,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from sgrec_core.errors import ContractError
+from sgrec_core.lake.conditions import Where, expression, files, literal, predicate, split
 from sgrec_core.lake.contracts import Contract, load_contract
 
-Where = Mapping[str, object]
-
-UPSERT_TRIES = 20
+TRIES = 20
+"""Of a commit that other writers come before."""
 
 
 class Lake:
@@ -64,6 +64,7 @@ class Lake:
         where: Where | None = None,
         columns: Sequence[str] | None = None,
         version: int | None = None,
+        ordered: bool = True,
     ) -> pa.Table:
         """Rows in the order of the contract's key, so that the same rows always come in the same order.
 
@@ -71,6 +72,7 @@ class Lake:
             where: column to value, or to a list of values of which one must match.
             columns: names of the columns wanted; all by default.
             version: a Delta version; the current one by default.
+            ordered: False for any order, where that is all the same and the rows are many.
 
         Returns:
             The rows; an empty table of the contract's schema while nothing was published.
@@ -83,13 +85,16 @@ class Lake:
             return schema.empty_table().select(wanted)
         if version is None:
             _check_age(contract, delta)
-        partition, other = _split(contract, where or {})
-        needed = list(dict.fromkeys([*wanted, *contract.key, *other]))
-        rows = delta.to_pyarrow_table(columns=needed, filters=_expression(contract, partition))
+        partition, other = split(contract, where or {})
+        needed = list(dict.fromkeys([*wanted, *(contract.key if ordered else ()), *other]))
+        dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, where or {}))
+        rows = dataset.to_table(columns=needed, filter=expression(contract, partition))
         rows = _typed(contract, rows)
         if other:
-            rows = rows.filter(_expression(contract, other))
-        return rows.sort_by([(name, "ascending") for name in contract.key]).select(wanted)
+            rows = rows.filter(expression(contract, other))
+        if ordered:
+            rows = rows.sort_by([(name, "ascending") for name in contract.key])
+        return rows.select(wanted)
 
     def count(self, table: str, *, where: Where | None = None) -> int:
         """Number of rows; see `read`."""
@@ -97,9 +102,10 @@ class Lake:
         delta = self.open(table)
         if delta is None:
             return 0
-        partition, other = _split(contract, where or {})
+        partition, other = split(contract, where or {})
         if not other:
-            return delta.to_pyarrow_dataset().count_rows(filter=_expression(contract, partition))
+            dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, where or {}))
+            return dataset.count_rows(filter=expression(contract, partition))
         return self.read(table, where=where, columns=list(other)).num_rows
 
     def publish(
@@ -127,25 +133,41 @@ class Lake:
         contract.check(rows)
         contract.check_unique(rows)
         self.create(table)
-        try:
-            write_deltalake(
-                self.uri(table),
-                rows.sort_by([(name, "ascending") for name in contract.key]),
-                mode="overwrite",
-                predicate=_predicate(contract, partition),
-                commit_properties=commit_properties(table, partition, fingerprint, metadata),
+        with _delta_errors(f"table {table}, partition {dict(partition)}: not published"):
+            self.replace(
+                table,
+                partition,
+                lambda: write_deltalake(
+                    self.uri(table),
+                    rows.sort_by([(name, "ascending") for name in contract.key]),
+                    mode="overwrite",
+                    predicate=predicate(contract, partition),
+                    commit_properties=commit_properties(table, partition, fingerprint, metadata),
+                ),
             )
-        except DeltaError as error:
-            raise ContractError(f"table {table}, partition {dict(partition)}: not published: {error}") from error
-        version = self.version(table)
-        assert version is not None
-        return version
+        return self._version(table)
+
+    def replace(self, table: str, partition: Mapping[str, object], commit: Callable[[], None]) -> None:
+        """``commit``, which replaces ``partition``; again where only `sgrec_core.lake.maintenance` came before.
+
+        That moves rows between files and publishes nothing, so the fingerprint is still the one from before.
+        """
+        before = self.fingerprint(table, partition)
+        for attempt in range(1, TRIES + 1):
+            try:
+                return commit()
+            except CommitFailedError:
+                if attempt == TRIES or self.fingerprint(table, partition) != before:
+                    raise
+                _wait(attempt)
 
     def append(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
         """Add rows whose keys are known to be new, in one commit that no other writer's gets in the way of.
 
+        What is there is not read, so that it costs the same however much that is.
+
         Returns:
-            The Delta version.
+            The Delta version. Nothing is committed for an empty ``data``.
 
         Raises:
             ContractError: the rows break the contract.
@@ -154,19 +176,20 @@ class Lake:
         rows = contract.conform(data)
         contract.check(rows)
         contract.check_unique(rows)
-        properties = CommitProperties(custom_metadata=_metadata(metadata))
-        for attempt in range(1, UPSERT_TRIES + 1):
-            try:
-                delta = self.create(table)
-                write_deltalake(delta, rows, mode="append", commit_properties=properties)
-                return delta.version()
-            except CommitFailedError as error:
-                # Rows do not conflict, but another writer may just be making the table.
-                if attempt == UPSERT_TRIES:
-                    raise ContractError(f"table {table}: rows not added: {error}") from error
-                time.sleep(random.uniform(0, 0.1))
-            except DeltaError as error:
-                raise ContractError(f"table {table}: rows not added: {error}") from error
+        rows = rows.sort_by([(name, "ascending") for name in contract.key])
+        properties = CommitProperties(custom_metadata=_metadata(metadata), max_commit_retries=TRIES)
+        with _delta_errors(f"table {table}: rows not added"):
+            for attempt in range(1, TRIES + 1):
+                try:
+                    delta = self.create(table)
+                    if rows.num_rows:
+                        write_deltalake(delta, rows, mode="append", commit_properties=properties)
+                    return delta.version()
+                except CommitFailedError:
+                    # Rows do not conflict, but another writer may just be making the table.
+                    if attempt == TRIES:
+                        raise
+                    _wait(attempt)
         raise AssertionError("unreachable")
 
     def upsert(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
@@ -179,24 +202,20 @@ class Lake:
             The Delta version. Nothing is committed for an empty ``data``.
 
         Raises:
-            ContractError: the rows break the contract, or other writers came first `UPSERT_TRIES` times.
+            ContractError: the rows break the contract, or other writers came first `TRIES` times.
         """
         contract = load_contract(table)
         rows = contract.conform(data)
         contract.check(rows)
         contract.check_unique(rows)
-        for attempt in range(1, UPSERT_TRIES + 1):
-            try:
-                return self._merge(contract, rows, metadata)
-            except CommitFailedError as error:
-                if attempt == UPSERT_TRIES:
-                    raise ContractError(
-                        f"table {table}: rows not added, other writers came first {attempt} times: {error}"
-                    ) from error
-                # Apart from each other, so that the same writers do not meet again.
-                time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
-            except DeltaError as error:
-                raise ContractError(f"table {table}: rows not added: {error}") from error
+        with _delta_errors(f"table {table}: rows not added"):
+            for attempt in range(1, TRIES + 1):
+                try:
+                    return self._merge(contract, rows, metadata)
+                except CommitFailedError:
+                    if attempt == TRIES:
+                        raise
+                    _wait(attempt)
         raise AssertionError("unreachable")
 
     def _merge(self, contract: Contract, rows: pa.Table, metadata: Mapping[str, object] | None) -> int:
@@ -210,7 +229,7 @@ class Lake:
         conditions = [f"target.{name} = source.{name}" for name in contract.key]
         for name in contract.partition_by:
             values = sorted({str(value) for value in rows[name].to_pylist()})
-            conditions.append(f"target.{name} IN ({', '.join(_literal(value) for value in values)})")
+            conditions.append(f"target.{name} IN ({', '.join(literal(value) for value in values)})")
         (
             delta.merge(
                 rows.sort_by([(name, "ascending") for name in contract.key]),
@@ -223,6 +242,10 @@ class Lake:
             .when_not_matched_insert_all()
             .execute()
         )
+        return self._version(table)
+
+    def _version(self, table: str) -> int:
+        """Of a table that is there."""
         version = self.version(table)
         assert version is not None
         return version
@@ -276,6 +299,20 @@ class Lake:
             if f"delta.constraints.{name}" in absent:
                 delta.alter.add_constraint({name: condition})
         return DeltaTable(self.uri(table))
+
+
+@contextmanager
+def _delta_errors(what: str) -> Iterator[None]:
+    """Delta's errors as our own: "``what``: Delta's words"."""
+    try:
+        yield
+    except DeltaError as error:
+        raise ContractError(f"{what}: {error}") from error
+
+
+def _wait(attempt: int) -> None:
+    """Before another try; apart from other writers, so that the same ones do not meet again."""
+    time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
 
 
 def _check_age(contract: Contract, delta: DeltaTable) -> None:
@@ -332,16 +369,6 @@ def _with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, 
     return data
 
 
-def _split(contract: Contract, where: Where) -> tuple[Where, Where]:
-    """Conditions on partition columns, which choose files, and the others.
-
-    The others wait until the rows have the contract's types: what a merge wrote comes as string views, which Arrow
-    does not compare with strings.
-    """
-    partition = {name: value for name, value in where.items() if name in contract.partition_by}
-    return partition, {name: value for name, value in where.items() if name not in partition}
-
-
 def _typed(contract: Contract, rows: pa.Table) -> pa.Table:
     """Rows in the contract's types.
 
@@ -353,29 +380,3 @@ def _typed(contract: Contract, rows: pa.Table) -> pa.Table:
         return rows.cast(pa.schema(fields))
     except ValueError as error:
         raise ContractError(f"table {contract.table}: holds rows that break its contract: {error}") from error
-
-
-def _expression(contract: Contract, where: Where) -> pc.Expression | None:
-    expression = None
-    for name, value in where.items():
-        values = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
-        arrow_type = contract.column(name).arrow_type
-        if pa.types.is_date(arrow_type):
-            values = [date.fromisoformat(v) if isinstance(v, str) else v for v in values]
-        condition = pc.field(name).isin(pa.array(values, arrow_type))
-        expression = condition if expression is None else expression & condition
-    return expression
-
-
-def _predicate(contract: Contract, partition: Mapping[str, object]) -> str:
-    parts = []
-    for name, value in sorted(partition.items()):
-        literal = _literal(str(value))
-        parts.append(
-            f"{name} = CAST({literal} AS DATE)" if contract.column(name).type == "date32" else f"{name} = {literal}"
-        )
-    return " AND ".join(parts)
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from sgrec_core.errors import SgrecError
 from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
-from sgrec_core.judge.calls.scores import CachedJudge
+from sgrec_core.judge.calls.cached import CachedJudge
 from sgrec_core.judge.versions.accepted import check_accepted, versions_of
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import decisions

@@ -11,9 +11,11 @@ import pyarrow.compute as pc
 from sgrec_core.errors import GateError
 from sgrec_core.files import write_json
 from sgrec_core.hashing import digest
+from sgrec_core.judge.calls.scores import find_scores
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.versions.adapters import settings_of_stage
 from sgrec_core.lake import Lake
+from sgrec_core.lake.conditions import files
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.quality.validation import (
     Check,
@@ -122,20 +124,17 @@ def failure_in_words(result: TableResult, check: Check) -> str:
 def rows_of_day(lake: Lake, table: str, day: str) -> pa.Table:
     """The rows that a gate looks at, as they lie in the lake: not cast to the contract, which is what is checked.
 
-    Of a table with days: the day. Of a table without (they are keyed by content and grow with the nights): the rows
-    of the day's states where it has states, else all of it.
+    Of a table with days: the day. Of a table without (they are keyed by content): all of it.
     """
     contract = load_contract(table)
     delta = lake.open(table)
     if delta is None:
         return contract.arrow_schema.empty_table()
-    if "day" in contract.partition_by:
-        rows = delta.to_pyarrow_table(filters=pc.field("day") == date.fromisoformat(day))
+    if "day" in contract.arrow_schema.names:
+        dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, {"day": day}))
+        rows = dataset.to_table(filter=pc.field("day") == date.fromisoformat(day))
     else:
         rows = delta.to_pyarrow_table()
-        if "state_id" in rows.column_names:
-            states = lake.read("user_states", where={"day": day}, columns=["state_id"])["state_id"]
-            rows = rows.filter(pc.is_in(rows["state_id"], value_set=pc.unique(states)))
     # Sorted, so that the sample rows of a repeated gate are the same ones.
     order = [(name, "ascending") for name in contract.key if name in rows.column_names]
     return rows.sort_by(order) if order else rows
@@ -143,10 +142,8 @@ def rows_of_day(lake: Lake, table: str, day: str) -> pa.Table:
 
 def identity_of_rows(lake: Lake, contract: Contract, day: str) -> str:
     """Digest of what `rows_of_day` gives and of the rules it is checked by, without reading a row."""
-    versions = [lake.version(contract.table)]
-    if "day" not in contract.partition_by:
-        versions.append(lake.version("user_states"))
-    return digest(code_digest(f"{__name__}:check_stage"), contract.table, day, versions, contract, length=32)
+    code = code_digest(f"{__name__}:check_stage")
+    return digest(code, contract.table, day, lake.version(contract.table), contract, length=32)
 
 
 def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
@@ -200,8 +197,6 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
     """Not too many calls of the day's judge failed: scores of what is left would be of a chosen few."""
     owner, runbook = owner_and_runbook("aspect_scores", day)
     version = judge_version(settings, day_has_context(lake, day))
-    rows = rows_of_day(lake, "aspect_scores", day)
-    rows = rows.filter(pc.equal(rows["judge_version"], version))
     # Training on fresh groups, and the judge's own training, add calls that this stage does not ask for and would never
     # try again.
     pairs = lake.read("preference_pairs", where={"day": day})
@@ -214,7 +209,9 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
             for name in ("preferred_item", "other_item")
         ),
     ]
-    rows = rows.filter(pc.is_in(_call_names(rows), value_set=_call_names(pa.concat_tables(asked_for))))
+    calls = pa.concat_tables(asked_for)
+    rows = find_scores(lake, day, version, calls["state_id"].unique().to_pylist(), ["state_id", "item_id", "failure"])
+    rows = rows.filter(pc.is_in(_call_names(rows), value_set=_call_names(calls)))
     scored = last_done(lake, day, "score_aspects")
     judged = scored.facts.get("judge_version", version) if scored else version
     failed = rows.filter(pc.is_valid(rows["failure"]))

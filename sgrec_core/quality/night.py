@@ -83,6 +83,7 @@ class Night:
     source: str
     input: str
     home: Path
+    lake: str
     stop: Stop | None
     steps: list[Step]
     results: list[TableResult]
@@ -163,6 +164,7 @@ def gather_night(settings: Settings, day: str) -> Night:
         source=settings.source,
         input=settings.input,
         home=settings.home.resolve(),
+        lake=settings.lake_root if settings.lake else "lake",
         stop=_stop(settings, day, steps, results, failures),
         steps=steps,
         results=results,

@@ -117,7 +117,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
             "report": below(night.home, page),
             "data_docs": below(night.home, data_docs) if data_docs else None,
             "models": "mlflow",
-            "lake": "lake",
+            "lake": night.lake,
         },
         "notes": [{"stage": stage, "text": text} for stage, text in night.notes],
     }

@@ -76,7 +76,7 @@ def dag(bag: Any) -> Any:
 
 def test_dags_import_without_errors(bag: Any) -> None:
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["sgrec_judge_comparison", "sgrec_judge_training", "sgrec_nightly"]
+    assert sorted(bag.dags) == ["sgrec_judge_comparison", "sgrec_judge_training", "sgrec_maintenance", "sgrec_nightly"]
 
 
 def edges(dag: Any) -> list[str]:

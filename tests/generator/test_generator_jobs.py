@@ -129,6 +129,7 @@ def write_scores(settings: Settings, day: str) -> None:
             [
                 {
                     "judge_version": judge_version(settings, False),
+                    "day": date.fromisoformat(day),
                     "state_id": row["state_id"],
                     "item_id": row["item_id"],
                     "item_hash": f"h{int(row['item_id'][1:])}",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sgrec_core.judge.calls.drift import stability_index
-from sgrec_core.judge.calls.scores import Call, Pair
+from sgrec_core.judge.calls.requests import Call, Pair
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.training.labels import call_of, label_request
 from sgrec_core.judge.versions.comparison import Answers, HeldOut, Row, against, decide, measures

@@ -315,9 +315,10 @@ def test_workers_share_the_shards_and_the_stage_counts_their_calls(night):
             mine["scores"] == pytest.approx(theirs["scores"], abs=1e-5) if mine["scores"] else theirs["scores"] is None
         )
         assert {**mine, "scores": None} == {**theirs, "scores": None}
-    writers = [commit.get("sgrec.judge_worker") for commit in Lake(shared.lake_root).open("aspect_scores").history()]
-    assert {"0", "1", "2"} <= set(writers)
-    assert len(writers) > 10, "a commit for each shard"
+    ledger = Lake(shared.lake_root).read("judge_ledger", where={"purpose": "night"}).to_pylist()
+    assert {row["worker"] for row in ledger} == {"0", "1", "2"}, "nothing was left for the stage itself"
+    assert len(ledger) > 10, "a row for each shard"
+    assert sum(row["asked"] for row in ledger) == whole["paid"]
     again = calls(run(shared))
     assert (again["paid"], again["cached"]) == (0, whole["paid"])
 

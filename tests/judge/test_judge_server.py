@@ -23,8 +23,9 @@ from judged_night import DAY, publish_night
 
 from jobs import score_aspects
 from sgrec_core.errors import JudgeGoneError, SettingsError
+from sgrec_core.judge.calls.ledger import Account, measured_speed, paid_before
 from sgrec_core.judge.calls.plan import estimate, plan_day
-from sgrec_core.judge.calls.scores import measured_speed, paid_before, publish_scores
+from sgrec_core.judge.calls.scores import publish_scores
 from sgrec_core.judge.engines import is_meaningless, judge_version, make_engine
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.prompt import clean
@@ -542,6 +543,6 @@ def test_failed_calls_that_the_stage_does_not_ask_for_do_not_stop_the_night(
     lake = publish_night(night, groups=6, flat_groups=1)
     version = score(night).facts["judge_version"]
     fresh = [("state-000", f"fresh-{number}", "hash") for number in range(50)]
-    failed = [JudgeResult(failure="server gone", unanswered=True)] * len(fresh)
-    publish_scores(lake, DAY, version, ["s0", "s1", "s2"], fresh, failed)
+    failed = dict.fromkeys(fresh, JudgeResult(failure="server gone", unanswered=True))
+    publish_scores(lake, Account(judge_version=version, day=DAY, kind="server"), ["s0", "s1", "s2"], failed)
     assert check_stage(night, "score_aspects", DAY).state == "finished"

@@ -1,6 +1,6 @@
 """Contracts are what they say: schema, constraints and checks come from one file per table."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pytest
@@ -79,7 +79,15 @@ def test_a_lossy_type_is_refused() -> None:
 @pytest.mark.parametrize("scores", [[0.5, 1.5], [float("nan")], [0.5, None]])
 def test_elements_of_lists_are_checked(scores: list) -> None:
     contract = load_contract("aspect_scores")
-    row = {"judge_version": "v", "state_id": "s", "item_id": "i", "item_hash": "h", "aspects": ["a"], "scores": scores}
+    row = {
+        "judge_version": "v",
+        "day": date(2026, 1, 5),
+        "state_id": "s",
+        "item_id": "i",
+        "item_hash": "h",
+        "aspects": ["a"],
+        "scores": scores,
+    }
     data = pa.Table.from_pylist([row], schema=contract.arrow_schema)
     with pytest.raises(ContractError, match="column scores"):
         contract.check(contract.conform(data))

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
@@ -97,7 +98,8 @@ def test_delta_itself_refuses_rows_that_break_a_constraint(lake: Lake) -> None:
 
 def scores(state: str, value: float | None) -> pa.Table:
     row = {
-        "judge_version": "v", "state_id": state, "item_id": "i", "item_hash": "h", "aspects": ["s0"],
+        "judge_version": "v", "day": date(2026, 1, 5), "state_id": state, "item_id": "i", "item_hash": "h",
+        "aspects": ["s0"],
         "scores": None if value is None else [value], "failure": "timeout" if value is None else None,
     }  # fmt: skip
     return pa.Table.from_pylist([row], schema=load_contract("aspect_scores").arrow_schema)
@@ -112,6 +114,22 @@ def test_upsert_adds_new_keys_and_replaces_known_ones(lake: Lake) -> None:
         {"state_id": "s1", "scores": [0.5], "failure": None},
         {"state_id": "s2", "scores": [0.25], "failure": None},
     ]
+
+
+def test_appended_rows_are_checked_and_stand_beside_those_that_are_there(lake: Lake) -> None:
+    lake.append("aspect_scores", scores("s1", 0.5), metadata={"writer": 1})
+    version = lake.append("aspect_scores", scores("s2", None))
+    assert lake.read("aspect_scores")["state_id"].to_pylist() == ["s1", "s2"]
+    with pytest.raises(ContractError, match="column scores: 1 of 1 rows are not valid"):
+        lake.append("aspect_scores", scores("s3", 2.0))
+    with pytest.raises(ContractError, match="occur more than once"):
+        lake.append("aspect_scores", pa.concat_tables([scores("s3", 0.5)] * 2))
+    assert lake.append("aspect_scores", scores("s3", 0.5).slice(0, 0)) == version
+    assert any(
+        action.get("commitInfo", {}).get("sgrec.writer") == "1"
+        for of in commits(lake, "aspect_scores")
+        for action in of
+    )
 
 
 def test_rows_that_a_merge_wrote_can_be_chosen_by_any_column(lake: Lake) -> None:
@@ -167,12 +185,15 @@ def test_writers_side_by_side_lose_no_row(lake: Lake) -> None:
 
 
 @pytest.mark.spark
-def test_spark_publishes_and_reads_under_the_same_contract(lake: Lake) -> None:
+@pytest.mark.parametrize("is_uri", [False, True])
+def test_spark_publishes_and_reads_under_the_same_contract(tmp_path: Path, is_uri: bool) -> None:
     from pyspark.sql import functions as F
 
     from sgrec_core.lake.spark import publish_spark, read_spark, spark_session
     from sgrec_core.settings import Settings
 
+    folder = tmp_path / "a lake"
+    lake = Lake(folder.as_uri() if is_uri else folder)
     spark = spark_session(Settings(threads=2))
     frame = spark.range(1000).select(
         F.concat(F.lit("user/"), F.col("id").cast("string")).alias("user_id"), F.lit("{}").alias("profile")
@@ -186,13 +207,13 @@ def test_spark_publishes_and_reads_under_the_same_contract(lake: Lake) -> None:
     publish_spark(lake, "users", frame.limit(5), partition={"day": "2026-01-06"}, fingerprint="bb" * 8)
     assert (lake.count("users", where=DAY), lake.count("users")) == (10, 15)
     version = lake.version("users")
-    files = sorted(Path(lake.uri("users")).rglob("*.parquet"))
+    files = sorted(folder.rglob("*.parquet"))
     with pytest.raises(ContractError, match="column profile: .* rows are not valid"):
         publish_spark(lake, "users", frame.withColumn("profile", F.lit(None)), partition=DAY, fingerprint="cc" * 8)
     with pytest.raises(ContractError, match="user_id must be unique"):
         publish_spark(lake, "users", frame.withColumn("user_id", F.lit("x")), partition=DAY, fingerprint="cc" * 8)
     assert lake.version("users") == version
-    assert sorted(Path(lake.uri("users")).rglob("*.parquet")) == files, "a failed write leaves no files behind"
+    assert sorted(folder.rglob("*.parquet")) == files, "a failed write leaves no files behind"
 
 
 def test_a_table_of_an_older_contract_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,10 @@ def test_what_failed_is_validated_again(home: Path) -> None:
         assert "table items, column item_hash, check 'not null': 1 of 12 rows" in gate.message
 
 
-def test_of_a_table_without_days_the_gate_reads_the_rows_of_the_day(home: Path) -> None:
+def test_the_gate_reads_the_rows_of_the_day(home: Path) -> None:
     run_night(Settings(), until="score_aspects")
     lake = Lake(Settings().lake_root)
-    of_another_day = [{**row, "state_id": "another"} for row in rows_of("aspect_scores")[:1]]
+    of_another_day = [{**row, "day": date(2026, 1, 6)} for row in rows_of("aspect_scores")[:1]]
     lake.upsert("aspect_scores", table_of("aspect_scores", of_another_day))
     assert rows_of_day(lake, "aspect_scores", DAY).num_rows == 120
     assert rows_of_day(lake, "item_codes", DAY).num_rows == 12

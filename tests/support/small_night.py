@@ -5,6 +5,7 @@ It stands in for the stages' computation where a test is about what gates and re
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from deltalake import write_deltalake
 from rich.console import Console
 
 from sgrec_core.errors import InputError
+from sgrec_core.judge.calls.ledger import Spent
 from sgrec_core.judge.engines import judge_version
 from sgrec_core.lake import load_contract
 from sgrec_core.quality.gates import check_stage
@@ -87,9 +89,16 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
             for row in candidates
         ],
         "aspect_scores": [
-            {"judge_version": JUDGE_VERSION, "state_id": row["state_id"], "item_id": row["item_id"], "item_hash": "h",
+            {"judge_version": JUDGE_VERSION, "day": the_day, "state_id": row["state_id"],
+             "item_id": row["item_id"], "item_hash": "h",
              "aspects": ASPECTS, "scores": [0.5, 0.0, -0.5], "evidence": attack or None, "failure": None}
             for row in candidates
+        ],
+        "judge_ledger": [
+            {"judge_version": JUDGE_VERSION, "entry_id": f"{day}-1", "written": noon, "day": the_day,
+             "purpose": "night", "worker": "", "kind": "embedding", **asdict(Spent()), "asked": len(candidates),
+             "states": list(users),
+             "sgrec_version": "0.1.0"},
         ],
         "judge_versions": [{"judge_version": JUDGE_VERSION, "facts": "{}", "rubric": "aspects: []"}],
         "user_weights": [

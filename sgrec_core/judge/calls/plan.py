@@ -6,25 +6,11 @@ from typing import Any
 import numpy as np
 
 from sgrec_core.errors import ContractError, JudgeGoneError
-from sgrec_core.files import read_json, write_json
 from sgrec_core.hashing import hash_share
 from sgrec_core.judge.calls.estimate import SAMPLED_STATES, estimate_tokens
-from sgrec_core.judge.calls.scores import (
-    Call,
-    Speed,
-    Spent,
-    day_pairs,
-    day_states,
-    day_texts,
-    have_texts,
-    known_calls,
-    measured_speed,
-    paid_before,
-    remember_version,
-    request,
-    score_shard,
-    spent_by_workers,
-)
+from sgrec_core.judge.calls.ledger import Account, Speed, Spent, kind_of, measured_speed, paid_before
+from sgrec_core.judge.calls.requests import Call, day_pairs, day_states, day_texts, have_texts, request
+from sgrec_core.judge.calls.scores import known_calls, remember_version, score_shard
 from sgrec_core.judge.engines import Engine, day_has_context, judge_version, make_engine
 from sgrec_core.judge.engines.embedding import EmbeddingEngine
 from sgrec_core.judge.versions.accepted import accept, check_accepted
@@ -33,9 +19,6 @@ from sgrec_core.rewards.advantages import method_of
 from sgrec_core.rewards.semantic import decisions_worth_judging, queue_places
 from sgrec_core.runtime.job import Job
 from sgrec_core.settings import Settings
-
-COUNTED = "judge_counted.json"
-"""Below ``reports/<day>``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +46,8 @@ class Plan:
     """Units that ``judge.max_calls`` pays for."""
     wanted: set[Call]
     known: set[Call]
+    failed_before: set[Call]
+    """Of the calls to make, those that failed in an earlier run for the day."""
     skipped: set[Call]
     without_text: set[Call]
     """Of groups and pairs that hold an item without text."""
@@ -105,10 +90,10 @@ def plan_day(job: Job) -> Plan | None:
     pairs = _pairs(job, items)
     every = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
     units = [unit for unit in every if have_texts(unit.calls, items)]
-    # One version of the table for both: workers beside this one may be adding to it.
-    table_version = job.lake.version("aspect_scores")
-    known = known_calls(job.lake, version, (state for unit in units for state, _, _ in unit.calls), table_version)
-    paid = paid_before(job.lake, job.day, version, table_version)
+    states = (state for unit in units for state, _, _ in unit.calls)
+    known, failed_before = known_calls(job.lake, job.day, version, states)
+    # After the scores: what workers beside this one are adding is then among what was paid, and the limit holds.
+    paid = paid_before(job.lake, job.day, version)
     chosen = _affordable(job.settings.judge.max_calls, paid, units, known)
     wanted = {call for unit in units for call in unit.calls}
     skipped = {call for unit in without_variance for call in unit.calls} - wanted
@@ -123,6 +108,7 @@ def plan_day(job: Job) -> Plan | None:
         chosen=len(chosen),
         wanted=wanted,
         known=known,
+        failed_before=failed_before,
         skipped=skipped,
         without_text={call for unit in every for call in unit.calls} - wanted - skipped,
         shards=_shards(job.settings, {call for unit in chosen for call in unit.calls}, known),
@@ -182,18 +168,19 @@ def estimate(job: Job, plan: Plan) -> dict[str, Any] | None:
 
 
 def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, worker: str = "") -> Spent:
-    """Score and publish shard after shard, one commit each.
+    """Score and publish shard after shard.
 
     Raises:
         JudgeGoneError: nobody answers any more.
     """
     states = day_states(job.lake, job.day, {state for shard in shards for state, _, _ in shard})
     remember_version(job.lake, plan.version, plan.engine)
+    account = Account(judge_version=plan.version, day=job.day, kind=kind_of(plan.engine), worker=worker)
     total = Spent()
     with job.progress_bar(sum(map(len, shards)), f"judge worker {worker}" if worker else "judging") as advance:
         for shard in shards:
             requests = {call: request(call, states[call[0]], plan.items) for call in shard}
-            total += score_shard(job.lake, job.day, plan.version, plan.engine, requests, worker=worker)
+            total += score_shard(job.lake, account, plan.engine, requests, failed_before=plan.failed_before)
             advance(len(shard))
             if plan.engine.gone:
                 raise JudgeGoneError(plan.engine.gone)
@@ -204,33 +191,10 @@ def score_shards(job: Job, shards: list[list[Call]], plan: Plan, *, worker: str 
 
 
 def work(job: Job, worker: int) -> None:
-    """Score the shards of one of ``judge.workers`` workers; the commits say what it took."""
+    """Score the shards of one of ``judge.workers`` workers; the ledger says what it took."""
     plan = plan_day(job)
     if plan is not None:
         score_shards(job, plan.shards[worker], plan, worker=str(worker))
-
-
-def judged_with(settings: Settings, day: str) -> str | None:
-    """The judge version with which the stage score_aspects of ``day`` came to its end last; None where it never did."""
-    return next(reversed(read_json(settings.reports(day) / COUNTED)), None)
-
-
-def uncounted_workers(job: Job, version: str) -> Spent:
-    """What workers have spent for the day since the stage ran to its end last (`count_workers`)."""
-    return spent_by_workers(job.lake, job.day, version, after=_counted(job).get(version, -1))
-
-
-def count_workers(job: Job, version: str) -> None:
-    """Remember that the stage has counted what workers have spent so far."""
-    table_version = job.lake.version("aspect_scores")
-    if table_version is not None:
-        others = {other: counted for other, counted in _counted(job).items() if other != version}
-        write_json(job.reports / COUNTED, {**others, version: table_version})
-
-
-def _counted(job: Job) -> dict[str, int]:
-    """judge_version -> version of the table up to which workers are counted; the version that judged last stands last."""
-    return read_json(job.reports / COUNTED)
 
 
 def _groups(job: Job, items: dict[str, tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sgrec_core.errors import InputError
 from sgrec_core.hashing import digest, hash_share, is_validation_user
 from sgrec_core.items.encoder import item_text
-from sgrec_core.judge.calls.scores import Call, Texts
+from sgrec_core.judge.calls.requests import Call, Texts
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.lake import Lake

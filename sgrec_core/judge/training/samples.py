@@ -8,7 +8,7 @@ import numpy as np
 
 from sgrec_core.errors import InputError
 from sgrec_core.hashing import hash_share
-from sgrec_core.judge.calls.scores import Pair, Texts, day_states, request
+from sgrec_core.judge.calls.requests import Pair, Texts, day_states, request
 from sgrec_core.judge.engines.language_model import LanguageModelEngine
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Rubric

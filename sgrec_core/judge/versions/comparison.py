@@ -11,15 +11,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.evaluation.gate import Verdict
 from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
-from sgrec_core.judge.calls.plan import judged_with
-from sgrec_core.judge.calls.scores import Call, Pair, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.calls.ledger import judged_with
+from sgrec_core.judge.calls.requests import Call, Pair, day_pairs, day_states, day_texts, request
+from sgrec_core.judge.calls.scores import CALL, calls_of, find_scores
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric, load_rubric
@@ -120,7 +119,11 @@ def settings_of_roles(settings: Settings, day: str) -> dict[str, Settings]:
     """
     made = trained_candidate(settings, day)
     candidate = settings if made is None else with_adapter(settings, made)
-    accepted, versions, night = accepted_judges(settings), versions_of(candidate), judged_with(settings, day)
+    accepted, versions, night = (
+        accepted_judges(settings),
+        versions_of(candidate),
+        judged_with(Lake(settings.lake_root), day),
+    )
     others = [one for one in accepted if not set(one.versions) & set(versions)]
     if not accepted:
         raise InputError(
@@ -182,14 +185,12 @@ class Answers:
         return np.split(self.probabilities[call], ends[:-1])
 
 
-def answers(lake: Lake, settings: Settings, held: HeldOut) -> Answers:
+def answers(lake: Lake, settings: Settings, day: str, held: HeldOut) -> Answers:
     """The answers in ``aspect_scores`` of the judge in ``settings``."""
     version = judge_version(settings, held.has_context)
-    columns = ["state_id", "item_id", "item_hash", "scores", "probabilities"]
-    rows = lake.read("aspect_scores", where={"judge_version": version}, columns=columns)
-    states = pa.array(sorted({state for state, _, _ in held.calls}))
-    found = rows.filter(pc.is_in(rows["state_id"], value_set=states)).to_pylist()
-    by_call = {(row["state_id"], row["item_id"], row["item_hash"]): row for row in found}
+    states = {state for state, _, _ in held.calls}
+    rows = find_scores(lake, day, version, states, [*CALL, "scores", "probabilities"])
+    by_call = dict(zip(calls_of(rows), rows.to_pylist(), strict=True))
     mine = {call: by_call[call] for call in held.calls if call in by_call and by_call[call]["scores"] is not None}
     return Answers(
         version=version,

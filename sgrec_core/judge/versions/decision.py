@@ -1,7 +1,7 @@
 """What the decision of a comparison changes: which judge, and which adapter, nights after the day may use."""
 
 from sgrec_core.evaluation.gate import Verdict
-from sgrec_core.judge.calls.scores import has_judged_nights
+from sgrec_core.judge.calls.ledger import has_judged_nights
 from sgrec_core.judge.versions.accepted import accept, take_back
 from sgrec_core.judge.versions.adapters import Adapter, activate, activated
 from sgrec_core.judge.versions.comparison import trained_candidate
