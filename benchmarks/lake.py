@@ -212,7 +212,7 @@ def add_maintained(lake: Any, nights: range) -> None:
             calls = min(SHARD, CALLS - start)
             states = np.sort(random.integers(-(2**63), 2**63 - 1, calls * STATES // CALLS + 1))
             spent = ledger.Spent(asked=calls, seconds=1.0)
-            entries.append({**ledger.row_of(account, spent, ()), "states": states})
+            entries.append({**ledger.row_of(account, spent, ()), "states": states.astype("<i8").tobytes()})
     schema = load_contract("judge_ledger").arrow_schema
     write_deltalake(lake.uri("judge_ledger"), pa.Table.from_pylist(entries, schema=schema), mode="append")
 

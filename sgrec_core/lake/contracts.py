@@ -18,6 +18,7 @@ SCHEMAS = PROJECT_ROOT / "schemas"
 
 ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
+    "binary": pa.binary(),
     "bool": pa.bool_(),
     "int32": pa.int32(),
     "int64": pa.int64(),
@@ -26,7 +27,6 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "timestamp[us, UTC]": pa.timestamp("us", "UTC"),
     "list<string>": pa.list_(pa.string()),
     "list<int32>": pa.list_(pa.int32()),
-    "list<int64>": pa.list_(pa.int64()),
     "list<float32>": pa.list_(pa.float32()),
     "list<float64>": pa.list_(pa.float64()),
 }

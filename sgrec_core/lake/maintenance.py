@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from sgrec_core.lake.contracts import table_names
-from sgrec_core.lake.spark import filesystem_of
+from sgrec_core.lake.storage import filesystem_of
 from sgrec_core.lake.tables import Lake
 
 

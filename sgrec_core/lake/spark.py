@@ -27,6 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from sgrec_core.errors import ContractError, SettingsError
 from sgrec_core.files import read_json
 from sgrec_core.lake.contracts import Contract, load_contract
+from sgrec_core.lake.storage import filesystem_of, with_scheme
 from sgrec_core.lake.tables import Lake, Where, commit_properties
 from sgrec_core.settings import Settings
 
@@ -235,9 +236,8 @@ def _read_files(spark: "SparkSession", contract: Contract, root: str, paths: lis
     schema = from_arrow_schema(_file_schema(contract))
     if "://" not in root:
         return spark.read.schema(schema).parquet(*paths).withColumn(_FILE, F.input_file_name())
-    # delta-rs leaves the scheme away where it is file.
-    uris = [(path if "://" in path else f"file://{path}",) for path in paths]
-    listed = spark.createDataFrame(uris, "path string").repartition(len(uris))
+    listed = spark.createDataFrame([(path,) for path in with_scheme(root, paths)], "path string")
+    listed = listed.repartition(len(paths))
     return listed.mapInArrow(_reader(contract.table), schema.add(_FILE, StringType()))
 
 
@@ -329,13 +329,6 @@ def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: lis
                 f"table {contract.table}: {', '.join(columns)} must be unique, but {first} occurs"
                 f" {repeated[0]['count']} times"
             )
-
-
-def filesystem_of(root: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or a URI, and the path there."""
-    if "://" in root:
-        return pafs.FileSystem.from_uri(root)
-    return pafs.LocalFileSystem(), str(Path(root).resolve())
 
 
 def _remove(root: str, write_id: str, keep: set[str] | tuple[()]) -> None:

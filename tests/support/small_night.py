@@ -97,7 +97,7 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
         "judge_ledger": [
             {"judge_version": JUDGE_VERSION, "entry_id": f"{day}-1", "written": noon, "day": the_day,
              "purpose": "night", "worker": "", "kind": "embedding", **asdict(Spent()), "asked": len(candidates),
-             "states": list(users),
+             "states": b"",
              "sgrec_version": "0.1.0"},
         ],
         "judge_versions": [{"judge_version": JUDGE_VERSION, "facts": "{}", "rubric": "aspects: []"}],

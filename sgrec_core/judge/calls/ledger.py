@@ -19,6 +19,7 @@ from sgrec_core.hashing import hash_integers
 from sgrec_core.judge.engines import Engine
 from sgrec_core.judge.engines.backends import served_model
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake.storage import scan
 
 LEDGER = "judge_ledger"
 
@@ -91,11 +92,13 @@ def has_judged_nights(lake: Lake, version: str) -> bool:
 
 def days_asked(lake: Lake, version: str, state_ids: Iterable[str]) -> set[str]:
     """The days for which judge ``version`` was asked about any of the states."""
-    rows = lake.read(LEDGER, where={"judge_version": version}, columns=["day", "states"], ordered=False)
+    rows = scan(lake, LEDGER, {"judge_version": version}, ["day", "states"])
     states = rows["states"].combine_chunks()
-    wanted = pa.array(hash_integers(set(state_ids)), pa.int64())
-    found = pc.filter(pc.list_parent_indices(states), pc.is_in(pc.list_flatten(states), value_set=wanted))
-    return {day.isoformat() for day in rows["day"].take(pc.unique(found)).unique().to_pylist()}
+    hashes = np.frombuffer(b"".join(states.to_pylist()), "<i8")
+    found = pc.is_in(pa.array(hashes), value_set=pa.array(hash_integers(set(state_ids)), pa.int64()))
+    places = pc.indices_nonzero(found).to_numpy()
+    ends = np.cumsum(pc.binary_length(states).to_numpy()) // hashes.itemsize
+    return {day.isoformat() for day in rows["day"].take(np.searchsorted(ends, places, side="right")).to_pylist()}
 
 
 def uncounted_workers(lake: Lake, day: str, version: str) -> Spent:
@@ -159,7 +162,7 @@ def row_of(account: Account, spent: Spent, state_ids: Iterable[str]) -> dict[str
         "worker": account.worker,
         "kind": account.kind,
         **asdict(spent),
-        "states": np.sort(hash_integers(set(state_ids))),
+        "states": np.sort(hash_integers(set(state_ids))).astype("<i8").tobytes(),
         "sgrec_version": __version__,
     }
 
