@@ -71,7 +71,7 @@ def changes_of_night(settings: Settings, day: str) -> Changes:
     if any(stage.name not in runs or runs[stage.name].state not in DONE for stage in STAGES):
         return Changes(new=True)
     stages = stale_stages(settings, day)
-    before = read_json(settings.reports(day) / "inputs.json")
+    before = read_json(settings.reports(day) / "inputs.json", otherwise="the night is looked at again")
     if not before:
         # A night that no backfill ran.
         return Changes(new=False, stages=stages, inputs=("what it read was not noted",))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sgrec_core.night.unchanged import night_is_unchanged, remember_night
 from typer.testing import CliRunner
 
 from sgrec_core.cli import homes
@@ -18,9 +17,12 @@ from sgrec_core.errors import SettingsError
 from sgrec_core.judge.versions.adapters import Adapter, activate, active, of_night, rubric_digest
 from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import only_night, prepare_airflow, running_night
+from sgrec_core.night.changes import changes_of_night, remember_night
 from sgrec_core.night.display import Display, Tail
 from sgrec_core.quality.night import gather_night
+from sgrec_core.runtime.code import stage_digest
 from sgrec_core.runtime.runs import Run, record
+from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import JudgeSettings, Settings
 
 DAY = "2026-01-05"
@@ -124,11 +126,13 @@ def test_a_torn_summary_is_none(night: Settings, cut: str, caplog: pytest.LogCap
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_night_with_a_torn_stamp_has_changed(registry_home: Path, cut: str) -> None:
     settings = Settings()
-    settings.reports(DAY).mkdir(parents=True)
+    for stage in STAGES:
+        run = Run(day=DAY, stage=stage.name, input="simulator")
+        record(Lake(settings.lake_root), [run.ended("finished", code_digest=stage_digest(stage.name))])
     remember_night(settings, DAY)
-    assert night_is_unchanged(settings, DAY)
-    tear(settings.reports(DAY) / "inputs.txt", cut)
-    assert not night_is_unchanged(settings, DAY)
+    assert changes_of_night(settings, DAY).state == "unchanged"
+    tear(settings.reports(DAY) / "inputs.json", cut)
+    assert changes_of_night(settings, DAY).why == "what it read was not noted"
 
 
 def adapter(day: str) -> Adapter:

@@ -1,7 +1,7 @@
 """What the judge has said: scores that ``aspect_scores`` holds, and shards of new ones.
 
-The table is partitioned by judge and by the day for which a call was made. The ledger knows the days for which a state was
-asked about, so that a night reads the scores of its own states, however many nights there are.
+The table is partitioned by judge and by the day for which a call was made. The ledger knows the days for which a state
+was asked about, so that a night reads the scores of its own states, however many nights there are.
 """
 
 import json
