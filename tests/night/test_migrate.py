@@ -2,8 +2,9 @@
 
 ``tests/support/home_of_before.tar.xz`` was made by that revision with SGREC_SIMULATOR__USERS=40, __ITEMS=40,
 __NEW_ITEMS_PER_DAY=2, SGREC_SUPERVISED__WIDTH=8, __LAYERS=1, __HEADS=2, __EPOCHS=1, SGREC_BUSINESS__TREES=3,
-SGREC_ROLLOUT__MAX_GROUPS=16, __GROUP_SIZE=4 and SGREC_JUDGE__MAX_PAIRS=20: a night a day, then `sgrec promote`. Logs,
-caches, Airflow, Data Docs and pages are left out.
+SGREC_ROLLOUT__MAX_GROUPS=16, __GROUP_SIZE=4 and SGREC_JUDGE__MAX_PAIRS=20: two nights, with `sgrec promote`
+of version 1 between them, then `sgrec promote` of version 2 and `sgrec rollback`. Logs, caches, Airflow, Data Docs and
+pages are left out.
 """
 
 import json
@@ -35,8 +36,9 @@ from sgrec_core.judge.prompt import label_question, reasoning_question, system_m
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.versions.accepted import accepted_judges, check_accepted
-from sgrec_core.lake import Lake
+from sgrec_core.lake import Lake, load_contract, table_names
 from sgrec_core.lake.maintenance import maintain
+from sgrec_core.lake.tables import table_properties
 from sgrec_core.night import migration
 from sgrec_core.night.migration.judges import judges_now
 from sgrec_core.night.migration.promotions import decisions_of_before
@@ -139,7 +141,7 @@ def test_runs_are_rows_with_their_facts(migrated: Settings, answers: dict[str, A
             wanted = {**facts, **({"judge_version": JUDGE_NOW} if "judge_version" in facts else {})}
             assert (runs[stage].state, runs[stage].facts) == ("finished", wanted)
             assert runs[stage].code_digest is None
-        assert runs["check_score_aspects"].state == "finished"
+        assert runs["check_ingest_events"].state == "finished"
     assert runs["score_aspects"].tables_written.keys() >= {"aspect_scores"}
     shown = sgrec("status")
     assert "succeeded" in shown
@@ -197,6 +199,17 @@ def scores_by_call(home: Path, day: str = "2026-01-31") -> dict[str, list[float]
     return {"/".join(row[name] for name in CALL): row["scores"] for row in found}
 
 
+def test_tables_are_configured_as_new_ones_are(migrated: Settings) -> None:
+    lake = Lake(migrated.lake_root)
+    for table in table_names():
+        delta = lake.open(table)
+        if delta is not None:
+            contract = load_contract(table)
+            assert table_properties(contract).items() <= delta.metadata().configuration.items()
+            assert tuple(delta.metadata().partition_columns) == contract.partition_by
+            assert lake.read(table).num_rows or contract.may_be_empty
+
+
 def test_a_migration_runs_once(migrated: Settings) -> None:
     Registry(migrated)  # puts MLflow's paths right, as any command does
     whole = contents(migrated.home)
@@ -228,16 +241,24 @@ def test_facts_of_earlier_runs_are_kept_where_the_last_one_did_not_end(before: P
     path.write_text(json.dumps({**content, "state": "failed", "message": "out of memory", "earlier": earlier}))
     torn = before / "reports" / "2026-01-05" / "stages" / "build_states.json"
     torn.write_text(torn.read_text()[:40])
+    training = before / "reports" / "2026-01-05" / "judge_training" / "stages" / "train_judge.json"
+    training.parent.mkdir(parents=True)
+    training.write_text(json.dumps({**content, "stage": "train_judge", "state": "running", "earlier": []}))
     sgrec("migrate")
     runs = [run for run in runs_of(before) if run["stage"] == "train_aggregator"]
     assert [run["state"] for run in runs] == ["finished", "failed"]
     assert [run["fingerprint"] for run in runs] == [content["fingerprint"]] * 2
     assert runs[0]["started"] < runs[1]["started"]
     assert not [run for run in runs_of(before) if run["stage"] == "build_states"], "nothing is known of it"
+    (killed,) = [run for run in runs_of(before) if run["folder"] == "judge_training"]
+    assert (killed["stage"], killed["state"], killed["sequence"]) == ("train_judge", "running", 0)
+    assert not training.exists()
 
 
 def runs_of(home: Path) -> list[dict[str, Any]]:
-    return sorted(Lake(home / "lake").read("stage_runs").to_pylist(), key=lambda run: run["started"])
+    """Rows of the first night, the oldest first."""
+    rows = Lake(home / "lake").read("stage_runs", where={"day": "2026-01-05"}).to_pylist()
+    return sorted(rows, key=lambda run: run["started"])
 
 
 def add_commit(home: Path, day: str, worker: str, state: str) -> None:

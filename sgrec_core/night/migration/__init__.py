@@ -19,6 +19,7 @@ STEPS = (
     judges.describe_judges,
     scores.write_ledger,
     scores.lay_out_scores,
+    tables.set_properties,
     judges.accept_judges,
     runs.record_runs,
     promotions.record_promotions,

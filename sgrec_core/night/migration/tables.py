@@ -1,4 +1,4 @@
-"""Columns that came into contracts since the tables were made."""
+"""Columns and properties that came into contracts since the tables were made."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ from deltalake import Schema
 
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.contracts import table_names
+from sgrec_core.lake.tables import table_properties
 from sgrec_core.night.migration.step import Migration
 
 
@@ -23,3 +24,18 @@ def add_columns(migration: Migration) -> Iterator[str]:
         if not migration.dry_run:
             delta.alter.add_columns(Schema.from_arrow(pa.schema(fields)).fields)
         yield f"table {table}: column {', '.join(field.name for field in fields)} added"
+
+
+def set_properties(migration: Migration) -> Iterator[str]:
+    """How often Delta's log is checkpointed, and for which columns it keeps statistics."""
+    changed = 0
+    for table in table_names():
+        delta = migration.lake.open(table)
+        wanted = table_properties(load_contract(table))
+        if delta is None or wanted.items() <= delta.metadata().configuration.items():
+            continue
+        changed += 1
+        if not migration.dry_run:
+            delta.alter.set_table_properties(wanted)
+    if changed:
+        yield f"properties of {changed} tables set"
