@@ -43,11 +43,9 @@ def tear(path: Path, cut: str) -> None:
 @pytest.fixture
 def night(registry_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A home in which the first stage of a night runs."""
-    monkeypatch.setenv("SGREC_INPUT", "")
-    monkeypatch.delenv("SGREC_INPUT")
+    monkeypatch.delenv("SGREC_INPUT", raising=False)
     (tmp_path / "raw").mkdir()
     settings = homes.settle_home(f"logs:{tmp_path / 'raw'}", starts_anew=True)
-    monkeypatch.delenv("SGREC_INPUT")
     record(Lake(settings.lake_root), [Run(day=DAY, stage="ingest_events", input=settings.input)])
     return settings
 
@@ -62,14 +60,13 @@ def command(*arguments: str) -> str:
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_without_its_source_file_a_home_belongs_to_the_source_of_its_runs(
-    night: Settings, cut: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    night: Settings, cut: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = night.home / "source.json"
     whole = path.read_text()
     tear(path, cut)
     assert night.input in command("status")
     assert str(path) in caplog.text
-    monkeypatch.delenv("SGREC_INPUT", raising=False)
     with pytest.raises(SettingsError, match=f"belongs to the source {night.input}, not to simulator"):
         homes.settle_home("simulator", starts_anew=True)
     # The next night writes it again.

@@ -209,14 +209,6 @@ def test_version_changes_with_what_changes_scores_and_with_nothing_else(tmp_path
     assert len(versions) == 9
 
 
-def test_version_changes_with_what_the_code_makes_of_texts(tmp_path, monkeypatch):
-    before = judge_version(judge_settings(tmp_path, engine="vllm"), True)
-    monkeypatch.setattr("sgrec_core.judge.prompt._LOOK_ALIKES", {})
-    clean.cache_clear()
-    assert judge_version(judge_settings(tmp_path, engine="vllm"), True) != before
-    clean.cache_clear()
-
-
 def own_rubric(folder: Path, old: str, new: str) -> Path:
     """The default rubric with a word changed."""
     folder.mkdir(parents=True, exist_ok=True)

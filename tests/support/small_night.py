@@ -136,6 +136,12 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
              "input": "simulator", "sgrec_version": "0.1.0", "git_revision": None}
             for stage in STAGES
         ],
+        "promotions": [
+            {"sequence": 1, "day": the_day, "action": "pin", "model": "sgrec-generator", "version": None,
+             "fingerprint": None, "who": f"night {day}", "reason": "first night", "decided_at": noon},
+            {"sequence": 2, "day": the_day, "action": "promote", "model": "sgrec-generator", "version": "3",
+             "fingerprint": "f3", "who": f"night {day}", "reason": f"better {attack}", "decided_at": noon},
+        ],
         "judge_evaluations": [
             {"day": the_day, "candidate_version": "j2", "judge_version": "j2", "role": "candidate",
              "metric": "point_acc", "aspect": aspect, "bucket": "all", "value": 0.61, "lower": 0.55, "upper": 0.66,
