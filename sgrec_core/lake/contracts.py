@@ -98,6 +98,16 @@ class Contract:
         return pa.schema([pa.field(c.name, c.arrow_type, nullable=c.nullable) for c in self.columns])
 
     @property
+    def delta_properties(self) -> dict[str, str]:
+        """What the Delta table is configured with, apart from its constraints."""
+        days = [column.name for column in self.columns if column.type == "date32"]
+        # Columns of which the log has first and last value in each file: with all, opening takes twice as long.
+        named = (
+            {"delta.dataSkippingStatsColumns": ",".join(days)} if days else {"delta.dataSkippingNumIndexedCols": "0"}
+        )
+        return {"delta.checkpointInterval": str(self.checkpoint_interval), **named}
+
+    @property
     def delta_constraints(self) -> dict[str, str]:
         """CHECK constraints by name. Lists are checked by `check` alone: SQL CHECK has no word for their elements."""
         constraints = {}

@@ -306,7 +306,7 @@ class Lake:
                 partition_by=list(contract.partition_by),
                 name=table,
                 description=contract.description,
-                configuration=table_properties(contract),
+                configuration=contract.delta_properties,
             )
         _check_age(contract, delta)
         present = {key for key in delta.metadata().configuration if key.startswith("delta.constraints.")}
@@ -331,17 +331,6 @@ def _delta_errors(what: str) -> Iterator[None]:
 def _wait(attempt: int) -> None:
     """Before another try; apart from other writers, so that the same ones do not meet again."""
     time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
-
-
-def table_properties(contract: Contract) -> dict[str, str]:
-    """What a Delta table is configured with, apart from its constraints."""
-    return {"delta.checkpointInterval": str(contract.checkpoint_interval), **_statistics(contract)}
-
-
-def _statistics(contract: Contract) -> dict[str, str]:
-    """Columns of which the log has first and last value in each file: with all, opening a table takes twice as long."""
-    days = [column.name for column in contract.columns if column.type == "date32"]
-    return {"delta.dataSkippingStatsColumns": ",".join(days)} if days else {"delta.dataSkippingNumIndexedCols": "0"}
 
 
 def _check_age(contract: Contract, delta: DeltaTable) -> None:

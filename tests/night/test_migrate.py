@@ -38,7 +38,6 @@ from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.versions.accepted import accepted_judges, check_accepted
 from sgrec_core.lake import Lake, load_contract, table_names
 from sgrec_core.lake.maintenance import maintain
-from sgrec_core.lake.tables import table_properties
 from sgrec_core.night import migration
 from sgrec_core.night.migration.judges import judges_now
 from sgrec_core.night.migration.promotions import decisions_of_before
@@ -205,7 +204,7 @@ def test_tables_are_configured_as_new_ones_are(migrated: Settings) -> None:
         delta = lake.open(table)
         if delta is not None:
             contract = load_contract(table)
-            assert table_properties(contract).items() <= delta.metadata().configuration.items()
+            assert contract.delta_properties.items() <= delta.metadata().configuration.items()
             assert tuple(delta.metadata().partition_columns) == contract.partition_by
             assert lake.read(table).num_rows or contract.may_be_empty
 

@@ -7,7 +7,6 @@ from deltalake import Schema
 
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.contracts import table_names
-from sgrec_core.lake.tables import table_properties
 from sgrec_core.night.migration.step import Migration
 
 
@@ -31,7 +30,7 @@ def set_properties(migration: Migration) -> Iterator[str]:
     changed = 0
     for table in table_names():
         delta = migration.lake.open(table)
-        wanted = table_properties(load_contract(table))
+        wanted = load_contract(table).delta_properties
         if delta is None or wanted.items() <= delta.metadata().configuration.items():
             continue
         changed += 1
