@@ -9,6 +9,7 @@ from typing import Any
 from sgrec_core.cli.app import DEFAULT_HOME, JUDGE_INTERPRETER, console
 from sgrec_core.errors import InputError, SettingsError
 from sgrec_core.files import read_json, write_json
+from sgrec_core.runtime.layout import LAYOUT, note_layout
 from sgrec_core.settings import Settings
 
 # The home and its source
@@ -52,6 +53,7 @@ def settle_home(source: str | None, judge: str | None = None, *, starts_anew: bo
         )
     settings = checked_settings(judge, home=home, input=wanted)
     if _written_source(home) is None:
+        note_layout(home, LAYOUT)
         write_json(home / "source.json", {"input": wanted})
     return settings
 
@@ -62,13 +64,30 @@ def existing_home(judge: str | None = None) -> Settings:
     Raises:
         SettingsError: there is none; the message names homes that are there.
     """
+    home, source = _home_and_source()
+    return checked_settings(judge, home=home, input=os.environ.get("SGREC_INPUT", source))
+
+
+def home_to_migrate() -> Settings:
+    """Like `existing_home`, whatever version of sgrec made it.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    from sgrec_core.runtime.job import read_settings
+
+    home, source = _home_and_source()
+    return read_settings(home=home, input=os.environ.get("SGREC_INPUT", source))
+
+
+def _home_and_source() -> tuple[Path, str]:
     home = Path(os.environ.get("SGREC_HOME", DEFAULT_HOME)).resolve()
     source = source_of(home)
     if source is None:
         others = [path.parent.name for path in sorted(home.parent.glob(f"{DEFAULT_HOME}*/source.json"))]
         hint = f"; set SGREC_HOME to one of {', '.join(others)}" if others else "; run `sgrec nightly` first"
         raise SettingsError(f"no night was run in {home}{hint}")
-    return checked_settings(judge, home=home, input=os.environ.get("SGREC_INPUT", source))
+    return home, source
 
 
 def source_of(home: Path) -> str | None:

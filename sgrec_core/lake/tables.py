@@ -59,6 +59,20 @@ class Lake:
         delta = self.open(table)
         return None if delta is None else delta.transaction_version(application_id(table, partition))
 
+    def published_until(self, table: str, day: str) -> list[str]:
+        """What `publish` has put into the table up to ``day``: a line a publication, with its fingerprint.
+
+        A compaction changes nothing of it, nor do rows that are only appended.
+        """
+        delta = self.open(table)
+        if delta is None:
+            return []
+        days = [partition for partition in delta.partitions() if partition.get("day", "9999") <= day]
+        # A publication is of a whole day, or of one of the day's partitions.
+        names = {application_id(table, of) for one in days for of in (one, {"day": one["day"]})}
+        versions = {name: delta.transaction_version(name) for name in names}
+        return sorted(f"{name} {version}" for name, version in versions.items() if version is not None)
+
     def read(
         self,
         table: str,

@@ -6,14 +6,13 @@ doubt costs a run whose stages find out for themselves.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from sgrec_core.files import read_json, write_json
 from sgrec_core.hashing import digest
 from sgrec_core.judge.versions.adapters import of_night
-from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake import Lake
 from sgrec_core.runtime.code import stage_digest
 from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import BY_NAME, STAGES, Stage
@@ -116,23 +115,13 @@ def _makes(stage: Stage) -> set[str]:
 def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
     """Digests of everything but code that the night of ``day`` reads, and of what it made, by their names in words.
 
-    Tables without a day are left out: they are keyed by content and later nights add rows that this one does not use.
+    Tables that are keyed by content are left out: later nights add rows that this one does not use.
     """
     from sgrec_core.logs.parsing import rules
     from sgrec_core.registry import Registry
 
     lake = Lake(settings.lake_root)
-    files = []
-    for table in (table for stage in STAGES for table in stage.publishes):
-        delta = lake.open(table)
-        if delta is None or "day" not in load_contract(table).partition_by:
-            files.append(f"{table}: {'nothing' if delta is None else 'not by day'}")
-            continue
-        # Every publication writes files with new names, so the names of the active ones tell its state.
-        for uri in delta.file_uris():
-            partition = re.search(r"/day=(\d{4}-\d{2}-\d{2})/", uri)
-            if partition is None or partition[1] <= day:
-                files.append(uri)
+    tables = [table for stage in STAGES for table in stage.publishes]
     registry = Registry(settings)
     names = [stage.registers for stage in STAGES if stage.registers]
     if settings.aggregator.engine == "language_model":
@@ -147,7 +136,7 @@ def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
         "settings": settings.model_dump(mode="json", exclude={"home", "lake", "airflow"}),
         "contracts of the raw logs": rules(),
         "raw logs": raw_state(settings, day),
-        "tables of this or earlier days": sorted(files),
+        "tables of this or earlier days": [line for table in tables for line in lake.published_until(table, day)],
         "models of this or earlier days": sorted(models),
         "champion": str(registry.pinned_champion(day)),
         "judge": str(of_night(settings, day)) if settings.judge.adapter == "active" else None,

@@ -30,6 +30,7 @@ from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.queries import table_versions
 from sgrec_core.lake.tables import transaction_version
 from sgrec_core.runtime.code import stage_digest
+from sgrec_core.runtime.layout import check_layout
 from sgrec_core.runtime.runs import DONE, Run, record, runs_of_day
 from sgrec_core.runtime.stages import BY_NAME, Stage
 from sgrec_core.settings import Settings
@@ -325,7 +326,19 @@ def valid_day(day: str) -> str:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment.
+    """Settings from the environment, of a home that this version of sgrec can work on.
+
+    Raises:
+        SgrecError: a variable holds a value that is not valid; the message names variable, value and what is valid.
+        SettingsError: the home is to be migrated first.
+    """
+    settings = read_settings(**overrides)
+    check_layout(settings.home.resolve())
+    return settings
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, whatever the home is like.
 
     Raises:
         SgrecError: a variable holds a value that is not valid; the message names variable, value and what is valid.

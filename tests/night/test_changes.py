@@ -1,5 +1,7 @@
 """Which nights are stale, by whose code, and what a backfill would compute: on a night of a few rows."""
 
+import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ from rich.console import Console
 from small_night import DAY, run_night
 from source import change_gate, copied, rewrite, run_in
 
+from sgrec_core.lake import Lake
+from sgrec_core.lake.maintenance import maintain_all
 from sgrec_core.night.changes import changes_of_night, remember_night, stages_behind, stale_stages
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import STAGES
@@ -46,6 +50,17 @@ def test_other_inputs_are_named(settings: Settings) -> None:
     assert changes_of_night(longer, DAY).why == "settings"
     smaller = Settings(home=settings.home, simulator={"users": 20})
     assert changes_of_night(smaller, DAY).why == "settings; raw logs"
+
+
+def test_compacted_tables_are_no_change_and_published_rows_are(settings: Settings, tmp_path: Path) -> None:
+    shutil.copytree(settings.home, tmp_path / "home")
+    copy = Settings(home=tmp_path / "home")
+    lake = Lake(copy.lake_root)
+    rows = lake.read("user_states", where={"day": DAY})
+    maintain_all(lake, timedelta(0))
+    assert changes_of_night(copy, DAY).state == "unchanged"
+    lake.publish("user_states", rows, partition={"day": DAY}, fingerprint="b" * 32)
+    assert changes_of_night(copy, DAY).why == "tables of this or earlier days"
 
 
 def test_what_reads_a_table_or_a_model_is_behind_its_stage() -> None:
