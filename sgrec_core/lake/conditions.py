@@ -6,6 +6,7 @@ from datetime import date
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sgrec_core.errors import ContractError
 from sgrec_core.lake.contracts import Contract
 
 Where = Mapping[str, object]
@@ -62,3 +63,19 @@ def predicate(contract: Contract, partition: Mapping[str, object]) -> str:
 def literal(text: str) -> str:
     """A text as SQL writes it."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, object]) -> pa.Table:
+    """``data`` with the partition's values as columns; rows of another partition are an error."""
+    for name, value in partition.items():
+        if name not in contract.partition_by:
+            raise ContractError(
+                f"table {contract.table}: {name} is no partition column; valid are {', '.join(contract.partition_by)}"
+            )
+        column = contract.column(name)
+        constant = pa.array([str(value)], pa.string()).cast(column.arrow_type)[0]
+        if name not in data.column_names:
+            data = data.append_column(name, pa.repeat(constant, data.num_rows))
+        elif not pc.all(pc.equal(data[name].cast(column.arrow_type), constant), min_count=0).as_py():
+            raise ContractError(f"table {contract.table}: rows outside the partition {name}={value} that is published")
+    return data

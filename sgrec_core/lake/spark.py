@@ -27,7 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from sgrec_core.errors import ContractError, SettingsError
 from sgrec_core.files import read_json
 from sgrec_core.lake.contracts import Contract, load_contract
-from sgrec_core.lake.storage import filesystem_of, with_scheme
+from sgrec_core.lake.storage import filesystem_of, paths_of
 from sgrec_core.lake.tables import Lake, Where, commit_properties
 from sgrec_core.settings import Settings
 
@@ -141,7 +141,7 @@ def read_spark(spark: "SparkSession", lake: Lake, table: str, where: Where | Non
         if any(partition[name] not in values for name, values in wanted.items()):
             continue
         assert delta is not None
-        files = delta.file_uris([(name, "=", value) for name, value in partition.items()])
+        files = paths_of(lake, table, delta, partition)
         part = _read_files(spark, contract, lake.uri(table), files)
         for name, value in partition.items():
             part = part.withColumn(name, F.lit(value).cast(schema[name].dataType))
@@ -236,7 +236,7 @@ def _read_files(spark: "SparkSession", contract: Contract, root: str, paths: lis
     schema = from_arrow_schema(_file_schema(contract))
     if "://" not in root:
         return spark.read.schema(schema).parquet(*paths).withColumn(_FILE, F.input_file_name())
-    listed = spark.createDataFrame([(path,) for path in with_scheme(root, paths)], "path string")
+    listed = spark.createDataFrame([(path,) for path in paths], "path string")
     listed = listed.repartition(len(paths))
     return listed.mapInArrow(_reader(contract.table), schema.add(_FILE, StringType()))
 

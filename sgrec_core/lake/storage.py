@@ -1,11 +1,12 @@
 """The files under a lake, wherever it lies."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from deltalake import DeltaTable
 
 from sgrec_core.lake.conditions import Where, files
 from sgrec_core.lake.contracts import load_contract
@@ -19,9 +20,14 @@ def filesystem_of(root: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), str(Path(root).resolve())
 
 
-def with_scheme(root: str, paths: Iterable[str]) -> list[str]:
-    """Files of a table as URIs where ``root`` is one: delta-rs leaves the scheme away where it is file."""
-    return [path if "://" not in root or "://" in path else f"file://{path}" for path in paths]
+def paths_of(lake: Lake, table: str, delta: DeltaTable, where: Where) -> list[str]:
+    """Where the files of ``delta`` lie that can hold rows of ``where``: below the root as it was given.
+
+    delta-rs escapes blanks in local paths and leaves out the scheme of ``file://``.
+    """
+    base = delta.table_uri.removeprefix("file://").rstrip("/")
+    chosen = delta.file_uris(file_pruning_predicate=files(load_contract(table), where))
+    return [lake.uri(table) + path.removeprefix("file://").removeprefix(base) for path in chosen]
 
 
 def scan(lake: Lake, table: str, where: Where, columns: Sequence[str]) -> pa.Table:
@@ -33,7 +39,7 @@ def scan(lake: Lake, table: str, where: Where, columns: Sequence[str]) -> pa.Tab
     contract, delta = load_contract(table), lake.open(table)
     schema = pa.schema([contract.arrow_schema.field(name) for name in columns])
     parts = [schema.empty_table()]
-    for path in with_scheme(lake.root, delta.file_uris(file_pruning_predicate=files(contract, where)) if delta else ()):
+    for path in paths_of(lake, table, delta, where) if delta else ():
         filesystem, name = filesystem_of(path)
         with filesystem.open_input_file(name) as file:
             parts.append(pq.ParquetFile(file).read(list(columns), use_threads=False).cast(schema))

@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from sgrec_core.errors import ContractError
-from sgrec_core.lake.conditions import Where, expression, files, literal, predicate, split
+from sgrec_core.lake.conditions import Where, expression, files, literal, predicate, split, with_partition
 from sgrec_core.lake.contracts import Contract, load_contract
 
 TRIES = 20
@@ -145,7 +144,7 @@ class Lake:
             ContractError: the rows break the contract, or another writer published the partition meanwhile.
         """
         contract = load_contract(table)
-        rows = contract.conform(_with_partition(contract, data, partition))
+        rows = contract.conform(with_partition(contract, data, partition))
         contract.check(rows)
         contract.check_unique(rows)
         self.create(table)
@@ -369,22 +368,6 @@ def _metadata(metadata: Mapping[str, object] | None) -> dict[str, str]:
         f"sgrec.{key}": value if isinstance(value, str) else json.dumps(value)
         for key, value in (metadata or {}).items()
     }
-
-
-def _with_partition(contract: Contract, data: pa.Table, partition: Mapping[str, object]) -> pa.Table:
-    """``data`` with the partition's values as columns; rows of another partition are an error."""
-    for name, value in partition.items():
-        if name not in contract.partition_by:
-            raise ContractError(
-                f"table {contract.table}: {name} is no partition column; valid are {', '.join(contract.partition_by)}"
-            )
-        column = contract.column(name)
-        constant = pa.array([str(value)], pa.string()).cast(column.arrow_type)[0]
-        if name not in data.column_names:
-            data = data.append_column(name, pa.repeat(constant, data.num_rows))
-        elif not pc.all(pc.equal(data[name].cast(column.arrow_type), constant), min_count=0).as_py():
-            raise ContractError(f"table {contract.table}: rows outside the partition {name}={value} that is published")
-    return data
 
 
 def _typed(contract: Contract, rows: pa.Table) -> pa.Table:
