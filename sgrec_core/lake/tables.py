@@ -338,8 +338,8 @@ def _check_age(contract: Contract, delta: DeltaTable) -> None:
     missing = [name for name in contract.arrow_schema.names if name not in names]
     if missing:
         raise ContractError(
-            f"table {contract.table} lacks column {', '.join(missing)}: it comes from an older version of sgrec. Start"
-            " a new home (SGREC_HOME), or add the column with ALTER"
+            f"table {contract.table} lacks column {', '.join(missing)}: it comes from an older version of sgrec. Run"
+            " `sgrec migrate`, or add the column with ALTER"
         )
 
 
