@@ -9,7 +9,7 @@ DAY ?=
 JUDGE ?=
 SETUP := bash requirements/setup.sh
 
-.PHONY: nightly test lint env judge-env browser lock table-docs clean help
+.PHONY: nightly test test-fast lint env judge-env browser lock table-docs clean help
 
 help:
 	@sed -n '2,6s/^# \{0,1\}//p' Makefile
@@ -19,6 +19,10 @@ nightly: java env $(if $(filter vllm,$(JUDGE)),judge-env)
 
 test: java env judge-env browser lint
 	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What needs no Spark, Airflow, vLLM, browser, night or training: two minutes on two quiet cores.
+test-fast: env
+	@.venv/bin/python -m pytest -n 2 --dist loadfile -q -m "not (spark or airflow or vllm or browser or night or slow)"
 
 lint: env
 	@.venv/bin/ruff check .

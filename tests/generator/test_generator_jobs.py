@@ -638,7 +638,7 @@ def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights
     assert [found for found, _ in answer] == [item(number) for number in best]
     assert run_stage(settings, "train_supervised", NEXT_DAY)["state"] == "skipped"
 
-    registry.promote(champion, day=NEXT_DAY)
+    registry.promote(champion)
     write_day(Lake(settings.lake_root), "2026-01-07")
     registry.set_alias(registry.versions(TOKENIZER)[0], "night-2026-01-07")
     following = run_stage(settings, "train_supervised", "2026-01-07")
