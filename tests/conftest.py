@@ -16,8 +16,54 @@ if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = __file__
 
 
+SLOW = {
+    # They train models,
+    "aggregator/test_aggregator.py",
+    "aggregator/test_aggregator_job.py",
+    "generator/test_generator_jobs.py",
+    "generator/test_generator_training.py",
+    "generator/test_language_model.py",
+    "items/test_items_job.py",
+    "items/test_items_quantiser.py",
+    "judge/test_judge_training.py",
+    "judge/test_judge_training_job.py",
+    "rewards/test_business_reward.py",
+    "rewards/test_business_reward_job.py",
+    # start many processes or copies of the project,
+    "cli/test_cli.py",
+    "runtime/test_code.py",
+    "runtime/test_warm.py",
+    "night/test_changes.py",
+    "registry/test_moved_home.py",
+    "registry/test_promotions.py",
+    "registry/test_registry.py",
+    "test_benchmarks.py",
+    "test_setup.py",
+    # or read and write many tables.
+    "cli/test_torn_files.py",
+    "evaluation/test_simulated_ab.py",
+    "judge/test_accepted_judges.py",
+    "judge/test_judge_job.py",
+    "judge/test_judge_server.py",
+    "judge/test_ledger.py",
+    "lake/test_lake_elsewhere.py",
+    "lake/test_maintenance.py",
+    "night/test_migrate.py",
+    "quality/test_quality.py",
+    "quality/test_report.py",
+    "runtime/test_job.py",
+    "runtime/test_stage_runs.py",
+    "simulator/test_simulated_world.py",
+    "simulator/test_simulator.py",
+}
+"""Files that `make test-fast` leaves out, below this folder."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with whole nights first: begun last, the longest would keep one worker busy alone."""
+    """Mark slow files; files with whole nights first: begun last, the longest would keep one worker busy alone."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix() in SLOW:
+            item.add_marker(pytest.mark.slow)
     nights = {item.path for item in items if item.get_closest_marker("night")}
     items.sort(key=lambda item: item.path not in nights)
 
