@@ -4,8 +4,8 @@
 __NEW_ITEMS_PER_DAY=2, SGREC_SUPERVISED__WIDTH=8, __LAYERS=1, __HEADS=2, __EPOCHS=1, SGREC_BUSINESS__TREES=3,
 SGREC_ROLLOUT__MAX_GROUPS=16, __GROUP_SIZE=4 and SGREC_JUDGE__MAX_PAIRS=20: two nights, with `sgrec promote`
 of version 1 between them, then `sgrec promote` of version 2 and `sgrec rollback`. Of the second night the stages from
-build_states on were run one by one (`python -m jobs.<stage>`), without gates and report. Logs, caches, Airflow, Data Docs and
-pages are left out.
+build_states on were run one by one (`python -m jobs.<stage>`), without gates and report. Logs, caches, Airflow, Data
+Docs and pages are left out.
 """
 
 import json
