@@ -221,7 +221,7 @@ def test_a_table_of_an_older_contract_is_named_with_what_to_do(tmp_path: Path) -
     contract = load_contract("item_codes")
     older = pa.schema([field for field in contract.arrow_schema if field.name != "wanted_codes"])
     DeltaTable.create(lake.uri("item_codes"), older, partition_by=["tokenizer_version"])
-    with pytest.raises(ContractError, match=r"item_codes lacks column wanted_codes.*SGREC_HOME"):
+    with pytest.raises(ContractError, match=r"item_codes lacks column wanted_codes.*sgrec migrate"):
         lake.read("item_codes")
     with pytest.raises(ContractError, match="item_codes lacks column wanted_codes"):
         lake.upsert("item_codes", contract.arrow_schema.empty_table())
