@@ -80,7 +80,7 @@ def main(home: Path) -> None:
         score_aspects.run(job)
         report[name] = {"facts": job.facts, "notes": job.notes, "table_version": lake.version("aspect_scores")}
     report["rows"] = lake.read("aspect_scores").to_pylist()
-    print(json.dumps(report))
+    print(json.dumps(report, default=str))
 
 
 def special_tokens(engine, *requests: JudgeRequest) -> list[int]:
