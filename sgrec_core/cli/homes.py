@@ -148,9 +148,9 @@ def default_day(settings: Settings) -> str:
         return settings.first_day
     days = sorted(folder.name.removeprefix("day=") for folder in Path(path).glob("day=*") if folder.is_dir())
     if not days:
-        from sgrec_core.logs.landing import LAYOUT
+        from sgrec_core.logs import landing
 
-        raise InputError(f"no day has landed in {path}; expected layout: {LAYOUT}")
+        raise InputError(f"no day has landed in {path}; expected layout: {landing.LAYOUT}")
     return valid_day(days[-1])
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -20,6 +21,7 @@ from sgrec_core.errors import ContractError
 from sgrec_core.lake.conditions import Where, expression, files, literal, predicate, split, with_partition
 from sgrec_core.lake.contracts import Contract, load_contract
 
+T = TypeVar("T")
 TRIES = 20
 """Of a commit that other writers come before."""
 
@@ -168,13 +170,7 @@ class Lake:
         That moves rows between files and publishes nothing, so the fingerprint is still the one from before.
         """
         before = self.fingerprint(table, partition)
-        for attempt in range(1, TRIES + 1):
-            try:
-                return commit()
-            except CommitFailedError:
-                if attempt == TRIES or self.fingerprint(table, partition) != before:
-                    raise
-                _wait(attempt)
+        _committed(commit, may_try_again=lambda: self.fingerprint(table, partition) == before)
 
     def append(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
         """Add rows whose keys are known to be new, in one commit that no other writer's gets in the way of.
@@ -193,21 +189,18 @@ class Lake:
         contract.check_unique(rows)
         rows = rows.sort_by([(name, "ascending") for name in contract.key])
         properties = CommitProperties(custom_metadata=_metadata(metadata), max_commit_retries=TRIES)
+
+        def commit() -> int:
+            delta = self._appended.pop(table, None)
+            delta = self.create(table) if delta is None else delta
+            if rows.num_rows:
+                write_deltalake(delta, rows, mode="append", commit_properties=properties)
+            self._appended[table] = delta
+            return delta.version()
+
         with _delta_errors(f"table {table}: rows not added"):
-            for attempt in range(1, TRIES + 1):
-                delta = self._appended.pop(table, None)
-                try:
-                    delta = self.create(table) if delta is None else delta
-                    if rows.num_rows:
-                        write_deltalake(delta, rows, mode="append", commit_properties=properties)
-                    self._appended[table] = delta
-                    return delta.version()
-                except CommitFailedError:
-                    # Rows do not conflict, but another writer may just be making the table.
-                    if attempt == TRIES:
-                        raise
-                    _wait(attempt)
-        raise AssertionError("unreachable")
+            # Rows do not conflict, but another writer may just be making the table.
+            return _committed(commit)
 
     def upsert(self, table: str, data: pa.Table, *, metadata: Mapping[str, object] | None = None) -> int:
         """Add rows to a content-keyed table in one commit; a row whose key is there already replaces the old one.
@@ -226,14 +219,7 @@ class Lake:
         contract.check(rows)
         contract.check_unique(rows)
         with _delta_errors(f"table {table}: rows not added"):
-            for attempt in range(1, TRIES + 1):
-                try:
-                    return self._merge(contract, rows, metadata)
-                except CommitFailedError:
-                    if attempt == TRIES:
-                        raise
-                    _wait(attempt)
-        raise AssertionError("unreachable")
+            return _committed(lambda: self._merge(contract, rows, metadata))
 
     def _merge(self, contract: Contract, rows: pa.Table, metadata: Mapping[str, object] | None) -> int:
         """One try of `upsert`."""
@@ -278,17 +264,16 @@ class Lake:
         contract.check(rows)
         # Of two writers that have read the same version one conflicts with the other's transaction.
         turn = Transaction(application_id(table, {}), version + 1)
-        try:
-            write_deltalake(
-                DeltaTable(self.uri(table), version=version),
-                rows,
-                mode="append",
-                commit_properties=CommitProperties(app_transactions=[turn]),
-            )
-        except CommitFailedError:
-            return False
-        except DeltaError as error:
-            raise ContractError(f"table {table}: rows not added: {error}") from error
+        with _delta_errors(f"table {table}: rows not added"):
+            try:
+                write_deltalake(
+                    DeltaTable(self.uri(table), version=version),
+                    rows,
+                    mode="append",
+                    commit_properties=CommitProperties(app_transactions=[turn]),
+                )
+            except CommitFailedError:
+                return False
         return True
 
     def create(self, table: str) -> DeltaTable:
@@ -327,9 +312,17 @@ def _delta_errors(what: str) -> Iterator[None]:
         raise ContractError(f"{what}: {error}") from error
 
 
-def _wait(attempt: int) -> None:
-    """Before another try; apart from other writers, so that the same ones do not meet again."""
-    time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
+def _committed(commit: Callable[[], T], *, may_try_again: Callable[[], bool] = lambda: True) -> T:
+    """``commit``, `TRIES` times at most where other writers come before it."""
+    for attempt in range(1, TRIES):
+        try:
+            return commit()
+        except CommitFailedError:
+            if not may_try_again():
+                raise
+            # Apart from the others, so that the same writers do not meet again.
+            time.sleep(random.uniform(0, 0.1 * min(2**attempt, 64)))
+    return commit()
 
 
 def _check_age(contract: Contract, delta: DeltaTable) -> None:

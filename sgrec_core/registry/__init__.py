@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from sgrec_core.registry.models import CHALLENGER, CHAMPION, CODE_TAG, ModelVersion, Registry, git_revision
+from sgrec_core.registry.models import CHALLENGER, CHAMPION, CODE_TAG, ModelVersion, Registry
 from sgrec_core.runtime.stages import GENERATOR
 
-__all__ = ["CHALLENGER", "CHAMPION", "CODE_TAG", "GENERATOR", "ModelVersion", "Registry", "git_revision"]
+__all__ = ["CHALLENGER", "CHAMPION", "CODE_TAG", "GENERATOR", "ModelVersion", "Registry"]
 
 
 def _load_pyfunc(path: str) -> Any:

@@ -10,7 +10,6 @@ Who is champion stands in a table (`sgrec_core.registry.promotions`); MLflow's a
 import json
 import logging
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +26,9 @@ from sgrec_core.lake import Lake
 from sgrec_core.registry import promotions
 from sgrec_core.registry.moved import put_right
 from sgrec_core.registry.promotions import Decision, Promotions
+from sgrec_core.runtime.runs import git, git_revision
 from sgrec_core.runtime.stages import GENERATOR
-from sgrec_core.settings import PROJECT_ROOT, Settings
+from sgrec_core.settings import Settings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow and Alembic narrate every database migration, MLflow every input example.
@@ -165,7 +165,7 @@ class Registry:
             "sgrec.day": day,
             "sgrec.fingerprint": fingerprint,
             "sgrec.version": __version__,
-            "sgrec.git_revision": git_revision(),
+            "sgrec.git_revision": _revision(),
             **{f"sgrec.table.{table}": str(version) for table, version in (tables or {}).items()},
             **(tags or {}),
         }
@@ -295,15 +295,9 @@ def _version(version: Any) -> ModelVersion:
     )
 
 
-def git_revision() -> str:
+def _revision() -> str:
     """Commit of the checkout that runs, with ``-dirty`` when it has uncommitted changes; ``unknown`` outside git."""
-    try:
-        revision = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    revision, changed = git_revision(), git("status", "--porcelain")
+    if revision is None or changed is None:
         return "unknown"
     return revision + ("-dirty" if changed else "")

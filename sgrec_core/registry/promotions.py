@@ -18,10 +18,10 @@ from deltalake.exceptions import CommitFailedError
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake.tables import TRIES
 from sgrec_core.runtime.stages import GENERATOR
 
 TABLE = "promotions"
-TRIES = 20
 
 Action = Literal["promote", "rollback", "pin"]
 

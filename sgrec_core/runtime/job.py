@@ -218,8 +218,9 @@ class Job:
         for name, value in self.facts.items():
             # Texts of the data are no markup: an item may be called [/b].
             table.add_row(name.replace("_", " "), Text(_format(value)))
+        assert self._run is not None, "it has ended"
         for name in self.stage.publishes:
-            version = self.lake.version(name)
+            version = self._run.tables_written.get(name)
             table.add_row(f"table {name}", "not published" if version is None else f"version {version}")
         for text in self.notes:
             table.add_row("note", Text(text))

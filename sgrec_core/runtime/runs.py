@@ -28,14 +28,19 @@ DONE = ("finished", "skipped")
 _JSON = ("facts", "tables_read", "tables_written")
 
 
-@cache
-def git_revision() -> str | None:
-    """The revision of the checkout that runs; None where it is none."""
-    command = ["git", "-C", str(PROJECT_ROOT), "rev-parse", "HEAD"]
+def git(*arguments: str) -> str | None:
+    """What git says of the checkout that runs; None where it is none."""
+    command = ["git", "-C", str(PROJECT_ROOT), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@cache
+def git_revision() -> str | None:
+    """The revision of the checkout that runs; None where it is none."""
+    return git("rev-parse", "HEAD")
 
 
 @dataclass(frozen=True, kw_only=True)
