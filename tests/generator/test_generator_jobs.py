@@ -639,12 +639,12 @@ def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights
     assert run_stage(settings, "train_supervised", NEXT_DAY)["state"] == "skipped"
 
     registry.promote(champion)
-    write_day(Lake(settings.lake_root), "2026-01-07")
-    registry.set_alias(registry.versions(TOKENIZER)[0], "night-2026-01-07")
-    following = run_stage(settings, "train_supervised", "2026-01-07")
-    assert following["facts"]["warm_started_from"] == str(champion)
+    write_day(Lake(settings.lake_root), "2026-01-08")
+    registry.set_alias(registry.versions(TOKENIZER)[0], "night-2026-01-08")
+    following = run_stage(settings, "train_supervised", "2026-01-08")
+    assert following["facts"]["warm_started_from"] == str(champion), following["notes"]
     (backbone / "chat_template.jinja").write_text("other words")
-    assert run_stage(settings, "train_supervised", "2026-01-07")["state"] == "finished", "its content counts"
+    assert run_stage(settings, "train_supervised", "2026-01-08")["state"] == "finished", "its content counts"
     nowhere = world_settings(home, supervised={"backbone": tmp_path / "nowhere"})
     with pytest.raises(SettingsError, match="nowhere holds no config.json; valid are 'transformer'"):
         jobs.train_supervised.run(Job("train_supervised", NEXT_DAY, nowhere))
