@@ -77,8 +77,8 @@ def cold_night(root: str, night: int) -> dict[str, float]:
     answers, rewards = answers_of(night), rewards_of(night)
     part("rows")
     day, lake = day_of(night), Lake(root)
-    states = {state for state, _, _ in answers}
-    known, failed = scores.known_calls(lake, day, VERSION, states)
+    asked = scores.table_of(answers)
+    known, failed = scores.known_calls(lake, day, VERSION, answers)
     paid = ledger.paid_before(lake, day, VERSION)
     assert not known
     assert not paid
@@ -90,7 +90,7 @@ def cold_night(root: str, night: int) -> dict[str, float]:
         scores.publish_scores(lake, account, ASPECTS, shard, seconds=1.0, failed_before=failed)
     ledger.close_night(lake, day, VERSION)
     part("publish scores")
-    found = scores.find_scores(lake, day, VERSION, states, [*scores.CALL, "aspects", "scores"])
+    found = scores.find_scores(lake, day, VERSION, asked, [*scores.CALL, "aspects", "scores"])
     assert found.num_rows == CALLS
     part("read scores")
     partition = {"day": day, "reward_version": REWARD_VERSION}

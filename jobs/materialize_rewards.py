@@ -25,10 +25,7 @@ def run(job: Job) -> None:
     method = method_of(fusion.objective)
     candidates = candidates_to_fuse(job.lake, job.day)
     judge = judge_version(job.settings, day_has_context(job.lake, job.day))
-    judgeable = _judgeable(candidates, method)
-    states = judgeable["state_id"].unique().to_pylist()
-    scores = find_scores(job.lake, job.day, judge, states, [*CALL, "aspects", "scores"])
-    scores = scores.filter(pc.is_in(_call_keys(scores), value_set=_call_keys(judgeable)))
+    scores = find_scores(job.lake, job.day, judge, _judgeable(candidates, method), [*CALL, "aspects", "scores"])
     weights = job.lake.read("user_weights", where={"day": job.day})
     version = version_of_day(job.lake, job.day, job.settings)
     # Rows of aspect_scores are shared by nights, so their content stands for them.
@@ -61,11 +58,6 @@ def _judgeable(candidates: pa.Table, method: Method) -> pa.Table:
     """
     worth = decisions_worth_judging(method, candidates)
     return candidates.filter(pc.is_in(candidates["decision_id"], value_set=worth))
-
-
-def _call_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """One text for each (state, item)."""
-    return pc.binary_join_element_wise(rows["state_id"], rows["item_id"], "\x1f")
 
 
 main = stage_command("materialize_rewards", run)

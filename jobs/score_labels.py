@@ -29,7 +29,7 @@ def run(job: Job) -> None:
     roles = settings_of_roles(job.settings, job.day)
     for role, settings in job.progress(roles.items(), len(roles), "judges"):
         version = judge_version(settings, held.has_context)
-        known, failed_before = known_calls(job.lake, job.day, version, (state for state, _, _ in held.calls))
+        known, failed_before = known_calls(job.lake, job.day, version, held.calls)
         requests = requests_of(job.lake, settings, job.day, held)
         missing = {call: requests[call] for call in sorted(requests) if call not in known}
         spent = Spent()

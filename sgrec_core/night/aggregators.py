@@ -17,7 +17,7 @@ from sgrec_core.errors import SettingsError
 from sgrec_core.hashing import digest
 from sgrec_core.items import TextEncoder, embeddings_cache, item_text
 from sgrec_core.judge.calls.requests import day_states, day_texts, state_request
-from sgrec_core.judge.calls.scores import CALL, find_scores
+from sgrec_core.judge.calls.scores import CALL, scores_of_states
 from sgrec_core.judge.engines import day_has_context
 from sgrec_core.judge.engines.backends import model_path
 from sgrec_core.judge.request import JudgeRequest
@@ -52,7 +52,7 @@ def day_scores(lake: Lake, day: str, judge: str, states: set[str]) -> Scores:
     """Scores of ``states`` by this judge version, of items as they are today."""
     items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"]).to_pylist()
     hash_of = {item["item_id"]: item["item_hash"] for item in items}
-    found = find_scores(lake, day, judge, states, [*CALL, "aspects", "scores"]).to_pylist()
+    found = scores_of_states(lake, day, judge, states, [*CALL, "aspects", "scores"]).to_pylist()
     rows = [row for row in found if row["scores"] is not None and hash_of.get(row["item_id"]) == row["item_hash"]]
     return Scores(
         aspects=rows[0]["aspects"] if rows else [],

@@ -210,8 +210,10 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
         ),
     ]
     calls = pa.concat_tables(asked_for)
-    rows = find_scores(lake, day, version, calls["state_id"].unique().to_pylist(), ["state_id", "item_id", "failure"])
-    rows = rows.filter(pc.is_in(_call_names(rows), value_set=_call_names(calls)))
+    items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])
+    its = pc.index_in(calls["item_id"], items["item_id"].combine_chunks())
+    calls = calls.append_column("item_hash", items["item_hash"].take(its))
+    rows = find_scores(lake, day, version, calls, ["failure"])
     scored = last_done(lake, day, "score_aspects")
     judged = scored.facts.get("judge_version", version) if scored else version
     failed = rows.filter(pc.is_valid(rows["failure"]))
@@ -237,10 +239,6 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
     )
     checks = [same, check]
     return TableResult(table=JUDGE_CALLS, day=day, rows=rows.num_rows, owner=owner, runbook=runbook, checks=checks)
-
-
-def _call_names(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(rows["state_id"], rows["item_id"], "\x1f")
 
 
 def _check_table(

@@ -31,7 +31,7 @@ from sgrec_core.items.encoder import item_text
 from sgrec_core.items.tokenizer import load_tokenizer
 from sgrec_core.judge.calls.ledger import has_judged_nights, judged_with, paid_before, uncounted_workers
 from sgrec_core.judge.calls.plan import plan_day
-from sgrec_core.judge.calls.scores import CALL, find_scores
+from sgrec_core.judge.calls.scores import CALL, scores_of_states
 from sgrec_core.judge.engines import judge_version, make_engine
 from sgrec_core.judge.prompt import label_question, reasoning_question, system_message, user_message
 from sgrec_core.judge.request import JudgeRequest
@@ -195,7 +195,7 @@ def scores_by_call(home: Path, day: str = "2026-01-31") -> dict[str, list[float]
     """As a night finds them: by the ledger."""
     lake = Lake(home / "lake")
     states = lake.read("user_states")["state_id"].to_pylist()
-    found = find_scores(lake, day, JUDGE_NOW, states, [*CALL, "scores"]).to_pylist()
+    found = scores_of_states(lake, day, JUDGE_NOW, states, [*CALL, "scores"]).to_pylist()
     return {"/".join(row[name] for name in CALL): row["scores"] for row in found}
 
 
@@ -287,7 +287,7 @@ def test_what_workers_and_labels_took_is_told_as_before(before: Path, answers: d
     assert paid_before(lake, "2026-01-05", JUDGE_NOW) == answers["paid"]["2026-01-05"] + 2, "labels are no night's"
     assert has_judged_nights(lake, JUDGE_NOW)
     for state_id in ("asked by a worker", "asked about a label"):
-        assert find_scores(lake, "2026-01-31", JUDGE_NOW, [state_id], CALL).num_rows == 1
+        assert scores_of_states(lake, "2026-01-31", JUDGE_NOW, [state_id], CALL).num_rows == 1
 
 
 def test_scores_whose_commits_are_gone_are_found_all_the_same(before: Path, answers: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from sgrec_core.errors import JudgeGoneError
 from sgrec_core.judge.calls.ledger import Account, kind_of, paid_before
 from sgrec_core.judge.calls.requests import Call, day_states, day_texts, have_texts, request
-from sgrec_core.judge.calls.scores import CALL, calls_of, find_scores, publish_scores, scored_and_failed
+from sgrec_core.judge.calls.scores import CALL, calls_of, publish_scores, scored_and_failed, scores_of_states
 from sgrec_core.judge.engines import day_has_context, judge_version, make_engine
 from sgrec_core.judge.request import JudgeResult
 from sgrec_core.lake import Lake
@@ -32,7 +32,7 @@ class CachedJudge:
         self._states = day_states(lake, day, state_ids)
         self._engine = make_engine(settings, has_context)
         self.aspects = self._engine.rubric.aspect_ids
-        said = find_scores(lake, day, self.version, self._states, [*CALL, "day", "failure", "scores"])
+        said = scores_of_states(lake, day, self.version, self._states, [*CALL, "day", "failure", "scores"])
         scored, self._failed = scored_and_failed(said, day)
         self._scores: dict[Call, list[float] | None] = {
             call: scores

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sgrec_core.judge.calls.scores import find_scores
+from sgrec_core.judge.calls.scores import scores_of_states
 from sgrec_core.lake import Lake
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.runs import last_done
@@ -47,7 +47,7 @@ def _scores(lake: Lake, day: str, version: str) -> dict[str, np.ndarray]:
     # The same state may have been asked about other items on other nights.
     calls = {(row["state_id"], row["item_id"]) for row in shown}
     columns = ["state_id", "item_id", "aspects", "scores"]
-    rows = find_scores(lake, day, version, {state for state, _ in calls}, columns).to_pylist()
+    rows = scores_of_states(lake, day, version, {state for state, _ in calls}, columns).to_pylist()
     found = [row for row in rows if (row["state_id"], row["item_id"]) in calls and row["scores"] is not None]
     if not found:
         return {}

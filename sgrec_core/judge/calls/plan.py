@@ -90,12 +90,11 @@ def plan_day(job: Job) -> Plan | None:
     pairs = _pairs(job, items)
     every = sorted(groups + pairs, key=lambda unit: (unit.order, unit.name))
     units = [unit for unit in every if have_texts(unit.calls, items)]
-    states = (state for unit in units for state, _, _ in unit.calls)
-    known, failed_before = known_calls(job.lake, job.day, version, states)
+    wanted = {call for unit in units for call in unit.calls}
+    known, failed_before = known_calls(job.lake, job.day, version, wanted)
     # After the scores: what workers beside this one are adding is then among what was paid, and the limit holds.
     paid = paid_before(job.lake, job.day, version)
     chosen = _affordable(job.settings.judge.max_calls, paid, units, known)
-    wanted = {call for unit in units for call in unit.calls}
     skipped = {call for unit in without_variance for call in unit.calls} - wanted
     return Plan(
         items=items,

@@ -22,15 +22,47 @@ from sgrec_core.lake import Lake
 CALL = ["state_id", "item_id", "item_hash"]
 
 
-def find_scores(lake: Lake, day: str, version: str, state_ids: Iterable[str], columns: Sequence[str]) -> pa.Table:
-    """What judge ``version`` has said about the states, on ``day`` or for any other: a row a call, by `CALL`.
+def find_scores(lake: Lake, day: str, version: str, calls: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """What judge ``version`` has said of ``calls`` (columns `CALL`), on ``day`` or for any other: a row a call.
 
-    Of a call that failed and was made again the row with scores, else the newest one.
+    Of a call that failed and was made again the row with scores, else the newest one. Other days are looked at only for
+    calls that the day's own rows do not answer: of a night that was judged, nearly none.
     """
+    names = _names(calls)
+    found = _read(lake, version, [day], calls["state_id"].unique().to_pylist(), columns)
+    answered = _names(found.filter(pc.is_null(found["failure"])))
+    states = calls["state_id"].filter(pc.invert(pc.is_in(names, value_set=answered))).unique().to_pylist()
+    if states and (others := sorted(days_asked(lake, version, states) - {day})):
+        found = pa.concat_tables([found, _read(lake, version, others, states, columns)])
+    return _newest(found.filter(pc.is_in(_names(found), value_set=names))).select(columns)
+
+
+def scores_of_states(lake: Lake, day: str, version: str, state_ids: Iterable[str], columns: Sequence[str]) -> pa.Table:
+    """As `find_scores`, all calls about the states."""
     states = sorted(set(state_ids))
-    where = {"judge_version": version, "day": sorted({day, *days_asked(lake, version, states)}), "state_id": states}
+    days = sorted({day, *days_asked(lake, version, states)})
+    return _newest(_read(lake, version, days, states, columns)).select(columns)
+
+
+def table_of(calls: Collection[Call]) -> pa.Table:
+    """Calls as rows."""
+    return pa.table({name: pa.array([call[place] for call in calls], pa.string()) for place, name in enumerate(CALL)})
+
+
+def _names(calls: pa.Table) -> pa.ChunkedArray:
+    """One text for each call."""
+    return pc.binary_join_element_wise(*(calls[name] for name in CALL), "\x1f")
+
+
+def _read(lake: Lake, version: str, days: list[str], states: list[str], columns: Sequence[str]) -> pa.Table:
+    """Rows of the days about the states, with what `_newest` needs."""
     wanted = list(dict.fromkeys([*CALL, "day", "failure", *columns]))
-    rows = lake.read("aspect_scores", where=where, columns=wanted)
+    where = {"judge_version": version, "day": days, "state_id": states}
+    return lake.read("aspect_scores", where=where, columns=wanted, ordered=False)
+
+
+def _newest(rows: pa.Table) -> pa.Table:
+    """The row that counts of each call, in the order of `CALL`."""
     rows = rows.append_column("failed", pc.is_valid(rows["failure"]))
     order = [*((name, "ascending") for name in CALL), ("failed", "ascending"), ("day", "descending")]
     rows = rows.sort_by(order)
@@ -38,19 +70,20 @@ def find_scores(lake: Lake, day: str, version: str, state_ids: Iterable[str], co
     if rows.num_rows > 1:
         same = [pc.equal(rows[name].slice(1), rows[name].slice(0, rows.num_rows - 1)) for name in CALL]
         first[1:] = ~np.logical_and.reduce([column.to_numpy() for column in same])
-    return rows.filter(pa.array(first)).select(columns)
+    return rows.filter(pa.array(first))
 
 
-def known_calls(lake: Lake, day: str, version: str, state_ids: Iterable[str]) -> tuple[set[Call], set[Call]]:
-    """Calls about the states that judge ``version`` has scored, and those that failed when asked for ``day`` last.
+def known_calls(lake: Lake, day: str, version: str, calls: Collection[Call]) -> tuple[set[Call], set[Call]]:
+    """Those of ``calls`` that judge ``version`` has scored, and those that failed when asked for ``day`` last.
 
     Failed ones are tried again; those of the day then replace their rows (`publish_scores`).
     """
-    return scored_and_failed(find_scores(lake, day, version, state_ids, [*CALL, "day", "failure"]), day)
+    found = find_scores(lake, day, version, table_of(calls), [*CALL, "day", "failure"])
+    return scored_and_failed(found, day)
 
 
 def scored_and_failed(rows: pa.Table, day: str) -> tuple[set[Call], set[Call]]:
-    """See `known_calls`; ``rows`` are those of `find_scores`."""
+    """See `known_calls`; ``rows`` are those of `find_scores` or `scores_of_states`."""
     failed = pc.is_valid(rows["failure"])
     of_day = pc.equal(rows["day"].cast(pa.string()), day)
     return set(calls_of(rows.filter(pc.invert(failed)))), set(calls_of(rows.filter(pc.and_(failed, of_day))))

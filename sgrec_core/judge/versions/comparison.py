@@ -18,7 +18,7 @@ from sgrec_core.evaluation.metrics import per_user
 from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap
 from sgrec_core.judge.calls.ledger import judged_with
 from sgrec_core.judge.calls.requests import Call, Pair, day_pairs, day_states, day_texts, request
-from sgrec_core.judge.calls.scores import CALL, calls_of, find_scores
+from sgrec_core.judge.calls.scores import CALL, calls_of, find_scores, table_of
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric, load_rubric
@@ -188,8 +188,7 @@ class Answers:
 def answers(lake: Lake, settings: Settings, day: str, held: HeldOut) -> Answers:
     """The answers in ``aspect_scores`` of the judge in ``settings``."""
     version = judge_version(settings, held.has_context)
-    states = {state for state, _, _ in held.calls}
-    rows = find_scores(lake, day, version, states, [*CALL, "scores", "probabilities"])
+    rows = find_scores(lake, day, version, table_of(held.calls), [*CALL, "scores", "probabilities"])
     by_call = dict(zip(calls_of(rows), rows.to_pylist(), strict=True))
     mine = {call: by_call[call] for call in held.calls if call in by_call and by_call[call]["scores"] is not None}
     return Answers(
