@@ -7,6 +7,7 @@ list: a scorer's weight is its share beside all before it, which have the rest.
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgrec_core.generator.config import GeneratorConfig
@@ -70,7 +71,9 @@ class ItemHead(Scorer):
     def vectors(self) -> Tensor:
         """[items, width]: an item's logit is the product of its vector and the hidden state."""
         levels = torch.arange(self.codes.shape[1], device=self.codes.device)
-        return self.own + self.of_codes[levels, self.codes].sum(dim=1)
+        rows = self.codes + levels * self.of_codes.shape[1]
+        # The gradient of indexing adds up in any order where there are several threads; that of an embedding does not.
+        return self.own + F.embedding(rows, self.of_codes.flatten(0, 1)).sum(dim=1)
 
     def over(self, trie: ItemTrie) -> ItemLogits:
         self.check(trie)

@@ -519,6 +519,33 @@ def test_training_is_deterministic_by_seed() -> None:
     assert not torch.equal(first.encoder.codebooks, other.encoder.codebooks)
 
 
+def test_gradients_are_the_same_every_time_with_several_threads() -> None:
+    """A catalogue so large that torch shares its sums out: those of indexed weights came in another order each time."""
+    items, before = 300, torch.get_num_threads()
+    trie = ItemTrie.build(np.random.default_rng(0).permutation(all_codes(3, 8))[:items], 8)
+    shape = {"width": 128, "layers": 1, "heads": 4, "max_items": 4, "dropout": 0.0}
+    model = Generator(GeneratorConfig(levels=3, codebook_size=8, items=items, **shape))
+    assert model.item_head is not None
+    model.item_head.codes = trie.codes.clone()
+    windows = some_windows(items, seed=0, count=200)
+    batch = Batch.of(windows, np.arange(len(windows.items)), model.device)
+    histories = torch.from_numpy(windows.items[:64, :4]).long()
+    groups = torch.randint(items, (64, 16), generator=torch.Generator().manual_seed(0))
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        (packed_loss(model, trie, batch, 0.0) - score_items(model, trie, histories, groups).log_probs.mean()).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    try:
+        torch.set_num_threads(2)
+        first = gradients()
+        for _ in range(20):
+            assert all(map(torch.equal, gradients(), first))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_positions_before_the_first_target_are_read_but_not_trained() -> None:
     trie, _ = training_set()
     model = small_generator(2, 4)
