@@ -1,8 +1,9 @@
-"""Compare the night's challenger with the pinned champion on held-out decisions, and promote it if it is better.
+"""Compare the night's candidates with each other and with the pinned champion, and promote one that is better.
 
-Challenger, champion and popularity rank the whole catalogue for the day's validation decisions. The baseline is the
-champion, or popularity where there is none. The challenger is promoted when the gate passes; one that is not is a
-successful night.
+Candidates are the night's supervised policy and its optimised one. They, the champion and popularity rank the whole
+catalogue for the day's validation decisions. The gate (`sgrec_core.evaluation.gate`) says which candidate serves; a
+night whose candidates do not pass is a successful night. On a source whose users never repeat an item, lists leave out
+the history, and the figures with it stand beside.
 """
 
 from datetime import date
@@ -10,35 +11,57 @@ from datetime import date
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.evaluation.gate import Verdict, compare, difference_rows, differences
+from sgrec_core.evaluation.gate import Choice, Comparison, Margins, compare, decide
 from sgrec_core.evaluation.ranking import Ranking, evaluation_rows, figures
+from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.queries import days_until
-from sgrec_core.night.evaluation import held_out_decisions, rank_by_popularity, rank_with_generator, resampling
-from sgrec_core.night.generators import day_catalogue
+from sgrec_core.night.evaluation import (
+    evidence_of_recipes,
+    held_out_decisions,
+    rank_by_popularity,
+    rank_with_generator,
+    resampling,
+    unmasked_rows,
+    user_results,
+)
+from sgrec_core.night.generators import as_generator, day_catalogue
+from sgrec_core.night.recipes import RECIPE_TAG
+from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import GENERATOR
+from sgrec_core.runtime.stages import SUPERVISED as SUPERVISED_MODEL
+
+Versions = dict[str, ModelVersion]
+"""By role."""
 
 
 def run(job: Job) -> None:
     settings = job.settings.evaluation
     registry = Registry(job.settings)
-    challenger = of_night(registry, GENERATOR, job.day, stage="train_generator")
+    versions = {
+        SUPERVISED: of_night(registry, SUPERVISED_MODEL, job.day, stage="train_supervised"),
+        OPTIMISED: of_night(registry, GENERATOR, job.day, stage="train_generator"),
+    }
     champion = registry.pinned_champion(job.day)
     registry.pin_champion(job.day, champion)
+    if champion is not None:
+        versions[CHAMPION] = champion
+    leave_out = leaves_out_history(job.lake, job.day, job.settings)
     days = days_until(job.day, job.settings.states.history_days)
     fingerprint = job.inputs_fingerprint(
         {
-            "challenger": [challenger.version, challenger.fingerprint],
-            "champion": champion and [champion.version, champion.fingerprint],
+            "versions": {role: [version.version, version.fingerprint] for role, version in versions.items()},
             "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
             "evaluation": settings.model_dump(),
+            "leave_out_history": leave_out,
         }
     )
-    if job.skip_if_published({"evaluations": {"day": job.day}}, fingerprint):
+    partition = {"day": job.day}
+    if job.skip_if_published({"evaluations": partition, "candidate_results": partition}, fingerprint):
         return
 
     use_threads(job.settings.threads)
@@ -47,58 +70,104 @@ def run(job: Job) -> None:
     except InputError as error:
         states = None
         job.note(f"nothing to compare on: {error}")
-    rankings = {} if states is None else _rankings(job, registry, challenger, champion, states)
+    rankings = {} if states is None else _rankings(job, registry, versions, states, leave_out)
     draws = resampling(settings)
-    rows = [row for role, ranking in rankings.items() for row in evaluation_rows(ranking, role, "validation", draws)]
-    verdict = None
+    rows = [row for role in rankings for row in evaluation_rows(rankings[role], role, "validation", draws)]
+    if leave_out and states is not None:
+        rows += unmasked_rows(_rankings(job, registry, versions, states, False), draws)
+    recipes = {role: version.tags.get(RECIPE_TAG, "") for role, version in versions.items()}
+    serves, reason = None, "no held-out decisions to compare on"
     if rankings:
-        baseline = rankings.get("champion", rankings["popularity"])
-        found = differences(rankings["challenger"], baseline, draws)
-        verdict = compare(rankings["challenger"], baseline, found, tolerance=settings.tolerance)
-        rows += difference_rows(rankings["challenger"], found, "validation")
-    promoted, reason = _promote(job, registry, challenger, verdict)
+        comparisons = _comparisons(rankings, job)
+        rows += _difference_rows(comparisons)
+        evidence = evidence_of_recipes(job.lake, job.day, recipes, rankings, settings)
+        margins = Margins(baseline=settings.tolerance, start=settings.start_tolerance, coverage=settings.least_coverage)
+        choice = decide(comparisons, margins, evidence)
+        serves, reason = _promote(job, registry, versions, choice)
+        if evidence is not None:
+            job.fact("recipe_evidence", evidence.value)
+            job.fact("recipe_nights", evidence.nights)
     # Only now: a job that is killed before it publishes does all of this again, with the same result.
-    schema = load_contract("evaluations").arrow_schema
-    table = pa.Table.from_pylist([{**row, "day": date.fromisoformat(job.day)} for row in rows], schema=schema)
-    job.lake.publish("evaluations", table, partition={"day": job.day}, fingerprint=fingerprint)
+    results = [user_results(rankings[role], role, recipes.get(role, "")) for role in rankings]
+    _publish(job, "candidate_results", pa.concat_tables(results).to_pylist() if results else [], fingerprint)
+    _publish(job, "evaluations", rows, fingerprint)
 
     for role in rankings:
         for name, value in figures([row for row in rows if row["role"] == role]).items():
             if name in ("hr@10", "ndcg@10"):
                 job.fact(f"{name}_{role}", value)
-    job.fact("challenger_version", challenger.version)
-    job.fact("champion_version", champion.version if champion else None)
+    for role in ROLES[:3]:
+        job.fact(f"{role}_version", versions[role].version if role in versions else None)
     job.fact("decisions", 0 if states is None else states.num_rows)
-    job.fact("promoted", promoted)
+    job.fact("history", "left out of lists" if leave_out else "kept in lists")
+    job.fact("promoted", serves is not None)
+    job.fact("serves", serves)
     job.fact("reason", reason)
-    job.note(f"challenger {challenger} {'promoted' if promoted else 'not promoted'}: {reason}")
+    job.note(f"{'the ' + serves + ' policy promoted' if serves else 'no candidate promoted'}: {reason}")
 
 
 def _rankings(
-    job: Job, registry: Registry, challenger: ModelVersion, champion: ModelVersion | None, states: pa.Table
+    job: Job, registry: Registry, versions: Versions, states: pa.Table, leave_out: bool
 ) -> dict[str, Ranking]:
-    """What challenger, champion (if there is one) and popularity recommend for the held-out decisions."""
+    """By role, what candidates, champion (if there is one) and popularity recommend for the held-out decisions."""
     rankings = {}
-    for role, version in (("challenger", challenger), ("champion", champion)):
-        if version is not None:
-            with job.progress_bar(states.num_rows, f"ranking with the {role}") as advance:
-                rankings[role] = rank_with_generator(
-                    job.lake, registry, version, job.day, states, job.settings.evaluation, advance
-                )
-    of_challenger = rankings["challenger"].catalogue
-    catalogue = day_catalogue(job.lake, job.day, of_challenger.tokenizer_version, of_challenger.codebook_size)
-    rankings["popularity"] = rank_by_popularity(job.lake, job.day, catalogue, states, job.settings.states)
+    for role, version in versions.items():
+        with job.progress_bar(states.num_rows, f"ranking with {role}") as advance:
+            rankings[role] = rank_with_generator(
+                job.lake,
+                registry,
+                version,
+                job.day,
+                states,
+                job.settings.evaluation,
+                advance,
+                leave_out_history=leave_out,
+            )
+    of_night = rankings[SUPERVISED].catalogue
+    catalogue = day_catalogue(job.lake, job.day, of_night.tokenizer_version, of_night.codebook_size)
+    rankings[POPULARITY] = rank_by_popularity(
+        job.lake, job.day, catalogue, states, job.settings.states, leave_out_history=leave_out
+    )
     return rankings
 
 
-def _promote(job: Job, registry: Registry, challenger: ModelVersion, verdict: Verdict | None) -> tuple[bool, str]:
-    """Promote the challenger when the gate passed and nothing stands against it; whether it was, and why, in words."""
-    if verdict is None:
-        return False, "no held-out decisions to compare on"
-    if not verdict.passed:
-        return False, verdict.reason
-    against = registry.promote_by_night(challenger, job.day, verdict.reason)
-    return against is None, against or verdict.reason
+def _comparisons(rankings: dict[str, Ranking], job: Job) -> dict[tuple[str, str], Comparison]:
+    draws = resampling(job.settings.evaluation)
+    pairs = [(OPTIMISED, SUPERVISED)]
+    pairs += [(one, other) for one in (OPTIMISED, SUPERVISED) for other in (CHAMPION, POPULARITY) if other in rankings]
+    with job.progress_bar(len(pairs), "comparing") as advance:
+        found = {}
+        for one, other in pairs:
+            found[one, other] = compare(rankings[one], rankings[other], draws)
+            advance(1)
+    return found
+
+
+def _difference_rows(comparisons: dict[tuple[str, str], Comparison]) -> list[dict[str, object]]:
+    """Rows of ``evaluations``: minus the baseline, minus the start, minus popularity where that is not the baseline."""
+    rows: list[dict[str, object]] = []
+    has_champion = any(other == CHAMPION for _, other in comparisons)
+    for (one, other), comparison in comparisons.items():
+        prefix = {SUPERVISED: "start_difference", CHAMPION: "difference"}.get(other, "popularity_difference")
+        if other == POPULARITY and not has_champion:
+            prefix = "difference"
+        rows += comparison.rows(one, "validation", prefix)
+    return rows
+
+
+def _promote(job: Job, registry: Registry, versions: Versions, choice: Choice) -> tuple[str | None, str]:
+    """Promote what passed the gate, if nothing stands against it; the role that was promoted, and why, in words."""
+    if choice.serves is None:
+        return None, choice.reason
+    version = as_generator(registry, versions[choice.serves])
+    against = registry.promote_by_night(version, job.day, choice.reason)
+    return (None, f"{against} ({choice.reason})") if against else (choice.serves, choice.reason)
+
+
+def _publish(job: Job, table: str, rows: list[dict[str, object]], fingerprint: str) -> None:
+    schema = load_contract(table).arrow_schema
+    content = pa.Table.from_pylist([{**row, "day": date.fromisoformat(job.day)} for row in rows], schema=schema)
+    job.lake.publish(table, content, partition={"day": job.day}, fingerprint=fingerprint)
 
 
 main = stage_command("evaluate_generator", run)

@@ -1,7 +1,8 @@
 """Roll out groups of candidates with the night's starting policy, and reward them with the business reward.
 
 At most ``rollout.max_groups`` training decisions of the day, chosen by seeded hash. A group holds the best
-``rollout.group_size`` different items of a constrained beam search, with the log-probability of each code.
+``rollout.group_size`` different items of a constrained beam search, with the log-probability of each code; none of
+the history on a source whose users never repeat an item.
 """
 
 import numpy as np
@@ -9,11 +10,12 @@ import pyarrow as pa
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.generator import Beams, rank_items
-from sgrec_core.generator.dataset import Catalogue, history_matrix
+from sgrec_core.generator.dataset import Catalogue, history_matrix, whole_histories
 from sgrec_core.generator.device import use_threads
 from sgrec_core.hashing import hash_share
 from sgrec_core.lake.queries import decisions
 from sgrec_core.night.generators import generator_of_day
+from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.rewards import business_reward
 from sgrec_core.registry import Registry
 from sgrec_core.registry.nights import of_night
@@ -27,11 +29,13 @@ def run(job: Job) -> None:
     registry = Registry(job.settings)
     policy = of_night(registry, SUPERVISED, job.day, stage="train_supervised")
     business = of_night(registry, BUSINESS_REWARD, job.day, stage="fit_business_reward")
+    leave_out = leaves_out_history(job.lake, job.day, job.settings)
     fingerprint = job.inputs_fingerprint(
         {
             "policy": [policy.version, policy.fingerprint],
             "business": [business.version, business.fingerprint],
             "rollout": settings.model_dump(),
+            "leave_out_history": leave_out,
         }
     )
     if job.skip_if_published({"candidates": {"day": job.day}}, fingerprint):
@@ -41,13 +45,23 @@ def run(job: Job) -> None:
     model, catalogue = generator_of_day(job.lake, registry, policy, job.day)
     model = model.without_memory()
     states = _chosen_states(job, catalogue)
-    group_size = min(settings.group_size, len(catalogue))
+    excluded = whole_histories(states["history"], catalogue) if leave_out else None
+    left = len(catalogue) - (excluded.shape[1] if excluded is not None else 0)
+    group_size = min(settings.group_size, left)
+    if group_size < 1:
+        raise SgrecError(f"{job.day} has {len(catalogue)} items with codes, no more than the longest history holds")
     if group_size < settings.group_size:
         job.note(f"groups hold {group_size} candidates: the day has no more items")
     histories = history_matrix(states["history"], catalogue, model.config.max_items)
     with job.progress_bar(states.num_rows, "rolling out groups") as advance:
         beams = rank_items(
-            model, catalogue.trie, histories, width=group_size, batch_size=settings.batch_size, progress=advance
+            model,
+            catalogue.trie,
+            histories,
+            width=group_size,
+            batch_size=settings.batch_size,
+            excluded=excluded,
+            progress=advance,
         )
     items = beams.items.numpy()
     targets = catalogue.index(states["target_item"])
@@ -68,6 +82,7 @@ def run(job: Job) -> None:
     job.fact("groups_with_business_variance", with_variance)
     job.fact("mean_business_reward", float(rewards.mean()))
     job.fact("business_reward", "next-item ranking" if business_config["kind"] == "ranking" else "eCPM")
+    job.fact("history", "left out of groups" if leave_out else "kept in groups")
     job.fact("policy_version", policy.version)
     if not with_variance:
         job.note("no group has business variance: nothing can be learnt from these candidates")

@@ -12,6 +12,8 @@ from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake.queries import table_versions
 from sgrec_core.night.generators import generator_of_day, register_generator
 from sgrec_core.night.optimisation import fresh_settings, optimise, stored_groups
+from sgrec_core.night.recipes import RECIPE_TAG, optimised_recipe
+from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.rewards import version_of_day
 from sgrec_core.registry import CHALLENGER, CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night, of_night
@@ -38,6 +40,7 @@ def run(job: Job) -> None:
             f"rewards has no rows of version {reward_version} for {job.day};"
             f" run `python -m jobs.materialize_rewards --day {job.day}` first"
         )
+    leave_out = leaves_out_history(job.lake, job.day, job.settings)
     fingerprint = job.inputs_fingerprint(
         {
             "start": [start.version, start.fingerprint],
@@ -45,6 +48,7 @@ def run(job: Job) -> None:
             "policy": settings.model_dump(),
             # On fresh groups the judge and the fusion work here, so their settings count.
             "fresh": fresh_settings(job.settings),
+            "leave_out_history": leave_out,
         }
     )
     made_before = registry.find(GENERATOR, fingerprint)
@@ -75,8 +79,10 @@ def run(job: Job) -> None:
         tags={
             "sgrec.reward_version": reward_version,
             "sgrec.policy_version": start.version,
+            RECIPE_TAG: optimised_recipe(job.lake, job.day, job.settings),
             CODE_TAG: job.code_digest,
         },
+        leave_out_history=leave_out,
     )
     _nominate(job, registry, version)
     job.fact("challenger_version", version.version)

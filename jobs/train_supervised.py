@@ -20,6 +20,8 @@ from sgrec_core.generator.packing import cut_windows
 from sgrec_core.generator.processes import read_results, train_in_processes, write_inputs
 from sgrec_core.lake.queries import days_until, decisions, table_versions
 from sgrec_core.night.generators import backbone_digest, day_catalogue, fresh_generator, register_generator, take_over
+from sgrec_core.night.recipes import RECIPE_TAG, supervised_recipe
+from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.tokenizers import current_tokenizer
 from sgrec_core.registry import CODE_TAG, Registry
 from sgrec_core.registry.nights import mark_of_night
@@ -36,6 +38,7 @@ def run(job: Job) -> None:
     tokenizer_version, tokenizer = current_tokenizer(registry, job.day)
     catalogue = day_catalogue(job.lake, job.day, tokenizer_version, tokenizer["codebook_size"])
     champion = registry.pinned_champion(job.day)
+    leave_out = leaves_out_history(job.lake, job.day, job.settings)
     fingerprint = job.inputs_fingerprint(
         {
             "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
@@ -44,6 +47,7 @@ def run(job: Job) -> None:
             "max_items": job.settings.states.max_history,
             "supervised": settings.model_dump(exclude={"checkpoint_steps"}),
             "backbone": backbone_digest(settings),
+            "leave_out_history": leave_out,
         }
     )
     made_before = registry.find(SUPERVISED, fingerprint)
@@ -103,7 +107,12 @@ def run(job: Job) -> None:
         metrics={"loss_first_epoch": losses[0], "loss_last_epoch": losses[-1]},
         parameters={**settings.model_dump(), "days": len(days), "decisions": sequences.decisions},
         tables=table_versions(job.lake, job.stage.reads),
-        tags={"sgrec.warm_started_from": str(champion) if warm else "scratch", CODE_TAG: job.code_digest},
+        tags={
+            "sgrec.warm_started_from": str(champion) if warm else "scratch",
+            RECIPE_TAG: supervised_recipe(job.settings),
+            CODE_TAG: job.code_digest,
+        },
+        leave_out_history=leave_out,
     )
     registry.pin_champion(job.day, champion)
     shutil.rmtree(work, ignore_errors=True)

@@ -1,7 +1,8 @@
 """Every setting of sgrec, with its default; the environment overrides (``SGREC_JUDGE__ENGINE=vllm``).
 
 A section belongs to a stage or a part of the core. Settings that change what a stage computes are part of its
-fingerprint: change one, and the stage and all behind it are computed anew at the next run.
+fingerprint: change one, and the stage and all behind it are computed anew at the next run. More than 400 lines, because
+who looks for a setting looks in one place.
 """
 
 import json
@@ -300,11 +301,32 @@ class PolicySettings(Section):
 
 
 class EvaluationSettings(Section):
-    beam: int = Field(50, ge=20)
+    beam: int = Field(50, ge=50)
     batch_size: int = Field(128, ge=1, description="users ranked at once")
     bootstrap_samples: int = Field(1000, ge=100)
     tolerance: float = Field(
-        0.05, ge=0, description="how far below the baseline the interval of the difference may reach"
+        0.05,
+        ge=0,
+        description="how far below the baseline's NDCG@10 a candidate's interval may reach, as a share of it",
+    )
+    start_tolerance: float = Field(
+        0.25,
+        ge=0,
+        description="the same for the optimised policy against its own start, in one night: its users exclude gross"
+        " losses only, the nights of its recipe together the rest",
+    )
+    least_coverage: float = Field(
+        0.8, ge=0, description="smallest share of the champion's coverage of the catalogue that a candidate may have"
+    )
+    alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="how likely a recipe that is no better than its start may ever be taken for one that is",
+    )
+    history: Literal["auto", "kept", "left_out"] = Field(
+        "auto",
+        description="whether lists may hold items of the history; auto: not where users of the source never repeat one",
     )
     seed: int = 0
 

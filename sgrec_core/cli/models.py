@@ -101,7 +101,14 @@ def recommend(
     history: Annotated[str, typer.Option(help="Item ids, oldest first, separated by commas.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, help="How many items to recommend.")] = 10,
     version: Annotated[str, typer.Option(help="Version number or alias of sgrec-generator.")] = "champion",
-    exclude_history: Annotated[bool, typer.Option(help="Leave out the items of the history.")] = False,
+    exclude_history: Annotated[
+        bool | None,
+        typer.Option(
+            "--exclude-history/--keep-history",
+            help="Whether to leave out the items of the history; by default where users of the source repeat none.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Recommend items that go on from a history. No judge is asked: the generator's weights are all that it takes."""
     from sgrec_core.generator.recommend import Recommender

@@ -72,7 +72,8 @@ def backfill(
         "computed",
         "up to date",
         "champion NDCG@10",
-        "challenger NDCG@10",
+        "supervised",
+        "optimised",
         "promoted",
     ):
         table.add_column(name, justify="left" if name in ("day", "night", "promoted") else "right")

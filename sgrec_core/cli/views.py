@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sgrec_core.cli.app import console
+from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, ROLES, SUPERVISED
 from sgrec_core.files import read_json
 from sgrec_core.settings import Settings
 
@@ -34,7 +35,7 @@ def show_summary(settings: Settings, day: str) -> None:
     label = f"judge calls ({judge['engine']}, scores meaningless)" if judge.get("meaningless") else "judge calls"
     table.add_row(label, words(judge, "asked", "cached", "skipped", "paid"))
     table.add_row("fusion", words(reward, "agreement_rate", "mean_gate", "covered_groups", "groups"))
-    for role in ("champion", "challenger", "popularity"):
+    for role in ROLES:
         table.add_row(role, model_in_words(summary["evaluation"].get(role)))
     if summary["evaluation"].get("reason"):
         table.add_row("decision", escape(summary["evaluation"]["reason"]))
@@ -64,10 +65,10 @@ def model_in_words(model: Mapping[str, Any] | None) -> str:
 
 
 def evaluation_cells(settings: Settings, day: str) -> list[str]:
-    """NDCG@10 of champion and challenger, and whether the challenger was promoted."""
+    """NDCG@10 of champion and candidates, and which of these was promoted."""
     evaluation = read_summary(settings, day).get("evaluation") or {}
-    figures = [(evaluation.get(role) or {}).get("ndcg@10") for role in ("champion", "challenger")]
-    promoted = {True: "yes", False: "no", None: ""}[evaluation.get("promoted")]
+    figures = [(evaluation.get(role) or {}).get("ndcg@10") for role in (CHAMPION, SUPERVISED, OPTIMISED)]
+    promoted = evaluation.get("serves") or {True: "yes", False: "none", None: ""}[evaluation.get("promoted")]
     return [*("" if figure is None else number(figure) for figure in figures), promoted]
 
 

@@ -1,10 +1,56 @@
-"""The gate of promotion: is the challenger better than the baseline?"""
+"""The gate of promotion: which of a night's candidates serves from now on, if any.
 
+Candidates are the night's supervised policy and its optimised one; they are compared, paired over the same held-out
+users, with the champion, or where there is none with popularity, which is the floor in any case. A candidate passes
+when its NDCG@10 is above that of both, surely not far below, and nothing beside it is surely worse than the champion's.
+The optimised
+policy comes first, but only where its recipe was shown to be better over nights (`sequential`), and where this night's
+users do not say that it has lost what its own start, the supervised policy, had.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgrec_core.evaluation.ranking import CUTOFF, Ranking, Resampling
+import numpy as np
+
+from sgrec_core.evaluation import metrics
+from sgrec_core.evaluation.ranking import CUTOFF, MEASURES, Ranking, Resampling
+from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
+from sgrec_core.evaluation.sequential import smallest_detectable
 from sgrec_core.evaluation.significance import Interval, paired_bootstrap
+
+DEEP = 50
+"""Cutoff at which a list must not have lost what its top has gained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margins:
+    """How far below another a candidate's interval may reach, as shares of the other's figure."""
+
+    baseline: float
+    """NDCG@10 of champion or popularity."""
+    start: float
+    """NDCG@10 of the supervised policy, for the optimised one."""
+    coverage: float
+    """Smallest coverage, as a share of the champion's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What nights so far say of the optimised policy's recipe against the supervised one's."""
+
+    nights: int
+    value: float
+    """Betting capital against "it is not better": it exceeds 1 / alpha only with probability alpha, ever."""
+    needed: float
+
+    @property
+    def is_enough(self) -> bool:
+        return self.value >= self.needed
+
+    def __str__(self) -> str:
+        return f"evidence {self.value:.3g} of {self.needed:g} after {self.nights} night{'s' * (self.nights != 1)}"
 
 
 @dataclass(frozen=True)
@@ -16,51 +62,133 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Differences:
-    """Challenger minus baseline at cutoff 10, paired over users."""
+class Choice:
+    """The role that serves from now on, None for the champion as before, and why, in words."""
 
-    ndcg: Interval
-    hit_rate: Interval
-
-
-def differences(challenger: Ranking, baseline: Ranking, resampling: Resampling) -> Differences:
-    """With 95% intervals by a bootstrap over users."""
-
-    def of(metric: str) -> Interval:
-        ours, theirs = challenger.per_user(metric), baseline.per_user(metric)
-        return paired_bootstrap(ours, theirs, seed=resampling.seed, resamples=resampling.resamples)
-
-    return Differences(ndcg=of("ndcg"), hit_rate=of("hit_rate"))
+    serves: str | None
+    reason: str
 
 
-def difference_rows(challenger: Ranking, found: Differences, split: str) -> list[dict[str, Any]]:
-    """Rows of ``evaluations`` of the challenger, without the day."""
-    common = {
-        "model": challenger.model,
-        "model_version": challenger.version,
-        "role": "challenger",
-        "split": split,
-        "cutoff": CUTOFF,
-        "bucket": "all",
-        "users": len(challenger.per_user("ndcg")),
-    }
-    return [{**common, "metric": f"difference_{metric}", **vars(interval)} for metric, interval in vars(found).items()]
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One ranking minus another, paired over users, with 95% intervals by a bootstrap over users."""
+
+    ours: Ranking
+    theirs: Ranking
+    differences: Mapping[tuple[str, int, str], Interval]
+    """(metric, cutoff, novelty bucket of the target, or "all") -> difference."""
+
+    @property
+    def ndcg(self) -> Interval:
+        return self.differences["ndcg", CUTOFF, "all"]
+
+    def rows(self, role: str, split: str, prefix: str) -> list[dict[str, Any]]:
+        """Rows of ``evaluations`` of ``role``, without the day."""
+        return [
+            {
+                "model": self.ours.model,
+                "model_version": self.ours.version,
+                "role": role,
+                "split": split,
+                "metric": f"{prefix}_{metric}",
+                "cutoff": cutoff,
+                "bucket": bucket,
+                "users": len(np.unique(self.ours.users)),
+                **vars(found),
+            }
+            for (metric, cutoff, bucket), found in self.differences.items()
+        ]
+
+    def surely_worse(self, least_coverage: float) -> list[str]:
+        """What a better top of the lists does not excuse, in words: a deep list, a kind of target or a share of the
+        catalogue that is surely lost. Optimising for a reward is known to gain the one and lose the other."""
+        lost = []
+        for (metric, cutoff, bucket), found in self.differences.items():
+            if found.upper < 0 and (cutoff == DEEP or bucket != "all"):
+                where = "" if bucket == "all" else f" of targets in bucket {bucket}"
+                interval = f"{found.value:+.4f} [{found.lower:+.4f}, {found.upper:+.4f}]"
+                lost.append(f"{metric}@{cutoff}{where} surely worse: {interval}")
+        ours, theirs = self.ours.coverage(), self.theirs.coverage()
+        if ours < least_coverage * theirs:
+            lost.append(f"coverage {ours:.1%} of the catalogue against {theirs:.1%}")
+        return lost
+
+    def figures(self) -> str:
+        """NDCG@10 of both and the difference."""
+        theirs = self.theirs
+        name = theirs.model if theirs.model == POPULARITY else f"{theirs.model} version {theirs.version}"
+        ours, others = self.ours.per_user("ndcg"), theirs.per_user("ndcg")
+        return (
+            f"NDCG@10 {ours.mean():.4f} against {others.mean():.4f} of {name}, difference {self.ndcg.value:+.4f}"
+            f" [{self.ndcg.lower:+.4f}, {self.ndcg.upper:+.4f}] over {len(ours)} users; one night shows"
+            f" {smallest_detectable(float((ours - others).std()), len(ours)):.4f} or more"
+        )
 
 
-def compare(challenger: Ranking, baseline: Ranking, found: Differences, *, tolerance: float) -> Verdict:
-    """The gate: NDCG@10 above the baseline's, and the interval of the difference not far below zero.
+def compare(ours: Ranking, theirs: Ranking, resampling: Resampling) -> Comparison:
+    """Two rankings of the same decisions."""
 
-    The interval must not reach below -``tolerance`` times the baseline's value.
-    """
-    ours, theirs, difference = challenger.per_user("ndcg"), baseline.per_user("ndcg"), found.ndcg
-    name = baseline.model if baseline.model == "popularity" else f"{baseline.model} version {baseline.version}"
-    figures = (
-        f"NDCG@10 {ours.mean():.4f} against {theirs.mean():.4f} of {name}, difference {difference.value:+.4f}"
-        f" [{difference.lower:+.4f}, {difference.upper:+.4f}] over {len(ours)} users"
+    def interval(metric: str, cutoff: int, inside: np.ndarray) -> Interval:
+        users = ours.users[inside]
+        of_both = (metrics.per_user(one.values(metric, cutoff)[inside], users) for one in (ours, theirs))
+        return paired_bootstrap(*of_both, seed=resampling.seed, resamples=resampling.resamples)
+
+    every, buckets = np.ones(len(ours.users), dtype=bool), ours.buckets()
+    wanted = [(metric, cutoff, "all", every) for metric in MEASURES for cutoff in (CUTOFF, DEEP)]
+    wanted += [
+        ("hit_rate", CUTOFF, bucket, buckets == number)
+        for number, bucket in enumerate(metrics.NOVELTY_BUCKETS)
+        if (buckets == number).any()
+    ]
+    return Comparison(
+        ours=ours,
+        theirs=theirs,
+        differences={
+            (metric, cutoff, bucket): interval(metric, cutoff, inside) for metric, cutoff, bucket, inside in wanted
+        },
     )
-    floor = -tolerance * float(theirs.mean())
-    if difference.value <= 0:
-        return Verdict(False, f"not better: {figures}")
-    if difference.lower < floor:
-        return Verdict(False, f"better, but not surely: {figures}; the interval may not reach below {floor:+.4f}")
-    return Verdict(True, f"better: {figures}")
+
+
+def decide(comparisons: Mapping[tuple[str, str], Comparison], margins: Margins, evidence: Evidence | None) -> Choice:
+    """What serves.
+
+    Args:
+        comparisons: (candidate, other) -> candidate minus other, of all that the night has.
+        evidence: of the optimised policy's recipe; None where the night has none.
+    """
+    reasons: list[str] = []
+    for candidate in (OPTIMISED, SUPERVISED):
+        others = [other for one, other in comparisons if one == candidate]
+        if not others:
+            continue
+        against = [*_against_optimised(comparisons, margins, evidence)] if candidate == OPTIMISED else []
+        for other in (CHAMPION, POPULARITY):
+            if not against and other in others:
+                against += _against(comparisons[candidate, other], margins)
+        baseline = comparisons[candidate, CHAMPION if CHAMPION in others else POPULARITY]
+        if not against:
+            return Choice(candidate, "; ".join([f"{candidate} policy better: {baseline.figures()}", *reasons]))
+        reasons.append(f"{candidate} policy not: {', '.join(against)}")
+    return Choice(None, "; ".join(reversed(reasons)))
+
+
+def _against_optimised(
+    comparisons: Mapping[tuple[str, str], Comparison], margins: Margins, evidence: Evidence | None
+) -> list[str]:
+    start = comparisons[OPTIMISED, SUPERVISED]
+    if evidence is None or not evidence.is_enough:
+        return [f"its recipe is not shown to be better than its start ({evidence or 'no evidence'}): {start.figures()}"]
+    floor = -margins.start * float(start.theirs.per_user("ndcg").mean())
+    if start.ndcg.lower < floor:
+        why = f"{start.figures()}; the interval may not reach below {floor:+.4f}"
+        return [f"it may have lost what its start had ({why})"]
+    return start.surely_worse(margins.coverage)
+
+
+def _against(comparison: Comparison, margins: Margins) -> list[str]:
+    floor = -margins.baseline * float(comparison.theirs.per_user("ndcg").mean())
+    if comparison.ndcg.value <= 0:
+        return [f"not better: {comparison.figures()}"]
+    if comparison.ndcg.lower < floor:
+        return [f"better, but not surely: {comparison.figures()}; the interval may not reach below {floor:+.4f}"]
+    return [] if comparison.theirs.model == POPULARITY else comparison.surely_worse(margins.coverage)

@@ -1,4 +1,4 @@
-"""Item-level ranking metrics over the whole catalogue; items of the history stay in the ranking.
+"""Item-level ranking metrics over the whole catalogue.
 
 Ranked lists are item indices [N, K], best first, one row per decision, -1 for no item; ranks of targets are
 from 0.
@@ -6,7 +6,7 @@ from 0.
 
 import numpy as np
 
-CUTOFFS = (1, 5, 10, 20)
+CUTOFFS = (1, 5, 10, 20, 50)
 
 NOVELTY_BUCKETS = ("in_history", "shares_two_codes", "shares_one_code", "shares_none")
 

@@ -39,10 +39,24 @@ class Ranking:
     users: np.ndarray
     """[N] user ids."""
 
+    def values(self, metric: str, cutoff: int = CUTOFF) -> np.ndarray:
+        """[N] the metric of each decision."""
+        return MEASURES[metric](metrics.target_ranks(self.items, self.targets), cutoff)
+
     def per_user(self, metric: str, cutoff: int = CUTOFF) -> np.ndarray:
         """[U] mean of the metric over each user's decisions, users in ascending order."""
-        ranks = metrics.target_ranks(self.items, self.targets)
-        return metrics.per_user(MEASURES[metric](ranks, cutoff), self.users)
+        return metrics.per_user(self.values(metric, cutoff), self.users)
+
+    def coverage(self) -> float:
+        """Share of the catalogue that appears in someone's first `CUTOFF` items."""
+        return metrics.coverage(self.items, len(self.catalogue), CUTOFF)
+
+    def buckets(self) -> np.ndarray:
+        """[N] index into `metrics.NOVELTY_BUCKETS` of each target, -1 for one that the model cannot recommend."""
+        found = np.full(len(self.targets), -1)
+        known = self.targets >= 0
+        found[known] = metrics.novelty_buckets(self.histories[known], self.targets[known], self.catalogue.codes)
+        return found
 
 
 def evaluation_rows(ranking: Ranking, role: str, split: str, resampling: Resampling) -> list[dict[str, Any]]:
@@ -63,25 +77,18 @@ def evaluation_rows(ranking: Ranking, role: str, split: str, resampling: Resampl
         for cutoff in metrics.CUTOFFS:
             add(f"id_{metric}", cutoff, metrics.per_user(measure(id_ranks, cutoff), ranking.users))
     # Of all lists together, no mean over users: without an interval.
-    for metric, of_lists in (("coverage", metrics.coverage), ("gini", metrics.gini)):
-        value = of_lists(ranking.items, len(ranking.catalogue), CUTOFF)
+    gini = metrics.gini(ranking.items, len(ranking.catalogue), CUTOFF)
+    for metric, value in (("coverage", ranking.coverage()), ("gini", gini)):
         figures = {"value": value, "lower": None, "upper": None}
         rows.append({**common, "metric": metric, "cutoff": CUTOFF, "bucket": "all", **figures})
 
-    known = np.nonzero(ranking.targets >= 0)[0]
-    buckets = metrics.novelty_buckets(ranking.histories[known], ranking.targets[known], ranking.catalogue.codes)
-    ranks = metrics.target_ranks(ranking.items[known], ranking.targets[known])
+    buckets = ranking.buckets()
     for number, bucket in enumerate(metrics.NOVELTY_BUCKETS):
         inside = buckets == number
         if inside.any():
-            common["users"] = len(np.unique(ranking.users[known][inside]))
-            for metric, measure in MEASURES.items():
-                add(
-                    metric,
-                    CUTOFF,
-                    metrics.per_user(measure(ranks[inside], CUTOFF), ranking.users[known][inside]),
-                    bucket,
-                )
+            common["users"] = len(np.unique(ranking.users[inside]))
+            for metric in MEASURES:
+                add(metric, CUTOFF, metrics.per_user(ranking.values(metric)[inside], ranking.users[inside]), bucket)
     return rows
 
 

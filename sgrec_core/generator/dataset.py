@@ -90,6 +90,11 @@ def history_matrix(histories: pa.ChunkedArray | pa.Array, catalogue: Catalogue, 
     return matrix
 
 
+def whole_histories(histories: pa.ChunkedArray | pa.Array, catalogue: Catalogue) -> np.ndarray:
+    """As `history_matrix` [N, n], also what is too old for a model to read; n is at least 1."""
+    return history_matrix(histories, catalogue, max(pc.max(pc.list_value_length(histories)).as_py() or 0, 1))
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Training sequences made of decision points."""

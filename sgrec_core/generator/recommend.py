@@ -8,7 +8,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from sgrec_core.errors import InputError
-from sgrec_core.generator.dataset import history_matrix
+from sgrec_core.generator.dataset import history_matrix, whole_histories
 from sgrec_core.generator.decoding import rank_items
 from sgrec_core.generator.stored import rebuild
 
@@ -18,13 +18,20 @@ class Recommender:
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
         self.model, self.catalogue = rebuild(tensors, config)
+        self.leaves_out_history = bool(config.get("leave_out_history", False))
+        """Whether users of the source that it learnt from never repeat an item."""
 
     def recommend(
-        self, histories: Sequence[Sequence[str]], *, count: int = 10, beam: int = 50, exclude_history: bool = False
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        count: int = 10,
+        beam: int = 50,
+        exclude_history: bool | None = None,
     ) -> list[list[tuple[str, float]]]:
         """The ``count`` best items of each history (oldest first), with their log-probabilities.
 
-        ``exclude_history`` leaves out the items of the history.
+        ``exclude_history`` leaves out the items of the history; by default where users never repeat one.
 
         Raises:
             InputError: an item of a history is not in the catalogue; the message shows some that are.
@@ -38,17 +45,14 @@ class Recommender:
                 f" of this generator; valid are ids like {examples}"
             )
         matrix = history_matrix(lists, self.catalogue, self.model.config.max_items)
-        excluded = None
-        if exclude_history:
-            # All of it, also what is too old for the model to read.
-            excluded = history_matrix(lists, self.catalogue, max(map(len, histories), default=0))
+        leave_out = self.leaves_out_history if exclude_history is None else exclude_history
         beams = rank_items(
             self.model,
             self.catalogue.trie,
             matrix,
             width=max(beam, count),
             count=count,
-            excluded=excluded,
+            excluded=whole_histories(lists, self.catalogue) if leave_out else None,
         )
         # Where few items are left to recommend, -1 stands at the end.
         found = [(items[items >= 0], scores) for items, scores in zip(beams.items.numpy(), beams.scores, strict=True)]

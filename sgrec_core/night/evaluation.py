@@ -1,6 +1,6 @@
 """What generators recommend for held-out decisions of a day."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError
-from sgrec_core.evaluation import metrics
-from sgrec_core.evaluation.ranking import Ranking, Resampling, evaluation_rows
-from sgrec_core.generator.dataset import Catalogue, history_matrix
+from sgrec_core.evaluation import metrics, sequential
+from sgrec_core.evaluation.gate import DEEP, Evidence
+from sgrec_core.evaluation.ranking import MEASURES, Ranking, Resampling, evaluation_rows
+from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, SUPERVISED
+from sgrec_core.generator.dataset import Catalogue, history_matrix, whole_histories
 from sgrec_core.generator.decoding import rank_items
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import Lake
@@ -80,8 +82,13 @@ def rank_with_generator(
     states: pa.Table,
     settings: EvaluationSettings,
     progress: Callable[[int], None] | None = None,
+    *,
+    leave_out_history: bool = False,
 ) -> Ranking:
-    """Beam search over the day's whole catalogue; items of the history stay in the ranking."""
+    """Beam search over the day's whole catalogue, with or without what a user has in the history.
+
+    Eight parameters, because a version of a day is named by four of them.
+    """
     model, catalogue = generator_of_day(lake, registry, version, day)
     histories = history_matrix(states["history"], catalogue, model.config.max_items)
     beams = rank_items(
@@ -91,22 +98,93 @@ def rank_with_generator(
         width=settings.beam,
         count=max(metrics.CUTOFFS),
         batch_size=settings.batch_size,
+        excluded=whole_histories(states["history"], catalogue) if leave_out_history else None,
         progress=progress,
     )
     return _ranking(version.name, version.version, beams.items.numpy(), histories, catalogue, states)
 
 
 def rank_by_popularity(
-    lake: Lake, day: str, catalogue: Catalogue, states: pa.Table, settings: StateSettings
+    lake: Lake,
+    day: str,
+    catalogue: Catalogue,
+    states: pa.Table,
+    settings: StateSettings,
+    *,
+    leave_out_history: bool = False,
 ) -> Ranking:
-    """The items that training decisions of the last days chose most often, alike for all users."""
+    """The items that training decisions of the last days chose most often, alike for all but what is left out."""
     chosen = decisions(lake, days_until(day, settings.history_days), "train", ["target_item"])["target_item"]
     index = catalogue.index(chosen)
     counts = np.bincount(index[index >= 0], minlength=len(catalogue))
-    best = np.argsort(-counts, kind="stable")[: max(metrics.CUTOFFS)]
+    count, excluded = max(metrics.CUTOFFS), whole_histories(states["history"], catalogue)
+    best = np.argsort(-counts, kind="stable")[: count + excluded.shape[1]]
     items = np.tile(best, (states.num_rows, 1))
+    if leave_out_history:
+        banned = (items[:, :, None] == excluded[:, None, :]).any(axis=2)
+        last = np.argsort(banned, axis=1, kind="stable")
+        items = np.take_along_axis(np.where(banned, -1, items), last, axis=1)
+    items = items[:, :count]
     histories = history_matrix(states["history"], catalogue, settings.max_history)
     return _ranking("popularity", day, items, histories, catalogue, states)
+
+
+def unmasked_rows(rankings: Mapping[str, Ranking], draws: Resampling) -> list[dict[str, Any]]:
+    """Rows of ``evaluations`` of lists that hold the history, where the night's own leave it out."""
+    return [
+        {**row, "metric": f"unmasked_{row['metric']}"}
+        for role, ranking in rankings.items()
+        for row in evaluation_rows(ranking, role, "validation", draws)
+        if row["bucket"] == "all" and row["metric"] in MEASURES
+    ]
+
+
+def user_results(ranking: Ranking, role: str, recipe: str) -> pa.Table:
+    """Rows of ``candidate_results``, without the day."""
+    users, decisions = np.unique(ranking.users, return_counts=True)
+    return pa.table(
+        {
+            "role": pa.repeat(role, len(users)),
+            "model": pa.repeat(ranking.model, len(users)),
+            "model_version": pa.repeat(ranking.version, len(users)),
+            "recipe": pa.repeat(recipe, len(users)),
+            "user_id": pa.array(users.tolist(), pa.string()),
+            "decisions": pa.array(decisions.astype(np.int32)),
+            "ndcg": ranking.per_user("ndcg"),
+            "hit_rate": ranking.per_user("hit_rate"),
+            "deep_hit_rate": ranking.per_user("hit_rate", DEEP),
+        }
+    )
+
+
+def evidence_of_recipes(
+    lake: Lake, day: str, recipes: Mapping[str, str], tonight: Mapping[str, Ranking], settings: EvaluationSettings
+) -> Evidence | None:
+    """For the optimised recipe against the supervised one: NDCG@10 of all nights up to ``day`` that had both.
+
+    None where the night lacks one of them, or it is not known what made it.
+    """
+    roles = (OPTIMISED, SUPERVISED)
+    if not all(recipes.get(role) and role in tonight for role in roles):
+        return None
+    earlier = [one["day"] for one in lake.partitions("candidate_results") if one["day"] < day]
+    columns = ["day", "role", "recipe", "user_id", "ndcg"]
+    rows = lake.read("candidate_results", where={"day": earlier, "role": list(roles)}, columns=columns)
+    nights = []
+    for one in earlier:
+        of_day = rows.filter(pc.equal(rows["day"].cast(pa.string()), one))
+        ours, theirs = (
+            of_day.filter(pc.and_(pc.equal(of_day["role"], role), pc.equal(of_day["recipe"], recipes[role])))
+            for role in roles
+        )
+        # In the order of the key: by user.
+        if ours.num_rows and ours["user_id"].equals(theirs["user_id"]):
+            difference = ours["ndcg"].to_numpy() - theirs["ndcg"].to_numpy()
+            nights.append((ours["user_id"].to_numpy(), difference))
+    ours, theirs = (tonight[role].per_user("ndcg") for role in roles)
+    nights.append((np.unique(tonight[OPTIMISED].users), ours - theirs))
+    found = sequential.evidence(nights)
+    return Evidence(nights=len(nights), value=float(found[-1]), needed=1 / settings.alpha)
 
 
 def resampling(settings: EvaluationSettings) -> Resampling:
@@ -151,5 +229,5 @@ def evaluate_version(
     states = held_out_decisions(lake, day, split)
     ranking = rank_with_generator(lake, registry, chosen, day, states, settings.evaluation, progress)
     champion = registry.champion()
-    role = "champion" if champion and champion.version == chosen.version else "challenger"
+    role = CHAMPION if champion and champion.version == chosen.version else OPTIMISED
     return chosen, evaluation_rows(ranking, role, split, resampling(settings.evaluation))

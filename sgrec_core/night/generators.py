@@ -20,8 +20,11 @@ from sgrec_core.lake import Lake
 from sgrec_core.logs.landing import file_digests
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
+from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import SupervisedSettings
 
+OWN_TAGS = ("sgrec.day", "sgrec.fingerprint", "sgrec.version", "sgrec.git_revision")
+"""That a version gets when it is registered, whatever it is a copy of."""
 NO_SHAPE = ("dropout", "item_weight", "followers", "memory_weight")
 """Of a generator's configuration what a warm start may change."""
 
@@ -141,6 +144,24 @@ def generator_of_day(lake: Lake, registry: Registry, version: ModelVersion, day:
     return model, catalogue
 
 
+def as_generator(registry: Registry, version: ModelVersion) -> ModelVersion:
+    """``version`` under the name that serves: itself, or a copy of a supervised policy that came before its optimised
+    one; the same copy each time."""
+    if version.name == GENERATOR:
+        return version
+    tensors, config = registry.load(version)
+    origin = {name: value for name, value in version.tags.items() if name.startswith("sgrec.") and name not in OWN_TAGS}
+    return registry.register(
+        GENERATOR,
+        day=version.day,
+        fingerprint=digest(GENERATOR, version.name, version.fingerprint, length=32),
+        tensors=tensors,
+        config=config,
+        metrics=registry.metrics(version),
+        tags={**origin, "sgrec.copy_of": str(version)},
+    )
+
+
 def register_generator(
     registry: Registry,
     name: str,
@@ -153,12 +174,15 @@ def register_generator(
     parameters: Mapping[str, Any],
     tables: Mapping[str, int | None],
     tags: Mapping[str, str],
+    leave_out_history: bool = False,
 ) -> ModelVersion:
     """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version.
 
-    Ten parameters, because it passes most of `Registry.register`'s on.
+    ``leave_out_history`` is what lists do where nobody says otherwise. Eleven parameters, because it passes most of
+    `Registry.register`'s on.
     """
     tensors, config = take_apart(model, catalogue)
+    config["leave_out_history"] = leave_out_history
     history = [catalogue.item_ids[0].as_py()]
     answer = Recommender(tensors, config).recommend([history], count=min(5, len(catalogue)))[0]
     version = registry.register(

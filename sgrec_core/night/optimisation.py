@@ -13,6 +13,7 @@ from sgrec_core.judge.calls.cached import CachedJudge
 from sgrec_core.judge.versions.accepted import check_accepted, versions_of
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import decisions
+from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.rewards import business_reward
 from sgrec_core.policy import (
     PolicyConfig,
@@ -153,6 +154,7 @@ def _on_fresh_groups(
         updates=settings.policy.updates,
         objective=fusion.objective,
         epsilon=fusion.epsilon,
+        leave_out_history=leaves_out_history(job.lake, job.day, settings),
     )
     try:
         with job.progress_bar(config.epochs * len(groups.items), "training on fresh groups") as advance:

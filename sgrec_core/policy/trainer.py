@@ -25,6 +25,8 @@ from sgrec_core.rewards.advantages import Groups, method_of
 from sgrec_core.rewards.fusion import fuse, fusion_facts
 from sgrec_core.rewards.semantic import worth_judging
 
+SPARE_DRAWS = 4
+"""Draws for each place of a sampled group where those of the history are passed over."""
 BusinessReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Prompts [B] (rows of the histories) and candidates [B, G] (item indices) to rewards [B, G]."""
 SemanticReward = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -60,6 +62,8 @@ class RolloutConfig:
     objective: str
     """One of `sgrec_core.rewards.advantages.METHODS`."""
     epsilon: float
+    leave_out_history: bool = False
+    """Whether no candidate is an item of the prompt's history, as no list that serves will hold one."""
 
 
 @dataclass(frozen=True)
@@ -184,16 +188,26 @@ def _roll_out(
     model: Generator, trie: ItemTrie, histories: Tensor, rollout: RolloutConfig, draws: torch.Generator
 ) -> Beams:
     if rollout.method == "sampling":
-        beams = sample_items(model, trie, histories, count=rollout.group_size, generator=draws)
+        # Draws of the history are passed over; where a policy gives nearly nothing else, some stay.
+        spare = SPARE_DRAWS if rollout.leave_out_history else 1
+        beams = sample_items(model, trie, histories, count=spare * rollout.group_size, generator=draws)
+        if rollout.leave_out_history:
+            known = (beams.items[..., None] == histories[:, None, :]).any(dim=-1)
+            order = known.int().argsort(dim=1, stable=True)[:, : rollout.group_size]
+            beams = _reorder(beams, order)
         # Best first, like beams: the ranking reward goes by place.
-        order = beams.scores.argsort(dim=1, descending=True, stable=True)
-        beams = Beams(
-            beams.items.gather(1, order), beams.log_probs.gather(1, order[..., None].expand_as(beams.log_probs))
-        )
+        beams = _reorder(beams, beams.scores.argsort(dim=1, descending=True, stable=True))
     else:
-        beams = beam_search(model, trie, histories, width=min(rollout.group_size, trie.items))
+        excluded = histories if rollout.leave_out_history else None
+        left = trie.items - (histories.shape[1] if rollout.leave_out_history else 0)
+        beams = beam_search(model, trie, histories, width=min(rollout.group_size, left), excluded=excluded)
     # Decoding runs in inference mode, whose tensors autograd may not keep.
     return Beams(beams.items.clone(), beams.log_probs.clone())
+
+
+def _reorder(beams: Beams, order: Tensor) -> Beams:
+    levels = beams.log_probs.shape[-1]
+    return Beams(beams.items.gather(1, order), beams.log_probs.gather(1, order[..., None].expand(*order.shape, levels)))
 
 
 def _judge(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.files import write_json, write_text
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.validation import short
@@ -78,9 +79,11 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift {aspect: stability
     index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}};
     ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
-    ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
-    intervals}, difference, promoted, reason}; ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table:
-    version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
+    ``evaluation`` {supervised, optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10,
+    and intervals}, differences [{of, minus, ndcg@10, and its interval}], promoted, serves (the candidate that was
+    promoted), reason, history (kept in lists, or left out of them)}; ``stages`` [{name, state, seconds, facts,
+    message}]; ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes``
+    [{stage, text}].
     """
     stop = night.stop
     return {
@@ -167,7 +170,7 @@ def shown_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def interval_plot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """NDCG@10 of each model on one axis from 0: value and interval as percent of the axis's length."""
-    models = [(role, evaluation[role]) for role in ("challenger", "champion", "popularity") if evaluation[role]]
+    models = [(role, evaluation[role]) for role in ROLES if evaluation[role]]
     longest = max((max(model["ndcg@10"] or 0, model["ndcg@10_upper"] or 0) for _, model in models), default=0.0)
     if not longest:
         return []
@@ -255,24 +258,29 @@ def _row_counts(night: Night) -> dict[str, Any]:
 def _evaluation(night: Night) -> dict[str, Any]:
     """HR@10 and NDCG@10 on the day's validation decisions, by role."""
     facts = night.facts("evaluate_generator")
+    # Before there were two candidates a night's optimised policy was its challenger.
     rows = [
-        row
+        {**row, "role": OPTIMISED if row["role"] == "challenger" else row["role"]}
         for row in night.evaluations
         if row["split"] == "validation" and row["bucket"] == "all" and row["cutoff"] == 10
     ]
-    by_role: dict[str, Any] = {role: _model(rows, role) for role in ("champion", "challenger", "popularity")}
-    difference = next((row for row in rows if row["metric"] == "difference_ndcg"), None)
+    by_role: dict[str, Any] = {role: _model(rows, role) for role in ROLES}
+    baseline = CHAMPION if by_role[CHAMPION] else POPULARITY
+    minus = {"start_difference": SUPERVISED, "difference": baseline, "popularity_difference": POPULARITY}
     return {
         **by_role,
-        "difference": {
-            "ndcg@10": difference["value"],
-            "ndcg@10_lower": difference["lower"],
-            "ndcg@10_upper": difference["upper"],
-        }
-        if difference
-        else None,
-        "promoted": facts.get("promoted"),
-        "reason": facts.get("reason"),
+        "differences": [
+            {
+                "of": row["role"],
+                "minus": minus[row["metric"].removesuffix("_ndcg")],
+                "ndcg@10": row["value"],
+                "ndcg@10_lower": row["lower"],
+                "ndcg@10_upper": row["upper"],
+            }
+            for row in rows
+            if row["metric"].endswith("difference_ndcg")
+        ],
+        **{name: facts.get(name) for name in ("promoted", "serves", "reason", "history")},
     }
 
 

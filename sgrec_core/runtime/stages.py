@@ -138,9 +138,9 @@ STAGES: tuple[Stage, ...] = (
         name="evaluate_generator",
         engine="torch",
         reads=("user_states", "item_codes", "events"),
-        publishes=("evaluations",),
-        uses=(GENERATOR,),
-        summary="compare challenger and champion on held-out decisions and promote if it is better",
+        publishes=("evaluations", "candidate_results"),
+        uses=(GENERATOR, SUPERVISED),
+        summary="compare the night's candidates with the champion on held-out decisions and promote one that is better",
     ),
     Stage(
         name="report_quality",

@@ -88,10 +88,14 @@ def test_a_good_night(good_night: Path) -> None:
     }
     assert summary["reward"] == FACTS["materialize_rewards"]
     evaluation = summary["evaluation"]
-    assert evaluation["challenger"]["ndcg@10"] == 0.0412
+    assert evaluation["supervised"]["ndcg@10"] == 0.0412
     assert evaluation["champion"]["version"] == "2"
     assert evaluation["popularity"]["hr@10_upper"] == 0.0303
-    assert evaluation["difference"]["ndcg@10_lower"] == -0.0006
+    assert [(found["of"], found["minus"], found["ndcg@10_lower"]) for found in evaluation["differences"]] == [
+        ("supervised", "champion", -0.0006),
+        ("optimised", "supervised", -0.0026),
+    ]
+    assert evaluation["serves"] == "supervised"
     assert evaluation["promoted"] is True
     assert [stage["state"] for stage in summary["stages"]] == ["finished"] * 19
     assert summary["notes"] == [{"stage": "ingest_events", "text": RULE}]
@@ -156,7 +160,7 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_one(good_night: Path) ->
     assert (states["ingest_events"], states["check_build_states"]) == ("finished", "failed")
     assert set(list(states.values())[4:]) == {"not reached"}
     assert summary["judge"]["paid"] is None
-    assert summary["evaluation"]["challenger"] is None
+    assert summary["evaluation"]["supervised"] is None
     assert summary["reward"]["mean_gate"] is None
     assert "0.0412" not in page
     assert "last run 20" in page

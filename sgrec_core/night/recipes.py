@@ -1,0 +1,44 @@
+"""Recipes: the settings and the code that make a candidate. Evidence over nights is about them, not about versions."""
+
+import json
+
+from sgrec_core.hashing import digest
+from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.lake import Lake
+from sgrec_core.runtime.code import stage_digest
+from sgrec_core.settings import Settings
+
+RECIPE_TAG = "sgrec.recipe"
+"""Of a version of a generator; absent where it was made before there were recipes."""
+
+
+def supervised_recipe(settings: Settings) -> str:
+    """Of a night's supervised policy."""
+    return _recipe(
+        settings,
+        ("tokenize_items", "train_supervised"),
+        items=settings.items.model_dump(),
+        states=settings.states.model_dump(),
+        supervised=settings.supervised.model_dump(mode="json", exclude={"checkpoint_steps"}),
+    )
+
+
+def optimised_recipe(lake: Lake, day: str, settings: Settings) -> str:
+    """Of a night's optimised policy: that of its start, and all that rewards and improves it."""
+    return _recipe(
+        settings,
+        ("fit_business_reward", "generate_candidates", "train_aggregator", "materialize_rewards", "train_generator"),
+        start=supervised_recipe(settings),
+        judge=judge_version(settings, day_has_context(lake, day)),
+        asked=settings.judge.model_dump(include={"sampling_ratio", "seed", "max_calls", "max_pairs"}),
+        **{
+            name: getattr(settings, name).model_dump(mode="json")
+            for name in ("business", "rollout", "aggregator", "fusion", "policy")
+        },
+    )
+
+
+def _recipe(settings: Settings, stages: tuple[str, ...], **parts: object) -> str:
+    code = [stage_digest(stage) for stage in stages]
+    # Whether lists hold items of the history is part of what a policy is made and compared for.
+    return digest(json.dumps([code, settings.evaluation.history, parts], sort_keys=True))
