@@ -79,7 +79,8 @@ def evidence(nights: Sequence[Night], margin: float = 0.0) -> np.ndarray:
     """[K] M_1..M_K, evidence after each night that the difference is above the margin.
 
     1 / alpha or more rejects at level alpha, whenever and however often somebody looks. Order of rows does not matter.
-    Looked at again with more nights, the first entries stay what they were.
+    Looked at again with more nights, the first entries stay what they were. However many nights there are, a difference
+    is only found if it is about 4 / users above the margin (alpha .05): no bettor can risk more than a user's worst.
 
     Raises:
         ValueError: see `e_value`; or a night's users and differences do not pair, or it has a user twice.
