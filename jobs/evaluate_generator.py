@@ -11,7 +11,7 @@ from datetime import date
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.evaluation.gate import Choice, Comparison, Margins, compare, decide
+from sgrec_core.evaluation.gate import Choice, Comparison, compare, decide
 from sgrec_core.evaluation.ranking import Ranking, evaluation_rows, figures
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.generator.device import use_threads
@@ -20,6 +20,7 @@ from sgrec_core.lake.queries import days_until
 from sgrec_core.night.evaluation import (
     evidence_of_recipes,
     held_out_decisions,
+    margins_of,
     rank_by_popularity,
     rank_with_generator,
     resampling,
@@ -81,8 +82,7 @@ def run(job: Job) -> None:
         comparisons = _comparisons(rankings, job)
         rows += _difference_rows(comparisons)
         evidence = evidence_of_recipes(job.lake, job.day, recipes, rankings, settings)
-        margins = Margins(baseline=settings.tolerance, start=settings.start_tolerance, coverage=settings.least_coverage)
-        choice = decide(comparisons, margins, evidence)
+        choice = decide(comparisons, margins_of(settings), evidence)
         serves, reason = _promote(job, registry, versions, choice)
         if evidence is not None:
             job.fact("recipe_evidence", evidence.value)

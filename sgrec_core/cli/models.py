@@ -49,6 +49,43 @@ def evaluate(
     console.print(table)
 
 
+@app.command("compare")
+def compare_generators(
+    first: Annotated[str, typer.Argument(help="Version number or alias of sgrec-generator.", show_default=False)],
+    second: Annotated[str, typer.Argument(help="The one that it is compared with.")] = "champion",
+    day: Annotated[
+        str | None,
+        typer.Option(help="Whose decisions. Default: of the newer night that made one of them.", show_default=False),
+    ] = None,
+) -> None:
+    """What the gate would see if FIRST were to take SECOND's place, on a night's validation decisions."""
+    from sgrec_core.night.evaluation import compare_versions
+
+    with Progress(
+        SpinnerColumn(), TextColumn("ranking"), BarColumn(), TextColumn("{task.completed:,} decisions"),
+        TimeElapsedColumn(), console=console, transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task("ranking", total=None)
+        found, why_not, of_day = compare_versions(
+            existing_home(),
+            first,
+            second,
+            day=day and valid_day(day),
+            progress=lambda decisions: progress.advance(task, decisions),
+        )
+    title = f"version {found.ours.version} minus version {found.theirs.version}, night {of_day}"
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("metric", "bucket", "difference", "95% interval"):
+        table.add_column(name, justify="left" if name in ("metric", "bucket") else "right", no_wrap=True)
+    for (metric, cutoff, bucket), difference in found.differences.items():
+        interval = f"{difference.lower:+.4f} to {difference.upper:+.4f}"
+        name = f"{METRICS.get(metric, metric)}@{cutoff}"
+        table.add_row(name, bucket.replace("_", " "), f"{difference.value:+.4f}", interval)
+    console.print(table)
+    verdict = f"would refuse it: {', '.join(why_not)}" if why_not else f"would pass it: {found.figures()}"
+    console.print(escape(f"the gate {verdict}"), soft_wrap=True)
+
+
 Reason = Annotated[str, typer.Option(help="Kept with it, for those who ask later.")]
 
 

@@ -161,14 +161,14 @@ def decide(comparisons: Mapping[tuple[str, str], Comparison], margins: Margins, 
         others = [other for one, other in comparisons if one == candidate]
         if not others:
             continue
-        against = [*_against_optimised(comparisons, margins, evidence)] if candidate == OPTIMISED else []
+        why_not = _against_optimised(comparisons, margins, evidence) if candidate == OPTIMISED else []
         for other in (CHAMPION, POPULARITY):
-            if not against and other in others:
-                against += _against(comparisons[candidate, other], margins)
+            if not why_not and other in others:
+                why_not += against(comparisons[candidate, other], margins)
         baseline = comparisons[candidate, CHAMPION if CHAMPION in others else POPULARITY]
-        if not against:
+        if not why_not:
             return Choice(candidate, "; ".join([f"{candidate} policy better: {baseline.figures()}", *reasons]))
-        reasons.append(f"{candidate} policy not: {', '.join(against)}")
+        reasons.append(f"{candidate} policy not: {', '.join(why_not)}")
     return Choice(None, "; ".join(reversed(reasons)))
 
 
@@ -185,7 +185,8 @@ def _against_optimised(
     return start.surely_worse(margins.coverage)
 
 
-def _against(comparison: Comparison, margins: Margins) -> list[str]:
+def against(comparison: Comparison, margins: Margins) -> list[str]:
+    """What speaks against promoting a candidate over champion or popularity, in words."""
     floor = -margins.baseline * float(comparison.theirs.per_user("ndcg").mean())
     if comparison.ndcg.value <= 0:
         return [f"not better: {comparison.figures()}"]

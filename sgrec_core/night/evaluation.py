@@ -1,6 +1,6 @@
 """What generators recommend for held-out decisions of a day."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError
 from sgrec_core.evaluation import metrics, sequential
-from sgrec_core.evaluation.gate import DEEP, Evidence
+from sgrec_core.evaluation.gate import DEEP, Comparison, Evidence, Margins, against, compare
 from sgrec_core.evaluation.ranking import MEASURES, Ranking, Resampling, evaluation_rows
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, SUPERVISED
 from sgrec_core.generator.dataset import Catalogue, history_matrix, whole_histories
@@ -18,6 +18,7 @@ from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions
 from sgrec_core.night.generators import generator_of_day
+from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import EvaluationSettings, Settings, StateSettings
@@ -222,12 +223,60 @@ def evaluate_version(
         InputError: there are no such decisions.
         SgrecError: there is no such version.
     """
-    use_threads(settings.threads)
-    lake, registry = Lake(settings.lake_root), Registry(settings)
+    registry = Registry(settings)
     chosen = registry.get(GENERATOR, version)
-    day = day or chosen.day
-    states = held_out_decisions(lake, day, split)
-    ranking = rank_with_generator(lake, registry, chosen, day, states, settings.evaluation, progress)
+    (ranking,) = _ranked(settings, registry, [chosen], split, day or chosen.day, progress)
     champion = registry.champion()
     role = CHAMPION if champion and champion.version == chosen.version else OPTIMISED
     return chosen, evaluation_rows(ranking, role, split, resampling(settings.evaluation))
+
+
+def compare_versions(
+    settings: Settings,
+    first: str,
+    second: str,
+    *,
+    day: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Comparison, list[str], str]:
+    """What the gate would see of two versions of the generator, on validation decisions; nothing is published.
+
+    Args:
+        day: whose decisions; by default the newer night's of those that made the two.
+
+    Returns:
+        First minus second, what speaks against promoting the first over the second, and the day.
+
+    Raises:
+        InputError: there are no such decisions.
+        SgrecError: there is no such version.
+    """
+    registry = Registry(settings)
+    versions = [registry.get(GENERATOR, name) for name in (first, second)]
+    day = day or max(version.day for version in versions)
+    ours, theirs = _ranked(settings, registry, versions, "validation", day, progress)
+    found = compare(ours, theirs, resampling(settings.evaluation))
+    return found, against(found, margins_of(settings.evaluation)), day
+
+
+def _ranked(
+    settings: Settings,
+    registry: Registry,
+    versions: Sequence[ModelVersion],
+    split: str,
+    day: str,
+    progress: Callable[[int], None] | None,
+) -> list[Ranking]:
+    use_threads(settings.threads)
+    lake = Lake(settings.lake_root)
+    states, leave_out = held_out_decisions(lake, day, split), leaves_out_history(lake, day, settings)
+    return [
+        rank_with_generator(
+            lake, registry, version, day, states, settings.evaluation, progress, leave_out_history=leave_out
+        )
+        for version in versions
+    ]
+
+
+def margins_of(settings: EvaluationSettings) -> Margins:
+    return Margins(baseline=settings.tolerance, start=settings.start_tolerance, coverage=settings.least_coverage)

@@ -66,7 +66,7 @@ def world_settings(home: Path, **changes: Any) -> Settings:
     sections: dict[str, dict[str, Any]] = {
         "supervised": {"width": 32, "heads": 2, "epochs": 40, "warm_epochs": 2, "learning_rate": 5e-3, "dropout": 0.0},
         "rollout": {"group_size": 6, "max_groups": 40},
-        "evaluation": {"beam": 20, "bootstrap_samples": 100},
+        "evaluation": {"beam": 50, "bootstrap_samples": 100},
     }
     for section, values in changes.items():
         sections[section] = {**sections.get(section, {}), **values}
@@ -213,22 +213,58 @@ def test_the_first_night_learns_and_is_promoted_over_popularity(two_nights: Any)
     assert facts_of(first, "train_supervised")["sequences"] == 60
     assert facts_of(first, "train_supervised")["warm_started_from"] == "scratch"
     evaluation = facts_of(first, "evaluate_generator")
-    assert evaluation["ndcg@10_challenger"] > 0.5 > evaluation["ndcg@10_popularity"]
+    assert evaluation["ndcg@10_supervised"] > 0.5 > evaluation["ndcg@10_popularity"]
+    assert evaluation["ndcg@10_optimised"] > 0.5
     assert evaluation["promoted"] is True
     assert "popularity" in evaluation["reason"]
     assert evaluation["champion_version"] is None
 
 
+def test_a_fresh_home_serves_its_supervised_policy_until_evidence_says_otherwise(two_nights: Any) -> None:
+    settings, reports = two_nights
+    evaluation = facts_of(reports[DAY], "evaluate_generator")
+    assert evaluation["serves"] == "supervised"
+    assert "its recipe is not shown to be better than its start (evidence" in evaluation["reason"]
+    registry = Registry(settings)
+    serving = registry.pinned_champion(NEXT_DAY)
+    assert serving is not None
+    assert serving.tags["sgrec.copy_of"] == f"{SUPERVISED} version {evaluation['supervised_version']}"
+    assert serving.version != evaluation["optimised_version"]
+    start = registry.get(SUPERVISED, evaluation["supervised_version"])
+    ours, theirs = (registry.load(version)[0] for version in (serving, start))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert of_night(registry, GENERATOR, DAY, stage="train_generator").version == evaluation["optimised_version"]
+
+
+def test_results_of_users_are_kept_for_every_candidate_with_what_made_it(two_nights: Any) -> None:
+    settings, reports = two_nights
+    lake = Lake(settings.lake_root)
+    nights = [lake.read("candidate_results", where={"day": day}) for day in (DAY, NEXT_DAY)]
+    for day, rows in zip((DAY, NEXT_DAY), nights, strict=True):
+        roles = {"supervised", "optimised", "popularity"} | ({"champion"} if day == NEXT_DAY else set())
+        assert set(rows["role"].to_pylist()) == roles
+        for role in roles:
+            of_role = rows.filter(pc.equal(rows["role"], role))
+            assert of_role["decisions"].to_pylist() == [4] * 10
+            mean = facts_of(reports[day], "evaluate_generator")[f"ndcg@10_{role}"]
+            assert pc.mean(of_role["ndcg"]).as_py() == pytest.approx(mean)
+    recipes = [dict(zip(rows["role"].to_pylist(), rows["recipe"].to_pylist(), strict=True)) for rows in nights]
+    assert recipes[0]["optimised"] == recipes[1]["optimised"] != recipes[0]["supervised"] == recipes[1]["champion"]
+    assert recipes[0]["popularity"] == ""
+    facts = [facts_of(reports[day], "evaluate_generator")["recipe_nights"] for day in (DAY, NEXT_DAY)]
+    assert facts == [1, 2], "evidence goes on from night to night"
+
+
 def test_the_second_night_starts_from_the_first_champion(two_nights: Any) -> None:
     settings, reports = two_nights
     second = reports[NEXT_DAY]
-    assert facts_of(second, "train_supervised")["warm_started_from"] == "sgrec-generator version 1"
+    assert facts_of(second, "train_supervised")["warm_started_from"] == "sgrec-generator version 2"
     assert facts_of(second, "train_supervised")["epochs"] == 2
     assert (
         facts_of(second, "train_supervised")["loss_first_epoch"]
         < facts_of(reports[DAY], "train_supervised")["loss_first_epoch"]
     )
-    assert facts_of(second, "evaluate_generator")["champion_version"] == "1"
+    assert facts_of(second, "evaluate_generator")["champion_version"] == "2"
     assert "ndcg@10_champion" in facts_of(second, "evaluate_generator")
     registry = Registry(settings)
     assert registry.pinned_champion(DAY) is None
@@ -247,7 +283,7 @@ def test_another_catalogue_keeps_what_the_champion_knows_of_its_items(two_nights
         for n in [f"{number:02d}" for number in range(1, ITEMS + 1)]
     ]
     publish(lake, "items", rows, day=NEXT_DAY)
-    champion = registry.get(GENERATOR, "1")
+    champion = registry.get(GENERATOR, "2")
     before = registry.load(champion)[0]["item_head.own"]
     model, catalogue = generator_of_day(lake, registry, champion, NEXT_DAY)
     assert (len(catalogue), catalogue.item_ids[-1].as_py()) == (ITEMS, "i48")
@@ -255,7 +291,7 @@ def test_another_catalogue_keeps_what_the_champion_knows_of_its_items(two_nights
     assert torch.equal(model.item_head.own[:-1], before[1:])
     assert not model.item_head.own[-1].any()
     facts = run_stage(settings, "train_supervised", NEXT_DAY)["facts"]
-    assert facts["warm_started_from"] == "sgrec-generator version 1"
+    assert facts["warm_started_from"] == "sgrec-generator version 2"
     assert facts["items"] == ITEMS
     trained, _ = registry.load(of_night(registry, SUPERVISED, NEXT_DAY, stage="train_supervised"))
     assert trained["memory.followers"].shape == (ITEMS, 5), (
@@ -276,7 +312,7 @@ def test_a_champion_without_item_head_is_of_another_shape(two_nights: Any, tmp_p
     day = start_day(settings, "2026-01-07")
     report = run_stage(settings, "train_supervised", day)
     assert report["facts"]["warm_started_from"] == "scratch"
-    assert any("trained from scratch: sgrec-generator version 3 has the shape" in note for note in report["notes"])
+    assert any(f"trained from scratch: {old} has the shape" in note for note in report["notes"])
 
 
 def test_every_generator_of_a_night_remembers_the_transitions_of_its_training(two_nights: Any) -> None:
@@ -344,7 +380,7 @@ def test_rewards_are_the_fusion_of_candidates_scores_and_weights(two_nights: Any
 def test_running_a_day_again_changes_nothing(two_nights: Any) -> None:
     settings, reports = two_nights
     lake, registry = Lake(settings.lake_root), Registry(settings)
-    tables = ("candidates", "rewards", "evaluations")
+    tables = ("candidates", "rewards", "evaluations", "candidate_results")
     before = {table: (lake.version(table), lake.read(table, where={"day": NEXT_DAY})) for table in tables}
     models = {name: len(registry.versions(name)) for name in (SUPERVISED, GENERATOR)}
     again = {stage: run_stage(settings, stage, NEXT_DAY) for stage in STAGES}
@@ -409,15 +445,13 @@ def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
     registry = Registry(settings)
     promoted = registry.get(GENERATOR, of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator").version)
     registry.promote(promoted)
-    other = world_settings(settings.home, policy={"learning_rate": 2e-4})
-    run_stage(other, "train_generator", DAY)
-    facts = run_stage(other, "evaluate_generator", DAY)["facts"]
+    other = world_settings(settings.home, supervised={"learning_rate": 4e-3})
+    facts = run_day(other, DAY)["evaluate_generator"]["facts"]
     assert facts["promoted"] is False
     assert "2026-01-06; an older night moves no alias" in facts["reason"]
     assert registry.get(GENERATOR, CHAMPION).version == promoted.version
     assert registry.get(GENERATOR, CHALLENGER).day == NEXT_DAY
-    run_stage(settings, "train_generator", DAY)
-    run_stage(settings, "evaluate_generator", DAY)
+    run_day(settings, DAY)
 
 
 def test_a_registered_generator_serves_by_itself(two_nights: Any) -> None:
@@ -625,7 +659,7 @@ def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights
     assert facts["warm_started_from"] == "scratch"
     assert any("has the shape" in note for note in reports["train_supervised"]["notes"])
     assert facts["loss"] < facts["loss_first_epoch"]
-    assert facts_of(reports, "evaluate_generator")["ndcg@10_challenger"] > 0.1
+    assert facts_of(reports, "evaluate_generator")["ndcg@10_optimised"] > 0.1
     registry = Registry(settings)
     champion = of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator")
     recommender = Recommender(*registry.load(champion))
@@ -660,5 +694,5 @@ def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> Non
         jobs.materialize_rewards.run(Job("materialize_rewards", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.train_generator.run(Job("train_generator", DAY, settings))
-    with pytest.raises(SgrecError, match="python -m jobs.train_generator --day 2026-01-05"):
+    with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.evaluate_generator.run(Job("evaluate_generator", DAY, settings))

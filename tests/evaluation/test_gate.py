@@ -1,0 +1,150 @@
+"""Which candidate serves: planted better and worse ones, and what a hostile candidate would try."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sgrec_core.evaluation.gate import Choice, Evidence, Margins, compare, decide
+from sgrec_core.evaluation.ranking import Ranking, Resampling
+from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
+from sgrec_core.generator.dataset import Catalogue
+
+USERS, ITEMS, LIST = 400, 125, 50
+DRAWS = Resampling(seed=0, resamples=200)
+MARGINS = Margins(baseline=0.05, start=0.25, coverage=0.8)
+SHOWN, NOT_SHOWN = Evidence(nights=9, value=31.4, needed=20), Evidence(nights=2, value=1.2, needed=20)
+CODES = np.stack(np.unravel_index(np.arange(ITEMS), (5, 5, 5)), axis=1)
+
+
+def ranking(ranks: np.ndarray, *, model: str = "m", kinds: int = 40, seed: int = 0) -> Ranking:
+    """User u's target stands at ``ranks[u]``, nowhere where that is LIST or more; lists use ``kinds`` other items."""
+    draws = np.random.default_rng(seed)
+    targets = np.arange(USERS) % ITEMS
+    items = np.full((USERS, LIST), -1)
+    for user, rank in enumerate(ranks):
+        others = [item for item in draws.permutation(kinds + 1) if item != targets[user]]
+        items[user, : len(others)] = others[:LIST]
+        if rank < LIST:
+            items[user, rank] = targets[user]
+    histories = ((targets + 1) % ITEMS)[:, None]
+    catalogue = Catalogue(pa.array([f"i{item:03d}" for item in range(ITEMS)]), CODES, 5, "t")
+    return Ranking(
+        model, "1", items, targets, histories, catalogue, np.array([f"u{user:03d}" for user in range(USERS)])
+    )
+
+
+def hits(share: float, *, rank: int = 3, seed: int = 1) -> np.ndarray:
+    """The target stands at ``rank`` for about ``share`` of the users, for all others nowhere."""
+    return np.where(np.random.default_rng(seed).random(USERS) < share, rank, LIST)
+
+
+def choose(rankings: Mapping[str, Ranking], evidence: Evidence | None = SHOWN) -> Choice:
+    """As a night does."""
+    pairs = [(OPTIMISED, SUPERVISED)] if OPTIMISED in rankings else []
+    pairs += [
+        (one, other)
+        for one in (OPTIMISED, SUPERVISED)
+        for other in (CHAMPION, POPULARITY)
+        if one in rankings and other in rankings
+    ]
+    return decide(
+        {(one, other): compare(rankings[one], rankings[other], DRAWS) for one, other in pairs}, MARGINS, evidence
+    )
+
+
+FLOOR = ranking(hits(0.1), model=POPULARITY)
+
+
+def test_an_optimised_policy_below_its_own_start_is_never_promoted_whatever_its_recipe_has_shown() -> None:
+    """The night that this gate was made for: far above popularity, below the policy that it was made of."""
+    found = choose({SUPERVISED: ranking(hits(0.6)), OPTIMISED: ranking(hits(0.4)), POPULARITY: FLOOR})
+    assert found.serves == SUPERVISED
+    assert "it may have lost what its start had" in found.reason
+
+
+def test_a_better_optimised_policy_serves_only_when_its_recipe_is_shown() -> None:
+    rankings = {SUPERVISED: ranking(hits(0.4)), OPTIMISED: ranking(hits(0.6)), POPULARITY: FLOOR}
+    assert choose(rankings, SHOWN).serves == OPTIMISED
+    for evidence in (NOT_SHOWN, None):
+        found = choose(rankings, evidence)
+        assert found.serves == SUPERVISED
+        assert "not shown to be better than its start" in found.reason
+    assert "evidence 1.2 of 20 after 2 nights" in choose(rankings, NOT_SHOWN).reason
+
+
+def test_nothing_serves_that_is_not_above_the_champion() -> None:
+    champion = ranking(hits(0.6))
+    rankings = {SUPERVISED: ranking(hits(0.5)), OPTIMISED: ranking(hits(0.55)), CHAMPION: champion, POPULARITY: FLOOR}
+    found = choose(rankings)
+    assert found.serves is None
+    assert "supervised policy not: not better" in found.reason
+    assert "optimised policy not: not better" in found.reason
+
+
+def test_the_same_model_again_is_not_better() -> None:
+    same = ranking(hits(0.5))
+    assert choose({SUPERVISED: same, CHAMPION: same, POPULARITY: FLOOR}, None).serves is None
+
+
+def test_popularity_is_the_floor_beside_a_bad_champion_too() -> None:
+    rankings = {
+        SUPERVISED: ranking(hits(0.3)),
+        CHAMPION: ranking(hits(0.1)),
+        POPULARITY: ranking(hits(0.5), model=POPULARITY),
+    }
+    found = choose(rankings, None)
+    assert found.serves is None
+    assert "of popularity" in found.reason
+
+
+def test_a_better_top_does_not_excuse_a_lost_deep_list() -> None:
+    """Half of the users get their target first; before, nine tenths had it somewhere in the list of fifty."""
+    deep = np.where(np.random.default_rng(1).random(USERS) < 0.9, 30, LIST)
+    found = choose({SUPERVISED: ranking(hits(0.5, rank=0)), CHAMPION: ranking(deep), POPULARITY: FLOOR}, None)
+    assert found.serves is None
+    assert "hit_rate@50 surely worse" in found.reason
+
+
+def test_a_kind_of_target_that_is_surely_lost_is_named() -> None:
+    """All the gain is among targets that share two codes with the history, and those that share none are lost."""
+    before, after = ranking(hits(0.5, rank=9)), None
+    novel = before.buckets() == 3
+    assert 20 < novel.sum() < USERS / 2
+    after = ranking(np.where(novel, LIST, 0))
+    found = choose({SUPERVISED: after, CHAMPION: before, POPULARITY: FLOOR}, None)
+    assert found.serves is None
+    assert "of targets in bucket shares_none surely worse" in found.reason
+
+
+def test_a_policy_that_forgets_half_of_the_catalogue_is_refused() -> None:
+    rankings = {
+        SUPERVISED: ranking(np.full(USERS, LIST), kinds=52),
+        CHAMPION: ranking(hits(0.2), kinds=124),
+        POPULARITY: FLOOR,
+    }
+    rankings[SUPERVISED] = ranking(np.where(np.arange(USERS) % ITEMS < 50, 0, LIST), kinds=52)
+    found = choose(rankings, None)
+    assert found.serves is None
+    assert "coverage" in found.reason
+
+
+def test_every_verdict_says_what_a_night_of_these_users_can_show() -> None:
+    found = choose({SUPERVISED: ranking(hits(0.6)), POPULARITY: FLOOR}, None)
+    assert found.serves == SUPERVISED
+    assert "one night shows 0.0" in found.reason
+
+
+@pytest.mark.parametrize("swapped", range(3))
+def test_identical_candidates_are_promoted_by_chance_alone(swapped: int) -> None:
+    """Results of users swapped by coin: over a hundred such nights hardly any is promoted."""
+    draws = np.random.default_rng(swapped)
+    one, other = hits(0.5, seed=2), hits(0.5, seed=3)
+    promoted = 0
+    for _ in range(30):
+        coin = draws.random(USERS) < 0.5
+        ours, theirs = np.where(coin, one, other), np.where(coin, other, one)
+        rankings = {SUPERVISED: ranking(ours), CHAMPION: ranking(theirs), POPULARITY: FLOOR}
+        promoted += choose(rankings, None).serves is not None
+    assert promoted <= 6
