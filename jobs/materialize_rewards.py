@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from sgrec_core.hashing import digest
 from sgrec_core.judge.calls.scores import CALL, find_scores
-from sgrec_core.judge.engines import day_has_context, judge_version
+from sgrec_core.judge.engines import day_has_context, judge_version, make_engine
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.night.generators import day_catalogue
 from sgrec_core.night.rewards import candidates_to_fuse, version_of_day
@@ -24,19 +24,33 @@ def run(job: Job) -> None:
     fusion = job.settings.fusion
     method = method_of(fusion.objective)
     candidates = candidates_to_fuse(job.lake, job.day)
-    judge = judge_version(job.settings, day_has_context(job.lake, job.day))
+    has_context = day_has_context(job.lake, job.day)
+    judge, resolution = judge_version(job.settings, has_context), make_engine(job.settings, has_context).resolution
     scores = find_scores(job.lake, job.day, judge, _judgeable(candidates, method), [*CALL, "aspects", "scores"])
     weights = job.lake.read("user_weights", where={"day": job.day})
     version = version_of_day(job.lake, job.day, job.settings)
     # Rows of aspect_scores are shared by nights, so their content stands for them.
     fingerprint = job.inputs_fingerprint(
-        {"version": version, "scores": digest(scores.to_pylist()), "fusion": fusion.model_dump()}
+        {
+            "version": version,
+            "scores": digest(scores.to_pylist()),
+            "fusion": fusion.model_dump(),
+            "resolution": resolution,
+        }
     )
     partition = {"day": job.day, "reward_version": version}
     if job.skip_if_published({"rewards": partition}, fingerprint):
         return
     catalogue = day_catalogue(job.lake, job.day, candidates["tokenizer_version"][0].as_py())
-    rewards = fuse_rewards(candidates, catalogue, scores, weights, objective=fusion.objective, epsilon=fusion.epsilon)
+    rewards = fuse_rewards(
+        candidates,
+        catalogue,
+        scores,
+        weights,
+        objective=fusion.objective,
+        epsilon=fusion.epsilon,
+        resolution=resolution,
+    )
     job.lake.publish("rewards", rewards.rows, partition=partition, fingerprint=fingerprint)
 
     for name, value in rewards.facts.items():

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from sgrec_core.errors import ContractError
 from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.rewards.advantages import Groups
+from sgrec_core.rewards.advantages.groups import SMALLEST_DEVIATION
 from sgrec_core.rewards.fusion import fuse, fusion_facts
 from sgrec_core.rewards.semantic import holistic, in_groups
 
@@ -29,6 +30,7 @@ def fuse_rewards(
     *,
     objective: str,
     epsilon: float = 1e-8,
+    resolution: float = SMALLEST_DEVIATION,
 ) -> RewardTable:
     """Reward rows of the day's candidates.
 
@@ -40,6 +42,7 @@ def fuse_rewards(
         weights: rows of ``user_weights`` of the day.
         objective: one of `sgrec_core.rewards.advantages.METHODS`.
         epsilon: the eps of A2PO's gate.
+        resolution: of the judge; see `Groups`.
 
     A group is judged when every candidate has scores and its state has weights for the same aspects. What becomes of
     groups that are not judged is the method's affair.
@@ -62,6 +65,7 @@ def fuse_rewards(
         semantic.reshape(shape),
         judged,
         catalogue.index(candidates["target_item"]).reshape(shape)[:, 0],
+        resolution=resolution,
     )
     fused = fuse(objective, groups, epsilon)
     # A candidate's tokens weigh alike in the loss, so their mean is what it gets as a whole.

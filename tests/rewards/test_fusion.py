@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from rewarded_groups import fused, groups_of
+from rewarded_groups import TRIE, fused, groups_of
 
-from sgrec_core.rewards.advantages import METHODS, standardise
+from sgrec_core.rewards.advantages import METHODS, Groups, standardise
+from sgrec_core.rewards.advantages.a2po import a2po
 from sgrec_core.rewards.ranking import ranking_reward
 from sgrec_core.rewards.semantic import queue_places, worth_judging
 from sgrec_core.settings import FusionSettings
@@ -120,6 +121,19 @@ def test_deviation_at_the_limit() -> None:
     assert standardise(np.array([[0.0, 2e-8]])).tolist() == [[0.0, 0.0]]
     assert standardise(np.array([[0.0, 2.2e-8]])).tolist() == [[-1.0, 1.0]]
     assert standardise(np.full((1, 3), 1e12 + 0.1)).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_the_rounding_of_a_judge_is_no_preference() -> None:
+    """Scores of .7312 that differ by one step of float32: the gate used to be open by .079 on average."""
+    draws = np.random.default_rng(0)
+    step = np.spacing(np.float32(0.7312))
+    semantic = 0.7312 + step * draws.integers(-1, 2, (50, 16))
+    business = draws.random((50, 16))
+    items = np.zeros((50, 16), dtype=int)
+    for resolution, expected in ((1e-8, False), (1e-5, True)):
+        groups = Groups.of(TRIE, items, business, semantic, resolution=resolution)
+        assert (a2po(groups, 1e-8).gate == 0).all() == expected
+        assert (a2po(groups, 1e-8).advantage == groups.business_advantage).all() == expected
 
 
 @given(reward_pairs())

@@ -32,6 +32,9 @@ class EmbeddingEngine:
 
     HALF_LIFE = 3.0
 
+    resolution = 1e-5
+    """Of its scores: what float32 cosines of the same texts may differ by from run to run, and more."""
+
     def __init__(self, settings: Settings, rubric: Rubric):
         known = {"s0", "s1", "s2", "s3"}
         if unknown := [aspect.id for aspect in rubric.aspects if aspect.id not in known]:

@@ -74,6 +74,9 @@ class LanguageModelEngine:
     history fails.
     """
 
+    resolution = 1e-3
+    """Of its scores: what bfloat16 and other neighbours in a batch may move the same answer by."""
+
     def __init__(self, settings: Settings, rubric: Rubric):
         self.settings = settings
         self.rubric = rubric

@@ -36,6 +36,8 @@ class Groups:
     """[N, G, L] node of the trie in which each code was chosen."""
     forced: np.ndarray
     """[N, G, L] whether it is the only valid code there: such a code has probability 1 and no gradient."""
+    resolution: float = SMALLEST_DEVIATION
+    """Deviation up to which semantic rewards of a group differ by the judge's rounding, and say nothing."""
     target_codes: np.ndarray | None
     """[N, L] codes of the item that was chosen, -1 where it is not in the catalogue; None where nothing was chosen."""
 
@@ -53,10 +55,13 @@ class Groups:
         semantic: np.ndarray | None = None,
         judged: np.ndarray | None = None,
         targets: np.ndarray | None = None,
+        *,
+        resolution: float = SMALLEST_DEVIATION,
     ) -> "Groups":
         """Groups of ``items`` of a trie on the CPU, ``targets`` [N] among them, -1 for others.
 
-        With ``semantic`` and without ``judged`` every group is judged.
+        With ``semantic`` and without ``judged`` every group is judged. Eight parameters, because a group has as many
+        sides.
         """
         every = np.full(len(items), semantic is not None)
         codes, path = trie.codes.numpy(), trie.path[torch.tensor(items, dtype=torch.int64)]
@@ -67,6 +72,7 @@ class Groups:
             items=items,
             codes=codes[items],
             path=path.numpy(),
+            resolution=resolution,
             forced=(trie.valid.sum(dim=1) == 1)[path].numpy(),
             target_codes=None if targets is None else np.where(targets[:, None] >= 0, codes[targets], -1),
         )
@@ -81,7 +87,7 @@ class Groups:
         """[N, G] the same of semantic rewards; zeros in groups that are not judged."""
         if self.semantic is None:
             return np.zeros_like(self.business)
-        return standardise(np.where(self.judged[:, None], self.semantic, 0.0))
+        return standardise(np.where(self.judged[:, None], self.semantic, 0.0), self.resolution)
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,13 @@ class Method:
     """Whether groups that are not judged have no advantages, so that sampling a share of them would lose the rest."""
 
 
-def standardise(rewards: np.ndarray) -> np.ndarray:
-    """(reward - mean) / population deviation within each row of [N, G]; zeros where the deviation is at most 1e-8."""
+def standardise(rewards: np.ndarray, resolution: float = SMALLEST_DEVIATION) -> np.ndarray:
+    """(reward - mean) / population deviation within each row of [N, G]; zeros where that is at most ``resolution``."""
     values = _tensor(rewards)
     # Subtracting the first candidate's reward first keeps equal rewards exactly equal, whatever their size.
     centred = _centre(values - values[:, :1])
     deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-    return torch.where(deviation > SMALLEST_DEVIATION, centred / deviation, 0.0).numpy()
+    return torch.where(deviation > resolution, centred / deviation, 0.0).numpy()
 
 
 def centre(values: np.ndarray) -> np.ndarray:
