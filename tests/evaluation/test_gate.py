@@ -28,7 +28,8 @@ def ranking(ranks: np.ndarray, *, model: str = "m", kinds: int = 40, seed: int =
         items[user, : len(others)] = others[:LIST]
         if rank < LIST:
             items[user, rank] = targets[user]
-    histories = ((targets + 1) % ITEMS)[:, None]
+    # A third of the targets share no code with the history, the others mostly two.
+    histories = ((targets + np.where(targets % 3, 1, 25)) % ITEMS)[:, None]
     catalogue = Catalogue(pa.array([f"i{item:03d}" for item in range(ITEMS)]), CODES, 5, "t")
     return Ranking(
         model, "1", items, targets, histories, catalogue, np.array([f"u{user:03d}" for user in range(USERS)])

@@ -666,7 +666,7 @@ def test_a_language_model_reads_the_histories_of_a_night_by_a_setting(two_nights
     assert isinstance(recommender.model.encoder, LanguageModel)
     assert recommender.model.item_head is not None
     assert recommender.model.memory is not None
-    (answer,) = recommender.recommend([[item(3), item(4)]], count=5)
+    (answer,) = recommender.recommend([[item(3), item(4)]], count=5, exclude_history=False)
     model, catalogue = generator_of_day(Lake(settings.lake_root), registry, champion, NEXT_DAY)
     best = rank_items(model, catalogue.trie, np.array([[3, 4]]), width=50, count=5).items[0].tolist()
     assert [found for found, _ in answer] == [item(number) for number in best]
