@@ -79,8 +79,9 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}};
     ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
     ``evaluation`` {champion, challenger, popularity: each null or {model, version, users, hr@10, ndcg@10, and
-    intervals}, difference, promoted, reason}; ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table:
-    version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
+    intervals}, difference, promoted, reason}; ``hold`` (that on promotion, in words); ``stages`` [{name, state,
+    seconds, facts, message}]; ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake}, below the home;
+    ``notes`` [{stage, text}].
     """
     stop = night.stop
     return {
@@ -102,6 +103,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
         },
         "reward": {name: night.facts("materialize_rewards").get(name) for name in REWARD_FACTS},
         "evaluation": _evaluation(night),
+        "hold": night.hold,
         "stages": [
             {
                 "name": step.name,
