@@ -34,6 +34,7 @@ SLOW = {
     "runtime/test_code.py",
     "runtime/test_warm.py",
     "night/test_changes.py",
+    "registry/test_hold.py",
     "registry/test_moved_home.py",
     "registry/test_promotions.py",
     "registry/test_registry.py",

@@ -1,6 +1,6 @@
 """Commands about generators."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -10,6 +10,9 @@ from rich.table import Table
 from sgrec_core.cli.app import METRICS, app, console
 from sgrec_core.cli.homes import existing_home, valid_day
 from sgrec_core.errors import InputError
+
+if TYPE_CHECKING:
+    from sgrec_core.registry.promotions import Promotions
 
 
 @app.command()
@@ -102,6 +105,7 @@ def promote(
     chosen = registry.get(GENERATOR, str(version))
     day = registry.promote(chosen, reason)
     console.print(f"champion: {chosen}, made by night {chosen.day}, serves as of night {day}")
+    _say_whether_held(registry.promotions)
 
 
 @app.command()
@@ -109,27 +113,61 @@ def rollback(reason: Reason = "by hand") -> None:
     """Take the last promotion back: the champion before it serves again."""
     from sgrec_core.registry import Registry
 
-    demoted, champion = Registry(existing_home()).rollback(reason)
+    registry = Registry(existing_home())
+    demoted, champion = registry.rollback(reason)
     serves = (
         f"{champion}, made by night {champion.day}" if champion else "none; the next challenger must beat popularity"
     )
     console.print(f"rolled back: {demoted}, made by night {demoted.day}\nchampion: {serves}")
+    _say_whether_held(registry.promotions)
+
+
+@app.command()
+def hold(
+    reason: Annotated[str, typer.Option(help="Told by nights, status and page while it stands.", show_default=False)],
+) -> None:
+    """Freeze promotion: nights do all else, but make no generator the champion until `sgrec release`."""
+    from sgrec_core.registry.promotions import hold
+
+    decided = _promotions().decide(lambda decisions: hold(decisions, reason))
+    console.print(f"promotion is {decided}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def release(reason: Reason = "by hand") -> None:
+    """Lift the hold: the next nights promote again. What was held back is promoted by hand."""
+    from sgrec_core.registry.promotions import release
+
+    decided = _promotions().decide(lambda decisions: release(decisions, reason))
+    console.print(f"nights promote again: {decided}", soft_wrap=True, markup=False)
+
+
+def _promotions() -> "Promotions":
+    from sgrec_core.lake import Lake
+    from sgrec_core.registry.promotions import Promotions
+
+    return Promotions(Lake(existing_home().lake_root))
+
+
+def _say_whether_held(promotions: "Promotions") -> None:
+    from sgrec_core.registry.promotions import held
+
+    hold = held(promotions.read())
+    if hold is not None:
+        console.print(f"the hold stands on: {hold}", soft_wrap=True, markup=False)
 
 
 @app.command()
 def promotions() -> None:
-    """Who was made champion, who was taken back, and which champion each night worked against; the newest last."""
-    from sgrec_core.lake import Lake
-    from sgrec_core.registry.promotions import Promotions
-
+    """Who was made champion or taken back, holds, and which champion each night worked against; the newest last."""
     table = Table(box=None)
     for name in ("day", "decision", "version", "who", "when (UTC)", "reason"):
         table.add_column(name, no_wrap=name != "reason")
-    for row in Promotions(Lake(existing_home().lake_root)).rows().to_pylist():
+    for row in _promotions().rows().to_pylist():
         when = row["decided_at"].strftime("%m-%d %H:%M")
-        table.add_row(
-            str(row["day"]), row["action"], row["version"] or "none", escape(row["who"]), when, escape(row["reason"])
-        )
+        # A night may have no champion to work against; a hold is of no version.
+        version = row["version"] or ("none" if row["action"] == "pin" else "")
+        table.add_row(str(row["day"]), row["action"], version, escape(row["who"]), when, escape(row["reason"]))
     console.print(table)
 
 

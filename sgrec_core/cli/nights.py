@@ -112,9 +112,10 @@ def status(
     day: Annotated[str | None, typer.Option(help="Show every stage of this night.", show_default=False)] = None,
     nights: Annotated[int, typer.Option(min=1, help="How many of the latest nights to list.")] = 7,
 ) -> None:
-    """Which stage recent nights are at, and which generators are champion and challenger."""
+    """Which stage recent nights are at, which generators are champion and challenger, and a hold on promotion."""
     from sgrec_core.judge.versions.accepted import accepted_judges
     from sgrec_core.registry import CHALLENGER, CHAMPION, Registry
+    from sgrec_core.registry.promotions import held
     from sgrec_core.runtime.stages import GENERATOR
 
     settings = existing_home()
@@ -128,6 +129,9 @@ def status(
     ):
         made = f"version {version.version}, made by night {version.day}" if version else "none yet"
         console.print(f"{alias}: {made}")
+    hold = held(registry.promotions.read())
+    if hold is not None:
+        console.print(f"promotion is {hold}", soft_wrap=True, markup=False)
     for judge in accepted_judges(settings)[-1:]:
         console.print(f"judge accepted last ({judge.how}, {judge.day}): {judge}", soft_wrap=True, markup=False)
 

@@ -39,6 +39,8 @@ def show_summary(settings: Settings, day: str) -> None:
         table.add_row(role, model_in_words(summary["evaluation"].get(role)))
     if summary["evaluation"].get("reason"):
         table.add_row("decision", escape(summary["evaluation"]["reason"]))
+    if summary["hold"]:
+        table.add_row("promotion", escape(summary["hold"]))
     for note in summary["notes"]:
         table.add_row("note", escape(f"{note['stage']}: {note['text']}"))
     table.add_row("report", str(settings.home / paths["report"]))

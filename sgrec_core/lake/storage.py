@@ -1,6 +1,6 @@
 """The files under a lake, wherever it lies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,17 +30,17 @@ def paths_of(lake: Lake, table: str, delta: DeltaTable, where: Where) -> list[st
     return [lake.uri(table) + path.removeprefix("file://").removeprefix(base) for path in chosen]
 
 
-def scan(lake: Lake, table: str, where: Where, columns: Sequence[str]) -> pa.Table:
+def scan(lake: Lake, table: str, where: Where, columns: Sequence[str], *, rows: int) -> Iterator[pa.RecordBatch]:
     """Columns of the files that can hold rows of ``where``, in any order; partition columns are not in files.
 
     For few columns of many small files: Arrow's dataset, with which `Lake.read` reads, takes longer to look at such a
-    file than this does to read it.
+    file than this does to read it. A large file comes ``rows`` at a time, so that the same memory serves again.
     """
     contract, delta = load_contract(table), lake.open(table)
     schema = pa.schema([contract.arrow_schema.field(name) for name in columns])
-    parts = [schema.empty_table()]
     for path in paths_of(lake, table, delta, where) if delta else ():
         filesystem, name = filesystem_of(path)
         with filesystem.open_input_file(name) as file:
-            parts.append(pq.ParquetFile(file).read(list(columns), use_threads=False).cast(schema))
-    return pa.concat_tables(parts)
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+            for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
+                yield batch.cast(schema)

@@ -7,6 +7,7 @@ killed job therefore leaves the table at its last commit, and a re-run with the 
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -277,7 +278,10 @@ class Lake:
         return True
 
     def create(self, table: str) -> DeltaTable:
-        """The Delta table, made from its contract (schema, partitions, CHECK constraints) if it does not exist."""
+        """The Delta table, made from its contract (schema, partitions, CHECK constraints) if it does not exist.
+
+        One that does gets the constraints that it lacks, and those whose contract allows more values by now.
+        """
         contract = load_contract(table)
         delta = self.open(table)
         if delta is None:
@@ -293,13 +297,17 @@ class Lake:
                 configuration=contract.delta_properties,
             )
         _check_age(contract, delta)
-        present = {key for key in delta.metadata().configuration if key.startswith("delta.constraints.")}
-        absent = {f"delta.constraints.{name}" for name in contract.delta_constraints} - present
-        if not absent:
+        present = delta.metadata().configuration
+        wanted = {f"delta.constraints.{name}": condition for name, condition in contract.delta_constraints.items()}
+        absent = [key for key in wanted if key not in present]
+        wider = {key: wanted[key] for key in wanted if key in present and _allows_more(wanted[key], present[key])}
+        if not absent and not wider:
             return delta
-        for name, condition in contract.delta_constraints.items():
-            if f"delta.constraints.{name}" in absent:
-                delta.alter.add_constraint({name: condition})
+        for key in absent:
+            delta.alter.add_constraint({key.removeprefix("delta.constraints."): wanted[key]})
+        if wider:
+            # As properties: dropped and added, the table would be without between two commits. Its rows pass already.
+            delta.alter.set_table_properties(wider, raise_if_not_exists=False)
         return DeltaTable(self.uri(table))
 
 
@@ -334,6 +342,12 @@ def _check_age(contract: Contract, delta: DeltaTable) -> None:
             f"table {contract.table} lacks column {', '.join(missing)}: it comes from an older version of sgrec. Run"
             " `sgrec migrate`, or add the column with ALTER"
         )
+
+
+def _allows_more(wanted: str, present: str) -> bool:
+    """Whether a constraint is one of ``allowed`` values with some added; Delta keeps it in words of its own."""
+    before, now = (set(re.findall("'[^']*'", condition)) for condition in (present, wanted))
+    return bool(before) and before < now
 
 
 def application_id(table: str, partition: Mapping[str, object]) -> str:

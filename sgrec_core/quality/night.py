@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
+from sgrec_core.errors import SgrecError
 from sgrec_core.files import json_lines
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, rows_of_day
@@ -93,6 +94,8 @@ class Night:
     """Whether the judge's scores say nothing; None when the night did not get to the judge."""
     tables: list[dict[str, Any]]
     """Per table: table, version, rows of the day, owner."""
+    hold: str | None
+    """The hold on promotion that stands, in words."""
     problems: list[str] = field(default_factory=list)
     """What could not be read for this page, in words."""
 
@@ -172,6 +175,7 @@ def gather_night(settings: Settings, day: str) -> Night:
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
         tables=_tables(lake, day, problems),
+        hold=_hold(lake, problems),
         problems=problems,
     )
 
@@ -321,6 +325,17 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
             problems.append(f"table {table} could not be read: {error}")
         tables.append({"table": table, "version": version, "rows": rows, "of_day": dated, "owner": contract.owner})
     return tables
+
+
+def _hold(lake: Lake, problems: list[str]) -> str | None:
+    from sgrec_core.registry import promotions
+
+    try:
+        hold = promotions.held(promotions.Promotions(lake).read())
+    except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
+        problems.append(f"table {promotions.TABLE} could not be read: {error}")
+        return None
+    return None if hold is None else str(hold)
 
 
 def read_failures(reports: Path) -> dict[str, dict[str, Any]]:

@@ -81,9 +81,9 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
     ``evaluation`` {supervised, optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10,
     and intervals}, differences [{of, minus, ndcg@10, and its interval}], promoted, serves (the candidate that was
-    promoted), reason, history (kept in lists, or left out of them)}; ``stages`` [{name, state, seconds, facts,
-    message}]; ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes``
-    [{stage, text}].
+    promoted), reason, history (kept in lists, or left out of them)}; ``hold`` (that on promotion, in words); ``stages``
+    [{name, state, seconds, facts, message}]; ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake},
+    below the home; ``notes`` [{stage, text}].
     """
     stop = night.stop
     return {
@@ -105,6 +105,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
         },
         "reward": {name: night.facts("materialize_rewards").get(name) for name in REWARD_FACTS},
         "evaluation": _evaluation(night),
+        "hold": night.hold,
         "stages": [
             {
                 "name": step.name,

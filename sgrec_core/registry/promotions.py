@@ -4,6 +4,9 @@ A decision is a row and a commit: a version is *promoted*, the last promotion is
 notes the champion that it works against (*pin*). What serves is the last promotion that was not taken back. Each counts
 as of a day: a night's own, and for a person that of the newest night so far. Days of promotions and roll-backs never go
 back, so what nights met is settled: a night pins what decisions as of earlier days add up to, and keeps it.
+
+A person also freezes promotion (*hold*), and lifts that (*release*). Neither changes a champion: they have the day of
+the calendar, and between the two no night promotes, of whatever day it is.
 """
 
 import getpass
@@ -23,7 +26,7 @@ from sgrec_core.runtime.stages import GENERATOR
 
 TABLE = "promotions"
 
-Action = Literal["promote", "rollback", "pin"]
+Action = Literal["promote", "rollback", "pin", "hold", "release"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,11 @@ class Decision:
     reason: str
 
     def __str__(self) -> str:
+        reason = " ".join(self.reason.split())  # people's; the words are one line
+        if self.action == "hold":
+            return f"held by {self.who} since {self.day}: {reason}; `sgrec release` lifts it"
+        if self.action == "release":
+            return f"released by {self.who} on {self.day}: {reason}"
         done = {"promote": "promoted", "rollback": "rolled back", "pin": "pinned"}[self.action]
         as_of = "" if self.who.endswith(self.day) else f" as of {self.day}"
         return f"{self.model} version {self.version} was {done} by {self.who}{as_of}"
@@ -71,16 +79,32 @@ def pinned(decisions: Sequence[Decision], day: str) -> str | None:
 
 def last_change(decisions: Sequence[Decision], version: str | None = None) -> Decision | None:
     """The last promotion or roll-back, of ``version`` or of any."""
-    changes = [d for d in decisions if d.action != "pin" and version in (None, d.version)]
+    changes = [d for d in decisions if d.action in ("promote", "rollback") and version in (None, d.version)]
     return changes[-1] if changes else None
+
+
+def last_hold_or_release(decisions: Sequence[Decision]) -> Decision | None:
+    """What a person said last about whether nights promote."""
+    said = [decision for decision in decisions if decision.action in ("hold", "release")]
+    return said[-1] if said else None
+
+
+def held(decisions: Sequence[Decision]) -> Decision | None:
+    """The hold that stands."""
+    last = last_hold_or_release(decisions)
+    return last if last is not None and last.action == "hold" else None
 
 
 def why_not(decisions: Sequence[Decision], version: str, day: str) -> str | None:
     """What stands against a promotion of ``version`` by night ``day``, in words; nothing where it has promoted it."""
-    own, last = last_change(decisions, version), last_change(decisions)
+    own, last, hold = last_change(decisions, version), last_change(decisions), held(decisions)
+    if own is not None and (own.action, own.day) == ("promote", day):
+        return None
+    if hold is not None:
+        return str(hold)
     if own is not None and own.action == "rollback":
         return f"{own}; promote it with `sgrec promote --version {version}`"
-    if last is not None and last.day > day and (own is None or own.day != day):
+    if last is not None and last.day > day:
         return f"{last}; an older night moves no alias"
     return None
 
@@ -127,9 +151,37 @@ def roll_back(decisions: Sequence[Decision], reason: str) -> Decision:
     return _decision("rollback", _newest_day(decisions, last.day), last.version, last.fingerprint, login(), reason)
 
 
+def hold(decisions: Sequence[Decision], reason: str) -> Decision:
+    """A person freezes promotion: no night promotes until it is released.
+
+    Raises:
+        SgrecError: it is held already.
+    """
+    stands = held(decisions)
+    if stands is not None:
+        raise SgrecError(f"promotion is {stands}")
+    return _decision("hold", _today(), None, None, login(), reason)
+
+
+def release(decisions: Sequence[Decision], reason: str) -> Decision:
+    """A person lifts the hold.
+
+    Raises:
+        SgrecError: nothing is held.
+    """
+    if held(decisions) is None:
+        before = last_hold_or_release(decisions)
+        raise SgrecError("promotion is not held" + (f": {before}" if before else ": nobody ever held it"))
+    return _decision("release", _today(), None, None, login(), reason)
+
+
 def _newest_day(decisions: Sequence[Decision], at_least: str) -> str:
     """The day that a person decides as of: no night so far meets the decision, every later one does."""
-    return max([at_least, *(decision.day for decision in decisions)])
+    return max([at_least, *(decision.day for decision in decisions if decision.action not in ("hold", "release"))])
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def _decision(

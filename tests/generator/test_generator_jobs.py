@@ -39,7 +39,7 @@ from sgrec_core.judge.versions.accepted import accept
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.evaluation import evaluate_version
 from sgrec_core.night.generators import generator_of_day
-from sgrec_core.registry import CHALLENGER, CHAMPION, Registry
+from sgrec_core.registry import CHALLENGER, CHAMPION, Registry, promotions
 from sgrec_core.registry.nights import of_night
 from sgrec_core.rewards.advantages import METHODS, Fused, Groups, Method, standardise
 from sgrec_core.runtime.job import Job
@@ -452,6 +452,27 @@ def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
     assert registry.get(GENERATOR, CHAMPION).version == promoted.version
     assert registry.get(GENERATOR, CHALLENGER).day == NEXT_DAY
     run_day(settings, DAY)
+
+
+def test_a_held_night_does_all_but_promote(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(home, policy={"learning_rate": 2e-4})
+    registry = Registry(settings)
+    champion = registry.champion()
+    registry.promotions.decide(lambda decisions: promotions.hold(decisions, "sale"))
+    trained = run_stage(settings, "train_generator", NEXT_DAY)
+    assert not [note for note in trained["notes"] if "alias" in note]
+    assert registry.get(GENERATOR, CHALLENGER).version == trained["facts"]["challenger_version"]
+    run_stage(settings, "train_generator", DAY)
+    evaluated = run_stage(settings, "evaluate_generator", DAY)
+    assert evaluated["state"] == "finished"
+    assert evaluated["facts"]["champion_version"] is None, "it was pinned to none"
+    assert evaluated["facts"]["promoted"] is False
+    assert evaluated["facts"]["reason"] == str(promotions.held(registry.promotions.read()))
+    assert registry.champion() == champion
+    registry.promotions.decide(lambda decisions: promotions.release(decisions, "over"))
+    assert run_stage(settings, "evaluate_generator", DAY)["state"] == "skipped"
+    assert registry.champion() == champion, "nights do not come back to what was held"
 
 
 def test_a_registered_generator_serves_by_itself(two_nights: Any) -> None:

@@ -5,12 +5,14 @@ import multiprocessing
 import os
 import signal
 import time
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
+from old_tables import promotions_of_before
 
 from sgrec_core.errors import ContractError
 from sgrec_core.lake import Lake, load_contract
@@ -94,6 +96,40 @@ def test_delta_itself_refuses_rows_that_break_a_constraint(lake: Lake) -> None:
     }  # fmt: skip
     with pytest.raises(Exception, match="role"):
         write_deltalake(table, pa.table(row), mode="append")
+
+
+def decision(action: str, sequence: int) -> pa.Table:
+    row = {
+        "sequence": sequence, "day": date(2026, 1, 5), "action": action, "model": "m", "version": None,
+        "fingerprint": None, "who": "w", "reason": "r", "decided_at": datetime(2026, 1, 5, tzinfo=UTC),
+    }  # fmt: skip
+    return pa.Table.from_pylist([row], schema=load_contract("promotions").arrow_schema)
+
+
+@pytest.mark.parametrize(
+    "before", [("promote",), ("promote", "rollback", "pin"), ("promote", "rollback", "pin", "release")]
+)
+def test_a_table_takes_in_what_its_contract_allows_by_now(lake: Lake, before: tuple[str, ...]) -> None:
+    """In one commit; Delta words a constraint of few values otherwise than one of many."""
+    delta = promotions_of_before(lake.uri("promotions"), *before)
+    write_deltalake(delta, decision("promote", 1), mode="append")
+    with pytest.raises(DeltaError, match="failed validation"):
+        write_deltalake(delta, decision("hold", 2), mode="append")
+    version = DeltaTable(lake.uri("promotions")).version()
+    delta = lake.create("promotions")
+    assert delta.version() == version + 1
+    assert lake.create("promotions").version() == version + 1, "nothing to do"
+    for action, sequence in (("crown", 2), ("hold", 0)):
+        with pytest.raises(DeltaError, match="failed validation"):
+            write_deltalake(delta, decision(action, sequence), mode="append")
+    write_deltalake(delta, decision("hold", 2), mode="append")
+    assert lake.read("promotions")["action"].to_pylist() == ["promote", "hold"]
+
+
+def test_a_table_that_allows_more_than_this_contract_stays(lake: Lake) -> None:
+    """A newer sgrec has written to it."""
+    delta = promotions_of_before(lake.uri("promotions"), "promote", "rollback", "pin", "hold", "release", "crown")
+    assert lake.create("promotions").version() == delta.version()
 
 
 def scores(state: str, value: float | None) -> pa.Table:

@@ -18,6 +18,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.quality.data_docs import build_data_docs
 from sgrec_core.quality.night import gather_night
 from sgrec_core.quality.report import write_report
+from sgrec_core.registry import promotions
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.runs import Run, last_runs, record
 from sgrec_core.settings import PROJECT_ROOT, QualitySettings, Settings
@@ -273,6 +274,26 @@ def test_a_damaged_table_costs_a_banner_not_the_page(good_night: Path) -> None:
     assert summary["rows"]["in"] == 74
 
 
+def test_page_and_summary_say_that_promotion_is_held(good_night: Path) -> None:
+    assert summary_and_page()[0]["hold"] is None
+    table = promotions.Promotions(Lake(Settings().lake_root))
+    table.decide(lambda decisions: promotions.hold(decisions, f"sale {ATTACK}"))
+    summary, page = summary_and_page()
+    assert summary["status"] == "succeeded"
+    assert summary["hold"].startswith(f"held by {promotions.login()} since ")
+    assert summary["hold"].endswith(f": sale {ATTACK}; `sgrec release` lifts it")
+    assert html.escape(summary["hold"]) in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
+    table.decide(lambda decisions: promotions.release(decisions, "over"))
+    summary, page = summary_and_page()
+    assert summary["hold"] is None
+    assert "Promotion is held" not in page
+    for file in (good_night / "lake" / "promotions").rglob("*.parquet"):
+        file.unlink()
+    summary, page = summary_and_page()
+    assert summary["hold"] is None
+    assert "table promotions could not be read" in page
+
+
 def test_the_page_needs_nothing_from_outside(good_night: Path) -> None:
     _, page = summary_and_page()
     for word in ("http://", "https://", "<script", "@import", '<link rel="stylesheet"'):
@@ -357,6 +378,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     good, stopped = (Settings(home=tmp_path_factory.mktemp(name) / "home") for name in ("good", "stopped"))
     run_night(good, attack=ATTACK, notes={"ingest_events": [RULE, ATTACK]})
     run_night(stopped, attack=ATTACK, before_gate=broken_states)
+    promotions.Promotions(Lake(good.lake_root)).decide(lambda decisions: promotions.hold(decisions, ATTACK))
     return {"good": write_report(good, DAY)[1], "stopped": write_report(stopped, DAY)[1]}
 
 

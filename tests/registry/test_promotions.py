@@ -30,6 +30,7 @@ STEPS = st.lists(
         ),
         st.tuples(st.just("promote"), st.integers(0, 20)),
         st.tuples(st.just("rollback")),
+        st.tuples(st.just("hold_or_release")),
     ),
     max_size=25,
 )
@@ -48,11 +49,12 @@ class World:
         """Night to the champion that it worked against."""
         self.made: list[tuple[str, str]] = []
         """Version and the night that made it."""
+        self.held = False
 
     def commit(self, decision: p.Decision | None) -> None:
         if decision is not None:
             self.decisions.append(decision)
-        if decision is not None and decision.action != "pin":
+        if decision is not None and decision.action in ("promote", "rollback"):
             self.champions.append((decision.day, self.stack[-1] if self.stack else None))
 
     def night(self, day: str, how: str) -> None:
@@ -70,7 +72,7 @@ class World:
             self.rollback()
         if how == "keeps":
             return
-        allowed = all(changed <= day for changed, _ in self.champions)
+        allowed = not self.held and all(changed <= day for changed, _ in self.champions)
         against = p.why_not(self.decisions, version, day)
         assert (against is None) == allowed
         if allowed:
@@ -99,7 +101,16 @@ class World:
         decision = p.roll_back(self.decisions, "bad")
         self.commit(decision)
         assert decision.version == version
-        assert "rolled back" in (p.why_not(self.decisions, version, DAYS[-1]) or "")
+        assert ("held" if self.held else "rolled back") in (p.why_not(self.decisions, version, DAYS[-1]) or "")
+
+    def hold_or_release(self) -> None:
+        refused, done = (p.hold, p.release) if self.held else (p.release, p.hold)
+        with pytest.raises(SgrecError, match="promotion is"):
+            refused(self.decisions, "sale")
+        last = p.last_change(self.decisions)
+        self.commit(done(self.decisions, "sale"))
+        assert p.last_change(self.decisions) == last
+        self.held = not self.held
 
 
 @given(STEPS)
@@ -111,7 +122,7 @@ def test_whatever_is_decided_nights_keep_what_they_met_and_later_ones_meet_what_
         assert p.champion(decisions) == (world.stack[-1] if world.stack else None)
         assert {day: p.pinned(decisions, day) for day in world.met} == world.met
         assert p.pinned(decisions, "2026-01-09") == p.champion(decisions), "a night after all of them"
-        changes = [decision.day for decision in decisions if decision.action != "pin"]
+        changes = [decision.day for decision in decisions if decision.action in ("promote", "rollback")]
         assert changes == sorted(changes)
 
 

@@ -22,6 +22,8 @@ from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.storage import scan
 
 LEDGER = "judge_ledger"
+AT_ONCE = 512
+"""Rows whose states are looked at together: a megabyte or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +94,15 @@ def has_judged_nights(lake: Lake, version: str) -> bool:
 
 def days_asked(lake: Lake, version: str, state_ids: Iterable[str]) -> set[str]:
     """The days for which judge ``version`` was asked about any of the states."""
-    rows = scan(lake, LEDGER, {"judge_version": version}, ["day", "states"])
-    states = rows["states"].combine_chunks()
-    if not len(states):
-        return set()
-    ends = np.cumsum(pc.binary_length(states).to_numpy()) // 8
-    # All rows' hashes one after the other, and no copy of them: there are millions after some years.
-    hashes = pa.Array.from_buffers(pa.int64(), ends[-1], [None, states.buffers()[2]])
-    found = pc.is_in(hashes, value_set=pa.array(hash_integers(set(state_ids)), pa.int64()))
-    places = pc.indices_nonzero(found).to_numpy()
-    return {day.isoformat() for day in rows["day"].take(np.searchsorted(ends, places, side="right")).to_pylist()}
+    wanted = pa.array(hash_integers(set(state_ids)), pa.int64())
+    days: set[date] = set()
+    for rows in scan(lake, LEDGER, {"judge_version": version}, ["day", "states"], rows=AT_ONCE):
+        ends = np.cumsum(pc.binary_length(rows["states"]).to_numpy()) // 8
+        # The hashes of all these rows one after the other, and no copy of them: there are millions after some years.
+        hashes = pa.Array.from_buffers(pa.int64(), ends[-1], [None, rows["states"].buffers()[2]])
+        places = pc.indices_nonzero(pc.is_in(hashes, value_set=wanted)).to_numpy()
+        days |= set(rows["day"].take(np.searchsorted(ends, places, side="right")).to_pylist())
+    return {day.isoformat() for day in days}
 
 
 def uncounted_workers(lake: Lake, day: str, version: str) -> Spent:
