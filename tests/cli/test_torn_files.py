@@ -116,7 +116,7 @@ def test_a_torn_summary_is_none(night: Settings, cut: str, caplog: pytest.LogCap
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(torn(b'{"status": "succeeded", "evaluation": {"promoted": true}}', cut))
     show_summary(night, DAY)
-    assert evaluation_cells(night, DAY) == ["", "", ""]
+    assert evaluation_cells(night, DAY) == ["", "", "", ""]
     assert f"{path} is damaged" in caplog.text
 
 
