@@ -103,7 +103,6 @@ def run(job: Job) -> None:
     job.fact("promoted", serves is not None)
     job.fact("serves", serves)
     job.fact("reason", reason)
-    job.note(f"{'the ' + serves + ' policy promoted' if serves else 'no candidate promoted'}: {reason}")
 
 
 def _rankings(

@@ -62,7 +62,7 @@ def model_in_words(model: Mapping[str, Any] | None) -> str:
     if not model:
         return "none"
     # Popularity has the night's day for a version, which the title says already.
-    name = "" if model["model"] == "popularity" else f"version {model['version']}: "
+    name = "" if model["model"] == "popularity" else f"{model['model']} version {model['version']}: "
     return f"{name}HR@10 {number(model['hr@10'])}, NDCG@10 {number(model['ndcg@10'])}"
 
 
