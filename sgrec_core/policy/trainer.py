@@ -101,8 +101,13 @@ class StoredGroups:
     def with_signal(self) -> "StoredGroups":
         """Only the groups in which some advantage is not zero: the others have no policy gradient."""
         rows = self.advantages.reshape(len(self.advantages), -1).any(axis=1)
-        kept = {name: getattr(self, name)[rows] for name in ("histories", "items", "log_probs", "advantages")}
-        return replace(self, **kept)
+        return replace(
+            self,
+            histories=self.histories[rows],
+            items=self.items[rows],
+            log_probs=self.log_probs[rows],
+            advantages=self.advantages[rows],
+        )
 
 
 def train_stored(

@@ -425,7 +425,9 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
     lake = Lake(settings.lake_root)
     scored = lake.read("aspect_scores").num_rows
 
-    facts = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    report = run_stage(settings, "train_generator", NEXT_DAY)
+    facts = report["facts"]
+    assert any("what it has by heart is rewarded as well" in note for note in report["notes"])
     assert facts["on_policy_judge_paid"] > 0
     assert 0 < facts["covered_groups"] < facts["groups"]
     assert 0 <= facts["agreement_rate"] <= 1

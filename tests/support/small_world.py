@@ -58,8 +58,14 @@ def publish(lake: Lake, table: str, rows: list[dict[str, Any]], **partition: str
     lake.publish(table, pa.Table.from_pylist(rows, schema=schema), partition=partition, fingerprint=f"{len(rows):032x}")
 
 
-def write_day(lake: Lake, day: str) -> None:
-    """Users walk round the circle of items in steps of one; a seventh of them is held out."""
+def round_the_circle(day: str, user: int) -> list[int]:
+    """A day's walk of a user, from item to item in steps of one."""
+    start = 7 * user + date.fromisoformat(day).day
+    return [start + step for step in range(6)]
+
+
+def write_day(lake: Lake, day: str, walk: Callable[[str, int], list[int]] = round_the_circle) -> None:
+    """70 users walk by ``walk`` (day and user to six items); a seventh of them is held out."""
     the_day = date.fromisoformat(day)
     publish(
         lake,
@@ -69,9 +75,9 @@ def write_day(lake: Lake, day: str) -> None:
     )
     states, labels = [], []
     for user in range(70):
-        start = 7 * user + the_day.day
+        steps = walk(day, user)
         for position in range(4):
-            history = [item(start + step) for step in range(position + 1)]
+            history = [item(step) for step in steps[: position + 1]]
             at = datetime.combine(the_day, datetime.min.time(), UTC) + timedelta(minutes=position)
             states.append(
                 {
@@ -83,7 +89,7 @@ def write_day(lake: Lake, day: str) -> None:
                     "as_of": at,
                     "split": "train" if user % 7 else "validation",
                     "history": history,
-                    "target_item": item(start + position + 1),
+                    "target_item": item(steps[position + 1]),
                     "target_type": "click",
                     "position": position,
                 }
@@ -92,7 +98,7 @@ def write_day(lake: Lake, day: str) -> None:
                 if role == "logged" or position == 3:
                     labels.append(
                         {"day": the_day, "role": role, "event_id": f"{user}-{role}-{position}", "event_time": at,
-                         "user_id": f"u{user:02d}", "item_id": item(start + step), "event_type": "click",
+                         "user_id": f"u{user:02d}", "item_id": item(steps[step]), "event_type": "click",
                          "request_id": f"r{position}"}
                     )  # fmt: skip
     publish(lake, "user_states", states, day=day)
@@ -138,10 +144,10 @@ def write_scores(settings: Settings, day: str) -> None:
     publish(lake, "user_weights", weights, day=day)
 
 
-def start_day(settings: Settings, day: str) -> str:
+def start_day(settings: Settings, day: str, walk: Callable[[str, int], list[int]] = round_the_circle) -> str:
     """What the stages before these have made for a day, in a world that has its tokenizer."""
     registry = Registry(settings)
-    write_day(Lake(settings.lake_root), day)
+    write_day(Lake(settings.lake_root), day, walk)
     registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
     nothing = {"nothing": torch.zeros(1)}
     registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
