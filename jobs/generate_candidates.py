@@ -105,7 +105,7 @@ class Rollout:
     job: Job
     policies: list[ModelVersion]
     models: list[Generator]
-    """Without their memories: what learns from the groups leaves it out, and its own has counted the chosen items."""
+    """Without their memories, as what learns from the groups is: they found no surely better ones (lab notes)."""
     catalogue: Catalogue
     leave_out: bool
     """Whether no candidate is an item of the history."""
