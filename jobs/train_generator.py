@@ -1,9 +1,10 @@
 """Improve the night's starting policy with its rewards and register it as challenger.
 
-``policy.mode=stored``: the candidates and log-probabilities of the night's rollout, the advantages of the night's
-reward version. ``on_policy``: the same decisions, rolled out anew at every step, scored by the judge in this process
-(what ``aspect_scores`` holds is not asked again, what is new is published), weighed by the day's ``user_weights`` and
-fused from raw rewards. The starting policy is the KL reference of both.
+``policy.mode=stored``: the candidates of the night's rollout, made by policies that did not know the decisions, the
+advantages of the night's reward version. ``on_policy``: the same decisions, rolled out anew at every step by the policy
+itself, which was trained on them, scored by the judge in this process (what ``aspect_scores`` holds is not asked again,
+what is new is published), weighed by the day's ``user_weights`` and fused from raw rewards. The starting policy is the
+KL reference of both.
 """
 
 from sgrec_core.errors import SettingsError, SgrecError
@@ -15,6 +16,7 @@ from sgrec_core.night.optimisation import fresh_settings, optimise, stored_group
 from sgrec_core.night.recipes import RECIPE_TAG, optimised_recipe
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.rewards import version_of_day
+from sgrec_core.night.rollouts import as_tag, rollout_policies
 from sgrec_core.registry import CHALLENGER, CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night, of_night
 from sgrec_core.registry.promotions import last_change
@@ -59,7 +61,8 @@ def run(job: Job) -> None:
 
     use_threads(job.settings.threads)
     model, catalogue = generator_of_day(job.lake, registry, start, job.day)
-    groups = stored_groups(job.lake, job.day, job.settings, catalogue, reward_version, start)
+    policies = rollout_policies(registry, start)
+    groups = stored_groups(job.lake, job.day, job.settings, catalogue, reward_version, policies)
     found = optimise(job, registry, model.without_memory(), catalogue, groups)
 
     version = register_generator(
@@ -79,6 +82,7 @@ def run(job: Job) -> None:
         tags={
             "sgrec.reward_version": reward_version,
             "sgrec.policy_version": start.version,
+            **as_tag(policies),
             RECIPE_TAG: optimised_recipe(job.lake, job.day, job.settings),
             CODE_TAG: job.code_digest,
         },

@@ -297,6 +297,12 @@ class PolicySettings(Section):
     clip: float = Field(0.2, gt=0, lt=1)
     kl_weight: float = Field(1e-3, ge=0)
     loss: Literal["clip"] = "clip"
+    weight_limit: float = Field(
+        2.0,
+        ge=1,
+        description="where importance weights of stored groups are cut that another policy than the start has sampled;"
+        " groups of beams, as generate_candidates makes them, have none",
+    )
     seed: int = 0
 
 

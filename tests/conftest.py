@@ -23,6 +23,7 @@ SLOW = {
     "generator/test_generator_jobs.py",
     "generator/test_generator_training.py",
     "generator/test_language_model.py",
+    "generator/test_rollout_policies.py",
     "items/test_items_job.py",
     "items/test_items_quantiser.py",
     "judge/test_judge_training.py",

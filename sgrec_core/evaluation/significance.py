@@ -111,3 +111,15 @@ def relative_difference(
     # A resample without a ratio makes the interval NaN: leaving it out would narrow the interval.
     lower, upper = np.quantile(relative(sums), (tail, 1 - tail))
     return Interval(float(relative(sides.sum(axis=0))), float(lower), float(upper))
+
+
+def two_proportions(hits: tuple[int, int], trials: tuple[int, int]) -> float:
+    """Standard errors by which two shares hits / trials differ, were they the same; 0 where one side has no trials.
+
+    The pooled two-proportion z. Trials count as independent: several of one user's make it a little too large.
+    """
+    pooled = sum(hits) / max(sum(trials), 1)
+    if not all(trials) or pooled in (0, 1):
+        return 0.0
+    deviation = np.sqrt(pooled * (1 - pooled) * (1 / trials[0] + 1 / trials[1]))
+    return float((hits[0] / trials[0] - hits[1] / trials[1]) / deviation)

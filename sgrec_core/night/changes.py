@@ -109,7 +109,7 @@ def stages_behind(stages: tuple[str, ...]) -> list[str]:
 
 
 def _makes(stage: Stage) -> set[str]:
-    return {*stage.publishes, *([stage.registers] if stage.registers else [])}
+    return {*stage.publishes, *stage.registers}
 
 
 def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
@@ -123,9 +123,9 @@ def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
     lake = Lake(settings.lake_root)
     tables = [table for stage in STAGES for table in stage.publishes]
     registry = Registry(settings)
-    names = [stage.registers for stage in STAGES if stage.registers]
+    names = [name for stage in STAGES for name in stage.registers]
     if settings.aggregator.engine == "language_model":
-        names.append(BY_NAME["train_judge_weights"].registers or "")
+        names += BY_NAME["train_judge_weights"].registers
     models = [
         (version.name, version.version, version.fingerprint)
         for name in names

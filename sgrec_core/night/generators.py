@@ -19,10 +19,11 @@ from sgrec_core.hashing import digest
 from sgrec_core.lake import Lake
 from sgrec_core.logs.landing import file_digests
 from sgrec_core.registry import ModelVersion, Registry
-from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import SupervisedSettings
 
+TOKENIZER_TAG = "sgrec.tokenizer_version"
+"""Of a version: the semantic ids that it reads."""
 OWN_TAGS = ("sgrec.day", "sgrec.fingerprint", "sgrec.version", "sgrec.git_revision")
 """That a version gets when it is registered, whatever it is a copy of."""
 NO_SHAPE = ("dropout", "item_weight", "followers", "memory_weight")
@@ -176,7 +177,7 @@ def register_generator(
     tags: Mapping[str, str],
     leave_out_history: bool = False,
 ) -> ModelVersion:
-    """Register a generator with the codes of its catalogue, so that it can serve by itself, as the night's version.
+    """Register a generator with the codes of its catalogue, so that it can serve by itself.
 
     ``leave_out_history`` is what lists do where nobody says otherwise. Eleven parameters, because it passes most of
     `Registry.register`'s on.
@@ -185,7 +186,7 @@ def register_generator(
     config["leave_out_history"] = leave_out_history
     history = [catalogue.item_ids[0].as_py()]
     answer = Recommender(tensors, config).recommend([history], count=min(5, len(catalogue)))[0]
-    version = registry.register(
+    return registry.register(
         name,
         day=day,
         fingerprint=fingerprint,
@@ -194,7 +195,7 @@ def register_generator(
         metrics=metrics,
         parameters=parameters,
         tables=tables,
-        tags={"sgrec.tokenizer_version": catalogue.tokenizer_version, **tags},
+        tags={TOKENIZER_TAG: catalogue.tokenizer_version, **tags},
         example=(
             pd.DataFrame({"history": [",".join(history)]}),
             pd.DataFrame(
@@ -205,5 +206,3 @@ def register_generator(
             ),
         ),
     )
-    mark_of_night(registry, version)
-    return version

@@ -1,5 +1,6 @@
 """Optimising the night's policy: on the stored groups of its reward table, or on fresh ones judged on the spot."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ from sgrec_core.rewards.advantages import method_of
 from sgrec_core.rewards.semantic import holistic, queue_places
 from sgrec_core.rewards.table import advantages_of
 from sgrec_core.runtime.job import Job
-from sgrec_core.runtime.stages import BUSINESS_REWARD, SUPERVISED
+from sgrec_core.runtime.stages import BUSINESS_REWARD
 from sgrec_core.settings import Settings
 
 
@@ -56,12 +57,19 @@ def fresh_settings(settings: Settings) -> list[object] | None:
 
 
 def stored_groups(
-    lake: Lake, day: str, settings: Settings, catalogue: Catalogue, reward_version: str, start: ModelVersion
+    lake: Lake,
+    day: str,
+    settings: Settings,
+    catalogue: Catalogue,
+    reward_version: str,
+    policies: Sequence[ModelVersion],
 ) -> StoredGroups:
     """The night's rollout groups with their advantages, in the order of their decisions.
 
+    ``policies``: what rolls out the night's groups.
+
     Raises:
-        SgrecError: candidates are those of another policy, or do not fit the rewards.
+        SgrecError: candidates are those of other policies, or do not fit the rewards.
     """
     candidates = lake.read("candidates", where={"day": day}).sort_by(
         [("decision_id", "ascending"), ("rank", "ascending")]
@@ -71,11 +79,13 @@ def stored_groups(
         where={"day": day, "reward_version": reward_version},
         columns=["decision_id", "rank", "item_id", "advantage", "code_advantages"],
     ).sort_by([("decision_id", "ascending"), ("rank", "ascending")])
-    policies = candidates["policy_version"].unique().to_pylist()
-    if policies != [start.version]:
+    wanted_policies = [str(policy) for policy in policies]
+    rolled_out_by = sorted(candidates["policy_version"].unique().to_pylist())
+    if not set(rolled_out_by) <= set(wanted_policies):
         raise SgrecError(
-            f"candidates of {day} were rolled out by {SUPERVISED} version {', '.join(policies)}, the night's is"
-            f" {start.version}; run `python -m jobs.generate_candidates --day {day}` and the stages behind it"
+            f"candidates of {day} were rolled out by {', '.join(rolled_out_by)}, the night's come from"
+            f" {', '.join(wanted_policies)}; run `python -m jobs.generate_candidates --day {day}` and the stages behind"
+            " it"
         )
     same = ["decision_id", "rank", "item_id"]
     if candidates.select(same) != rewards.select(same):
@@ -107,8 +117,13 @@ def optimise(job: Job, registry: Registry, model: Generator, catalogue: Catalogu
         beta=settings.kl_weight,
         seed=settings.seed,
         loss=settings.loss,
+        weight_limit=settings.weight_limit,
     )
     if settings.mode == "on_policy":
+        job.note(
+            "policy.mode=on_policy: fresh groups come from the policy that was trained on their decisions, so what it"
+            " has by heart is rewarded as well; policy.mode=stored has groups of policies that do not know them"
+        )
         return _on_fresh_groups(job, registry, model, catalogue, groups, config)
     used = len(groups.with_signal().items)
     with job.progress_bar(config.epochs * used, "training groups") as advance:

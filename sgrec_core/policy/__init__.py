@@ -1,6 +1,6 @@
 """Policy optimisation of the generator from rewarded rollout groups, stored or fresh."""
 
-from sgrec_core.policy.losses import LOSSES, PolicyLoss, clipped_policy_loss
+from sgrec_core.policy.losses import LOSSES, PolicyLoss, clipped_policy_loss, truncated_weights
 from sgrec_core.policy.trainer import (
     PolicyConfig,
     Prompts,
@@ -22,4 +22,5 @@ __all__ = [
     "means_of_last_epoch",
     "train_on_policy",
     "train_stored",
+    "truncated_weights",
 ]

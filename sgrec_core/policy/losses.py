@@ -30,6 +30,15 @@ def k3(log_probs: Tensor, other: Tensor) -> Tensor:
     return difference.exp() - difference - 1
 
 
+def truncated_weights(start: Tensor, behaviour: Tensor, limit: float) -> Tensor:
+    """[N, G] how much more often the start draws candidates [N, G, L] than the policy that drew them did.
+
+    Importance weights, truncated at ``limit`` (Ionides, 2008, Truncated Importance Sampling): their variance is
+    bounded, at the price of a bias towards what drew.
+    """
+    return (start - behaviour).sum(dim=-1).exp().clamp(max=limit)
+
+
 def clipped_policy_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,

@@ -1,15 +1,15 @@
 """Policy training, from stored rollout groups or from fresh ones.
 
 What was left out, and why: no value network (the group is the baseline); no dropout (old and new policy must be the
-same function at the start); no length normalisation (all items have L codes). `train_stored` makes no rollouts: the
-reward table holds the candidates and their log-probabilities, so a night can be retrained from its tables alone.
-`train_on_policy` rolls out anew at every step and has the groups rewarded on the spot.
+same function at the start); no length normalisation (all items have L codes). `train_stored` makes no rollouts: groups
+come from the tables, whoever rolled them out, so a night can be retrained from its tables alone. `train_on_policy`
+rolls out anew at every step and has the groups rewarded on the spot.
 """
 
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from sgrec_core.generator.decoding import Beams, beam_search, sample_items, scor
 from sgrec_core.generator.model import Generator
 from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, rate_at
 from sgrec_core.generator.trie import ItemTrie
-from sgrec_core.policy.losses import LOSSES
+from sgrec_core.policy.losses import LOSSES, truncated_weights
 from sgrec_core.rewards.advantages import Groups, method_of
 from sgrec_core.rewards.fusion import fuse, fusion_facts
 from sgrec_core.rewards.semantic import worth_judging
@@ -48,6 +48,8 @@ class PolicyConfig:
     seed: int
     loss: str = "clip"
     """One of `sgrec_core.policy.losses.LOSSES`."""
+    weight_limit: float = 2.0
+    """Where the importance weights of stored groups that were sampled are cut; see `train_stored`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,21 +85,29 @@ class Prompts:
 
 @dataclass(frozen=True)
 class StoredGroups:
-    """N rollout groups of G candidates with L codes each; the sampling policy is also the KL reference."""
+    """N rollout groups of G candidates with L codes each."""
 
     histories: np.ndarray
     """[N, n] int item indices, oldest first, -1 after the end."""
     items: np.ndarray
     """[N, G] int item indices."""
     log_probs: np.ndarray
-    """[N, G, L] log-probabilities of the codes under the policy that sampled them."""
+    """[N, G, L] log-probabilities of the codes under the policy that rolled out, which need not be the start."""
     advantages: np.ndarray
     """[N, G], or [N, G, L] where codes have their own."""
+    sampled: bool = False
+    """Whether candidates were drawn from that policy; otherwise they are its best ones, found by beam search."""
 
     def with_signal(self) -> "StoredGroups":
         """Only the groups in which some advantage is not zero: the others have no policy gradient."""
         rows = self.advantages.reshape(len(self.advantages), -1).any(axis=1)
-        return StoredGroups(self.histories[rows], self.items[rows], self.log_probs[rows], self.advantages[rows])
+        return replace(
+            self,
+            histories=self.histories[rows],
+            items=self.items[rows],
+            log_probs=self.log_probs[rows],
+            advantages=self.advantages[rows],
+        )
 
 
 def train_stored(
@@ -110,7 +120,14 @@ def train_stored(
 ) -> list[dict[str, float]]:
     """Improve ``model`` in place; statistics of each step (loss, kl_reference, clip_fraction, entropy, ...).
 
-    Groups without any advantage are left out; with none left the model stays as it is and the list is empty.
+    Groups without any advantage are left out; with none left the model stays as it is and the list is empty. Ratios
+    and the KL penalty are to the model as it starts, whoever rolled out. Where that was another policy, which drew its
+    candidates, their advantages are weighed by `truncated_weights`: on average the gradient is then that of draws of
+    the start, up to the truncation. The candidates of a beam are no draws: each of the best is there once, whatever
+    its probability, under any policy, so there is nothing that a weight could correct. All weigh 1, and what is
+    learnt is to tell apart what a policy that does not know the decisions would recommend. The start does know them:
+    its probabilities would bring back as weights what it has by heart.
+
     ``progress`` gets (groups of this step, its statistics). Deterministic by ``config.seed``.
     """
     groups = groups.with_signal()
@@ -118,13 +135,19 @@ def train_stored(
     trie = trie.to(model.device)
     shuffle = np.random.default_rng(config.seed)
     learner = _Learner(model, trie, config, steps=config.epochs * math.ceil(count / config.batch_size))
+    before = learner.log_probs(groups.histories, groups.items)
+    advantages = groups.advantages
+    if groups.sampled:
+        behaviour = torch.as_tensor(groups.log_probs, dtype=torch.float32, device=model.device)
+        weights = truncated_weights(before, behaviour, config.weight_limit).cpu().numpy()
+        advantages = advantages * weights.reshape(weights.shape + (1,) * (advantages.ndim - 2))
     for _ in range(config.epochs):
         order = shuffle.permutation(count)
         for start in range(0, count, config.batch_size):
             rows = order[start : start + config.batch_size]
-            old = torch.as_tensor(groups.log_probs[rows], dtype=torch.float32, device=model.device)
             histories, items = learner.indices(groups.histories[rows]), learner.indices(groups.items[rows])
-            statistics = learner.step(histories, items, old, old, groups.advantages[rows])
+            old = before[torch.as_tensor(rows, device=model.device)]
+            statistics = learner.step(histories, items, old, old, advantages[rows])
             if progress is not None:
                 progress(len(rows), statistics)
     return learner.log
@@ -241,6 +264,18 @@ class _Learner:
 
     def indices(self, values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64, device=self.model.device)
+
+    @torch.no_grad()
+    def log_probs(self, histories: np.ndarray, items: np.ndarray) -> Tensor:
+        """[N, G, L] of the codes of items [N, G] under the model as it is."""
+        size = self.config.batch_size
+        parts = [
+            score_items(
+                self.model, self.trie, self.indices(histories[at : at + size]), self.indices(items[at : at + size])
+            )
+            for at in range(0, len(items), size)
+        ]
+        return torch.cat([part.log_probs for part in parts]) if parts else torch.empty(0)
 
     def step(
         self, histories: Tensor, items: Tensor, old: Tensor, reference: Tensor, advantages: np.ndarray

@@ -45,6 +45,8 @@ REWARD_FACTS = (
     "advantage_growth",
 )
 """Facts of ``materialize_rewards``."""
+ROLLOUT_FACTS = ("target_rate", "held_out_target_rate", "rolled_out_by")
+"""Facts of ``generate_candidates``."""
 MAX_FACTS = 12
 """Facts of a stage that the page shows; ``summary.json`` has all."""
 
@@ -78,6 +80,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     {in, accepted, rejected, rejected_by_reason}; ``checks`` {run, failed_critical, failed_warning}; ``judge`` {engine,
     version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift {aspect: stability
     index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}};
+    ``rollout`` {target_rate, held_out_target_rate (shares of groups that hold the chosen item), rolled_out_by};
     ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
     ``evaluation`` {supervised, optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10,
     and intervals}, differences [{of, minus, ndcg@10, and its interval}], promoted, serves (the candidate that was
@@ -103,6 +106,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
             "meaningless": night.meaningless,
             **{name: night.facts("score_aspects").get(f"judge_{name}") for name in JUDGE_FACTS},
         },
+        "rollout": {name: night.facts("generate_candidates").get(name) for name in ROLLOUT_FACTS},
         "reward": {name: night.facts("materialize_rewards").get(name) for name in REWARD_FACTS},
         "evaluation": _evaluation(night),
         "hold": night.hold,

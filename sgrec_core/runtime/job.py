@@ -274,7 +274,7 @@ def stage_command(stage: str, run: Callable[[Job], None]) -> Callable[[], None]:
     text.append("Reads: " + (", ".join(definition.reads) or "no table") + ".")
     text.append("Publishes: " + (", ".join(definition.publishes) or "no table") + ".")
     if definition.registers:
-        text.append(f"Registers: {definition.registers}.")
+        text.append(f"Registers: {', '.join(definition.registers)}.")
     text.append(
         "Tables and models lie under SGREC_HOME (default .sgrec). Settings come from SGREC_* variables. "
         "Nothing is computed again when nothing changed. Exit codes: 0 done, 1 crashed, 2 an input or a setting is "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 TOKENIZER = "sgrec-tokenizer"
 BUSINESS_REWARD = "sgrec-business-reward"
 SUPERVISED = "sgrec-supervised"
+ROLLOUT = "sgrec-rollout"
 AGGREGATOR = "sgrec-aggregator"
 GENERATOR = "sgrec-generator"
 JUDGE = "sgrec-judge"
@@ -29,8 +30,8 @@ class Stage:
     reads: tuple[str, ...]
     publishes: tuple[str, ...]
     """Delta tables. A stage that publishes at least one table is followed by a quality gate."""
-    registers: str | None = None
-    """The MLflow registered model that it adds a version to, if any."""
+    registers: tuple[str, ...] = ()
+    """MLflow registered models that it adds versions to."""
     uses: tuple[str, ...] = ()
     """Models of the same night that it reads."""
     stays: bool = False
@@ -68,7 +69,7 @@ STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("items",),
         publishes=("item_codes",),
-        registers=TOKENIZER,
+        registers=(TOKENIZER,),
         stays=True,
         summary="give each item a collision-free semantic id",
     ),
@@ -77,7 +78,7 @@ STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("events", "items", "users"),
         publishes=(),
-        registers=BUSINESS_REWARD,
+        registers=(BUSINESS_REWARD,),
         summary="fit the calibrated click model behind eCPM, or declare the ranking reward",
     ),
     Stage(
@@ -85,9 +86,9 @@ STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("user_states", "item_codes"),
         publishes=(),
-        registers=SUPERVISED,
+        registers=(SUPERVISED, ROLLOUT),
         uses=(TOKENIZER,),
-        summary="train the night's starting policy on next items, warm-started from the champion",
+        summary="train the night's starting policy on next items, and what rolls out where no champion can",
         timeout_minutes=480,
     ),
     Stage(
@@ -95,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("user_states", "item_codes", "items", "events", "users"),
         publishes=("candidates",),
-        uses=(SUPERVISED, BUSINESS_REWARD),
+        uses=(SUPERVISED, ROLLOUT, BUSINESS_REWARD),
         summary="roll out groups of candidates with log-probabilities and business reward",
         timeout_minutes=240,
     ),
@@ -112,7 +113,7 @@ STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("preference_pairs", "aspect_scores", "user_states", "items", "candidates"),
         publishes=("user_weights",),
-        registers=AGGREGATOR,
+        registers=(AGGREGATOR,),
         summary="learn per-user weights of the aspects from preference pairs",
     ),
     Stage(
@@ -129,7 +130,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("user_states", "candidates", "rewards", "item_codes")
         + ("items", "users", "events", "aspect_scores", "user_weights"),
         publishes=(),
-        registers=GENERATOR,
+        registers=(GENERATOR,),
         uses=(SUPERVISED, BUSINESS_REWARD),
         summary="improve the starting policy with A2PO and register it as challenger",
         timeout_minutes=480,
@@ -166,7 +167,7 @@ JUDGE_TRAINING_STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("judge_labels",),
         publishes=(),
-        registers=JUDGE,
+        registers=(JUDGE,),
         summary="train an adapter of the judge's model on labels: supervised, then by GRPO",
         timeout_minutes=24 * 60,
         folder=JUDGE_TRAINING_FOLDER,
@@ -176,7 +177,7 @@ JUDGE_TRAINING_STAGES: tuple[Stage, ...] = (
         engine="torch",
         reads=("preference_pairs", "user_states", "items"),
         publishes=(),
-        registers=JUDGE_WEIGHTS,
+        registers=(JUDGE_WEIGHTS,),
         summary="train an adapter that names the aspects' weights, by GRPO on preference pairs",
         timeout_minutes=24 * 60,
         folder=JUDGE_TRAINING_FOLDER,

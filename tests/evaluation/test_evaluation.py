@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgrec_core.evaluation import metrics
-from sgrec_core.evaluation.significance import bootstrap, paired_bootstrap, relative_gain, student_quantile
+from sgrec_core.evaluation.significance import (
+    bootstrap,
+    paired_bootstrap,
+    relative_gain,
+    student_quantile,
+    two_proportions,
+)
 
 RANKED = np.array([[4, 2, 7], [1, 0, 3], [5, 6, -1]])
 TARGETS = np.array([4, 3, 9])
@@ -140,3 +146,10 @@ def test_a_gain_that_hangs_on_one_seed_is_not_sure() -> None:
 def test_a_relative_gain_needs_pairs(challenger: np.ndarray, baseline: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         relative_gain(challenger, baseline, seed=0)
+
+
+def test_two_shares_differ_by_standard_errors() -> None:
+    # (.3 - .2) / sqrt(.25 * .75 * (1 / 100 + 1 / 100))
+    assert two_proportions((30, 20), (100, 100)) == pytest.approx(1.63299316)
+    assert two_proportions((20, 30), (100, 100)) == pytest.approx(-1.63299316)
+    assert two_proportions((0, 0), (100, 7)) == two_proportions((7, 0), (7, 0)) == two_proportions((5, 5), (5, 5)) == 0

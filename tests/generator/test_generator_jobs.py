@@ -1,7 +1,4 @@
-"""The generator's stages on a small home made by hand: two days of a world in which the next item can be learnt.
-
-Stages before them (tokenizer, business model, judge, aggregator) are stood in for by the rows that they publish.
-"""
+"""The generator's stages on two days of a small world."""
 
 import json
 import os
@@ -9,8 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +16,23 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from rewarded_groups import fused
-from rich.console import Console
+from small_world import (
+    CODES,
+    DAY,
+    ITEMS,
+    LEVELS,
+    NEXT_DAY,
+    STAGES,
+    item,
+    new_world,
+    publish,
+    run_day,
+    run_stage,
+    start_day,
+    world_settings,
+    write_day,
+)
 from source import change_gate, copied, run_in
-from stage_runs import last_run
 
 import jobs.evaluate_generator
 import jobs.generate_candidates
@@ -33,7 +43,6 @@ from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.generator import rank_items
 from sgrec_core.generator.language_model import LanguageModel
 from sgrec_core.generator.recommend import Recommender
-from sgrec_core.judge.engines import judge_version
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.versions.accepted import accept
 from sgrec_core.lake import Lake, load_contract
@@ -43,163 +52,14 @@ from sgrec_core.registry import CHALLENGER, CHAMPION, Registry, promotions
 from sgrec_core.registry.nights import of_night
 from sgrec_core.rewards.advantages import METHODS, Fused, Groups, Method, standardise
 from sgrec_core.runtime.job import Job
-from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR, SUPERVISED, TOKENIZER
+from sgrec_core.runtime.stages import GENERATOR, SUPERVISED, TOKENIZER
 from sgrec_core.settings import PROJECT_ROOT, Settings
-
-DAY, NEXT_DAY = "2026-01-05", "2026-01-06"
-ITEMS, LEVELS, CODES = 48, 3, 4
-ASPECTS = ["s0", "s1", "s2"]
-STAGES: dict[str, Callable[[Job], None]] = {
-    "train_supervised": jobs.train_supervised.run,
-    "generate_candidates": jobs.generate_candidates.run,
-    "materialize_rewards": jobs.materialize_rewards.run,
-    "train_generator": jobs.train_generator.run,
-    "evaluate_generator": jobs.evaluate_generator.run,
-}
-
-
-def item(number: int) -> str:
-    return f"i{number % ITEMS:02d}"
-
-
-def world_settings(home: Path, **changes: Any) -> Settings:
-    sections: dict[str, dict[str, Any]] = {
-        "supervised": {"width": 32, "heads": 2, "epochs": 40, "warm_epochs": 2, "learning_rate": 5e-3, "dropout": 0.0},
-        "rollout": {"group_size": 6, "max_groups": 40},
-        "evaluation": {"beam": 50, "bootstrap_samples": 100},
-    }
-    for section, values in changes.items():
-        sections[section] = {**sections.get(section, {}), **values}
-    return Settings(home=home, threads=1, **sections)
-
-
-def publish(lake: Lake, table: str, rows: list[dict[str, Any]], **partition: str) -> None:
-    schema = pa.schema([field.with_nullable(True) for field in load_contract(table).arrow_schema])
-    lake.publish(table, pa.Table.from_pylist(rows, schema=schema), partition=partition, fingerprint=f"{len(rows):032x}")
-
-
-def write_day(lake: Lake, day: str) -> None:
-    """Users walk round the circle of items in steps of one; a seventh of them is held out."""
-    the_day = date.fromisoformat(day)
-    publish(
-        lake,
-        "items",
-        [{"day": the_day, "item_id": item(n), "title": f"item {n}", "item_hash": f"h{n}"} for n in range(ITEMS)],
-        day=day,
-    )
-    states, labels = [], []
-    for user in range(70):
-        start = 7 * user + the_day.day
-        for position in range(4):
-            history = [item(start + step) for step in range(position + 1)]
-            at = datetime.combine(the_day, datetime.min.time(), UTC) + timedelta(minutes=position)
-            states.append(
-                {
-                    "day": the_day,
-                    "decision_id": f"d{user:02d}-{position}-{day}",
-                    "state_id": f"s{user:02d}-{position}-{day}",
-                    "user_id": f"u{user:02d}",
-                    "request_id": f"r{position}",
-                    "as_of": at,
-                    "split": "train" if user % 7 else "validation",
-                    "history": history,
-                    "target_item": item(start + position + 1),
-                    "target_type": "click",
-                    "position": position,
-                }
-            )
-            for role, step in (("logged", position), ("test", 5)):
-                if role == "logged" or position == 3:
-                    labels.append(
-                        {"day": the_day, "role": role, "event_id": f"{user}-{role}-{position}", "event_time": at,
-                         "user_id": f"u{user:02d}", "item_id": item(start + step), "event_type": "click",
-                         "request_id": f"r{position}"}
-                    )  # fmt: skip
-    publish(lake, "user_states", states, day=day)
-    publish(lake, "events", labels, day=day)
-
-
-def write_scores(settings: Settings, day: str) -> None:
-    """The judge and the aggregator in one: scores by item number, all weight on the first aspect."""
-    lake = Lake(settings.lake_root)
-    candidates = lake.read("candidates", where={"day": day}).to_pylist()
-    lake.upsert(
-        "aspect_scores",
-        pa.Table.from_pylist(
-            [
-                {
-                    "judge_version": judge_version(settings, False),
-                    "day": date.fromisoformat(day),
-                    "state_id": row["state_id"],
-                    "item_id": row["item_id"],
-                    "item_hash": f"h{int(row['item_id'][1:])}",
-                    "aspects": ASPECTS,
-                    "scores": [int(row["item_id"][1:]) / ITEMS, 0.5, 0.5],
-                    "evidence": None,
-                    "failure": None,
-                }
-                for row in candidates
-                # One group lacks the scores of one candidate, and is therefore not judged.
-                if row["decision_id"] != candidates[0]["decision_id"] or row["rank"]
-            ],
-            schema=load_contract("aspect_scores").arrow_schema,
-        ),
-    )
-    weights = [
-        {
-            "day": date.fromisoformat(day),
-            "state_id": state,
-            "aggregator_version": "1",
-            "aspects": ASPECTS,
-            "weights": [1, 0, 0],
-        }
-        for state in sorted({row["state_id"] for row in candidates})
-    ]
-    publish(lake, "user_weights", weights, day=day)
-
-
-def start_day(settings: Settings, day: str) -> str:
-    """What the stages before these have made for a day, in a world that has its tokenizer."""
-    registry = Registry(settings)
-    write_day(Lake(settings.lake_root), day)
-    registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
-    nothing = {"nothing": torch.zeros(1)}
-    registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
-    return day
-
-
-def run_stage(settings: Settings, stage: str, day: str, *, force: bool = False) -> dict[str, Any]:
-    job = Job(stage, day, settings, force=force)
-    assert job.execute(STAGES[stage], Console(quiet=True)) == 0, job.reports
-    return last_run(settings, day, stage)
-
-
-def run_day(settings: Settings, day: str, *, force: bool = False) -> dict[str, dict[str, Any]]:
-    reports = {}
-    for stage in STAGES:
-        if stage == "materialize_rewards" and not force:
-            write_scores(settings, day)
-        reports[stage] = run_stage(settings, stage, day, force=force)
-    return reports
 
 
 @pytest.fixture(scope="module")
 def two_nights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, dict[str, dict[str, dict[str, Any]]]]:
-    settings = world_settings(tmp_path_factory.mktemp("world"))
-    lake, registry = Lake(settings.lake_root), Registry(settings)
-    codes = np.stack(np.unravel_index(np.arange(ITEMS), (CODES,) * LEVELS), axis=1)
-    rows = [
-        {"tokenizer_version": "t1", "item_id": item(n), "item_hash": f"h{n}", "codes": codes[n].tolist()}
-        for n in range(ITEMS)
-    ]
-    lake.upsert("item_codes", pa.Table.from_pylist(rows, schema=load_contract("item_codes").arrow_schema))
-    nothing = {"nothing": torch.zeros(1)}
-    tokenizer = {"tokenizer_version": "t1", "codebook_size": CODES, "levels": LEVELS}
-    registry.register(TOKENIZER, day=DAY, fingerprint="a" * 32, tensors=nothing, config=tokenizer)
-    reports = {}
-    for day in (DAY, NEXT_DAY):
-        reports[day] = run_day(settings, start_day(settings, day))
-    return settings, reports
+    settings = new_world(tmp_path_factory.mktemp("world"))
+    return settings, {day: run_day(settings, start_day(settings, day)) for day in (DAY, NEXT_DAY)}
 
 
 def facts_of(reports: dict[str, dict[str, Any]], stage: str) -> dict[str, Any]:
@@ -365,7 +225,9 @@ def test_rewards_are_the_fusion_of_candidates_scores_and_weights(two_nights: Any
     business = rows["business_reward"].to_numpy().reshape(40, 6)
     semantic = np.array([int(i[1:]) / ITEMS for i in rows["item_id"].to_pylist()], dtype=np.float32).reshape(40, 6)
     judged = rows["judged"].to_numpy().reshape(40, 6)
-    assert judged[1:].all()
+    # Who did not learn from the decisions finds not all of the chosen items, and without one there is nothing to weigh.
+    assert (judged[1:] == (np.ptp(business, axis=1) > 0)[1:, None]).all()
+    assert 30 < judged.all(axis=1).sum() < 40
     assert not judged[0].any()
     expected = fused("a2po", business, semantic.astype(np.float64), judged[:, 0])
     np.testing.assert_allclose(rows["advantage"].to_numpy().reshape(40, 6), expected.advantage, rtol=1e-9)
@@ -584,7 +446,9 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
     lake = Lake(settings.lake_root)
     scored = lake.read("aspect_scores").num_rows
 
-    facts = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
+    report = run_stage(settings, "train_generator", NEXT_DAY)
+    facts = report["facts"]
+    assert any("what it has by heart is rewarded as well" in note for note in report["notes"])
     assert facts["on_policy_judge_paid"] > 0
     assert 0 < facts["covered_groups"] < facts["groups"]
     assert 0 <= facts["agreement_rate"] <= 1

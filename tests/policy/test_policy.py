@@ -17,6 +17,7 @@ from sgrec_core.generator import Generator, ItemTrie, beam_search, score_items
 from sgrec_core.policy import (
     LOSSES,
     PolicyConfig,
+    PolicyLoss,
     Prompts,
     RolloutConfig,
     StoredGroups,
@@ -24,6 +25,7 @@ from sgrec_core.policy import (
     means_of_last_epoch,
     train_on_policy,
     train_stored,
+    truncated_weights,
 )
 from sgrec_core.rewards.advantages import standardise
 from sgrec_core.settings import PolicySettings
@@ -85,6 +87,83 @@ def test_groups_without_advantage_leave_the_model_as_it_was() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def log_probabilities() -> st.SearchStrategy[np.ndarray]:
+    return hnp.arrays(np.float64, (2, 3, 2), elements=st.floats(-5, 0))
+
+
+def steps_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, ...]]:
+    """Old and reference log-probabilities and advantages that the loss will be given."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def watched(new: torch.Tensor, *given: torch.Tensor, **options: Any) -> PolicyLoss:
+        seen.append(given)
+        return clipped_policy_loss(new, *given, **options)
+
+    monkeypatch.setitem(LOSSES, "clip", watched)
+    return seen
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_ratios_and_penalty_are_to_the_start_whoever_rolled_out(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beam by another policy: what the start gives to its candidates counts, in all steps of all epochs."""
+    model, trie, groups = rolled_out(16)
+    start = copy.deepcopy(model)
+    other = replace(groups, log_probs=groups.log_probs - np.random.default_rng(0).random(groups.log_probs.shape))
+    seen = steps_of(monkeypatch)
+    log = train_stored(model, trie, other, policy(epochs=2, batch_size=batch_size, learning_rate=1e-2))
+    assert log[0]["ratio"] == pytest.approx(1, abs=1e-4)
+    histories, items = torch.from_numpy(groups.histories), torch.from_numpy(groups.items)
+    with torch.no_grad():
+        expected = score_items(start, trie, histories, items).log_probs.flatten(1)
+    for epoch in (seen[: len(seen) // 2], seen[len(seen) // 2 :]):
+        for which in (0, 1):
+            rows = torch.cat([step[which] for step in epoch]).flatten(1)
+            torch.testing.assert_close(rows[rows[:, 0].argsort()], expected[expected[:, 0].argsort()])
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_start_that_rolled_out_itself_has_the_gradient_of_its_stored_probabilities(sampled: bool) -> None:
+    model, trie, groups = rolled_out(16)
+    histories, items = torch.from_numpy(groups.histories), torch.from_numpy(groups.items)
+    stored, advantages = torch.from_numpy(groups.log_probs), torch.from_numpy(groups.advantages).float()
+    plain = copy.deepcopy(model)
+    new = score_items(plain, trie, histories, items).log_probs
+    found = clipped_policy_loss(new, stored, stored, advantages, clip=0.2, beta=1e-3)
+    found.loss.backward()
+    norm = torch.stack([p.grad.norm() for p in plain.parameters() if p.grad is not None]).norm()
+    log = train_stored(model, trie, replace(groups, sampled=sampled), policy(batch_size=8))
+    assert log[0]["loss"] == pytest.approx(found.loss.item(), abs=1e-6)
+    assert log[0]["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("per_code", [False, True])
+def test_draws_of_another_policy_are_weighed_and_candidates_of_its_beam_are_not(
+    per_code: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trie, groups = rolled_out()
+    if per_code:
+        groups = replace(groups, advantages=np.repeat(groups.advantages[..., None], 2, axis=2))
+    shift = np.log(np.array([0.5, 1.0, 1.5, 4.0]))
+    other = replace(groups, log_probs=groups.log_probs - shift[:, None] / 2)
+    seen = steps_of(monkeypatch)
+    for sampled, weights in ((False, [1, 1, 1, 1]), (True, [0.5, 1, 1.5, 2])):
+        train_stored(
+            copy.deepcopy(model), trie, replace(other, sampled=sampled), policy(batch_size=8, weight_limit=2.0)
+        )
+        expected = groups.advantages * np.array(weights).reshape((4, 1) if per_code else (4,))
+        used = seen[-1][2].numpy()
+        np.testing.assert_allclose(np.sort(used, axis=0), np.sort(expected, axis=0), rtol=1e-4)
+
+
+@given(log_probabilities(), log_probabilities())
+def test_truncated_weights_are_ratios_of_whole_candidates(start: np.ndarray, behaviour: np.ndarray) -> None:
+    found = truncated_weights(torch.from_numpy(start), torch.from_numpy(behaviour), 2.0).numpy()
+    ratio = np.exp(start).prod(axis=2) / np.exp(behaviour).prod(axis=2)
+    np.testing.assert_allclose(found, np.minimum(ratio, 2))
+
+
 def test_means_of_the_last_epoch_leave_earlier_ones_out() -> None:
     steps = [{"loss": value, "entropy": 2 * value} for value in (9.0, 8.0, 7.0, 1.0, 2.0, 6.0)]
     assert means_of_last_epoch(steps, epochs=2) == {"loss": 3.0, "entropy": 6.0}
@@ -99,10 +178,6 @@ def test_a_strong_penalty_holds_the_policy_at_the_reference() -> None:
         log = train_stored(model, trie, groups, policy(epochs=5, batch_size=4, learning_rate=1e-3, beta=beta))
         changes.append(log[-1]["kl_reference"])
     assert changes[1] < changes[0] / 2
-
-
-def log_probabilities() -> st.SearchStrategy[np.ndarray]:
-    return hnp.arrays(np.float64, (2, 3, 2), elements=st.floats(-5, 0))
 
 
 @given(

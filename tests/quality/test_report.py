@@ -88,6 +88,11 @@ def test_a_good_night(good_night: Path) -> None:
         "flagged_users_shown": {"u</code>": ["instruction"]},
     }
     assert summary["reward"] == FACTS["materialize_rewards"]
+    assert summary["rollout"] == {
+        "target_rate": 0.1421,
+        "held_out_target_rate": 0.139,
+        "rolled_out_by": "sgrec-generator version 2",
+    }
     evaluation = summary["evaluation"]
     assert evaluation["supervised"]["ndcg@10"] == 0.0412
     assert evaluation["champion"]["version"] == "2"
@@ -108,6 +113,7 @@ def test_a_good_night(good_night: Path) -> None:
         RULE,
         "120 asked, 20 cached, 8 skipped",
         "51.30%",
+        "groups hold the chosen item in 14.2% of training decisions, 13.9% of held-out ones",
     ):
         assert text in page, text
     assert "scores of this night are meaningless" not in page

@@ -173,6 +173,10 @@ FACTS: dict[str, dict[str, Any]] = {
     "ingest_events": {"rows_in": 74, "rows_accepted": 72, "rows_rejected": 2},
     "build_states": {"states": USERS, "preference_pairs": USERS},
     "train_supervised": {"steps": 400, "loss": 2.31456, "warm_started_from": "sgrec-generator version 2"},
+    "generate_candidates": {
+        "groups": 30, "target_rate": 0.1421, "held_out_target_rate": 0.139,
+        "rolled_out_by": "sgrec-generator version 2",
+    },
     "score_aspects": {
         "judge_engine": "embedding", "judge_version": JUDGE_VERSION, "judge_asked": 120,
         "judge_cached": 20, "judge_skipped": 8, "judge_unaffordable": 0, "judge_paid": 92, "judge_failed": 1,

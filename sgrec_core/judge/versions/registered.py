@@ -40,7 +40,8 @@ def model_tag(judge: JudgeSettings) -> str:
 
 def trained_before(job: Job, registry: Registry, fingerprint: str) -> ModelVersion | None:
     """The adapter that the same training made before, with its figures as the job's facts; None with ``--force``."""
-    version = registry.find(str(job.stage.registers), fingerprint)
+    (name,) = job.stage.registers
+    version = registry.find(name, fingerprint)
     if version is None or job.force:
         return None
     # Of this version, which need not be the one that was trained last.
@@ -57,10 +58,11 @@ def register_adapter(
     Where the same training (``--force``) was registered before, that version stands, with the figures of its weights.
     """
     judge = job.settings.judge
+    (name,) = job.stage.registers
     with tempfile.TemporaryDirectory() as scratch:
         folder = tuner.save(Path(scratch))
         version = registry.register(
-            str(job.stage.registers),
+            name,
             day=job.day,
             fingerprint=fingerprint,
             tensors=load_file(folder / TENSORS),
