@@ -41,15 +41,18 @@ class ClickModel:
         import lightgbm
 
         queries, labels, users = context.impressions()
-        names = list(context.user_index)
-        share = hash_share([names[user] for user in users], f"business-{seed}") if len(users) else np.empty(0)
-        parts = {"trees": share < _TREES_SHARE, "calibration": share >= _TREES_SHARE}
+        # By rank, so that a few users are enough for each share to have its part of them.
+        shown = np.unique(users)
+        names = np.array(list(context.user_index), dtype=object)[shown]
+        order = np.argsort(hash_share(names, f"business-{seed}"), kind="stable")
+        for_trees = np.isin(users, shown[order[: int(_TREES_SHARE * len(shown))]])
+        parts = {"trees": for_trees, "calibration": ~for_trees}
         for part, mask in parts.items():
             if len(np.unique(labels[mask])) < 2:
                 raise InputError(
                     f"events: the {part} share of {int(mask.sum())} impressions (of {len(labels)}) has "
                     f"{int(labels[mask].sum())} clicks; a click model needs impressions with and without clicks in "
-                    "each share: give it more days (business.window_days) or users"
+                    "each share of each half of the users: give it more days (business.window_days) or users"
                 )
         encodings = context.fit_encoding()
         features, feature_names = context.features(queries, encodings)
