@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError
+from sgrec_core.hashing import hash_share
 from sgrec_core.rewards.business_encoding import ProfileEncoding
 
 _MICROSECONDS = 3_600_000_000
@@ -90,6 +91,8 @@ class BusinessContext:
             allowed = [user for user, keep in zip(kept, keep_user(kept), strict=True) if keep] if kept else []
             events = events.filter(pc.is_in(events["user_id"], value_set=pa.array(allowed, pa.string())))
         events = events.sort_by([("event_time", "ascending"), ("event_id", "ascending")])
+        self._tables = events, items, users
+        self._halves: dict[int, tuple[BusinessContext, BusinessContext]] = {}
         self.item_ids: list[str] = items["item_id"].to_pylist()
         self.item_index = {item: index for index, item in enumerate(self.item_ids)}
         self.item_price = _floats(items["price"])
@@ -131,6 +134,23 @@ class BusinessContext:
     def has_impressions_with_bids(self) -> bool:
         """Whether eCPM can be computed: some item was shown to someone with a bid."""
         return bool(((self._type == "impression") & np.isfinite(self._bid)).any())
+
+    def halves(self, seed: int) -> tuple["BusinessContext", "BusinessContext"]:
+        """The users in two halves by seeded hash, the same every night, and of each half its own events alone.
+
+        Nothing of a user is counted in the other half, not even in what an item was clicked: a model of that half
+        cannot have learnt it. Both halves are alike in size, so that counts mean the same in either.
+        """
+        if seed not in self._halves:
+
+            def of(second: bool) -> BusinessContext:
+                return BusinessContext(
+                    *self._tables,
+                    keep_user=lambda users: (hash_share(users, f"business-halves-{seed}") >= 0.5) == second,
+                )
+
+            self._halves[seed] = (of(False), of(True))
+        return self._halves[seed]
 
     def impressions(self) -> tuple[Queries, np.ndarray, np.ndarray]:
         """Logged impressions of known items as queries, their labels and their users.

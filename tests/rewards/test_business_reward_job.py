@@ -2,15 +2,18 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
 from test_business_reward import ITEMS, USERS, events_table, items_table, rows, users_table  # noqa: F401
 
 from jobs import fit_business_reward
+from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import is_validation_user
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.business import day_context
+from sgrec_core.night.rewards import business_reward
 from sgrec_core.registry import Registry
 from sgrec_core.registry.nights import of_night
 from sgrec_core.rewards.business import EcpmModel
@@ -21,9 +24,9 @@ from sgrec_core.settings import Settings
 DAY = "2026-01-05"
 
 
-def publish(settings: Settings, events: pa.Table, fingerprint: str = "ab" * 8) -> None:
+def publish(settings: Settings, events: pa.Table, fingerprint: str = "ab" * 8, users: pa.Table | None = None) -> None:
     lake = Lake(settings.lake_root)
-    for table, data in (("events", events), ("items", items_table()), ("users", users_table())):
+    for table, data in (("events", events), ("items", items_table()), ("users", users or users_table())):
         for column in load_contract(table).columns:
             if column.name not in (*data.column_names, "day"):
                 values = ["h"] * data.num_rows if column.name == "item_hash" else [None] * data.num_rows
@@ -35,6 +38,15 @@ def run(settings: Settings, force: bool = False) -> Job:
     job = Job("fit_business_reward", DAY, settings, force=force)
     assert job.execute(fit_business_reward.run, Console(quiet=True)) == 0
     return job
+
+
+def rewards(settings: Settings, states: pa.Table, items: list[list[str]]) -> np.ndarray:
+    """What a later stage gets for these states and candidates."""
+    ids = sorted(items_table()["item_id"].to_pylist())
+    catalogue = Catalogue(pa.array(ids), np.arange(len(ids))[:, None], len(ids), "1")
+    candidates = np.array([catalogue.index(pa.chunked_array([group])) for group in items])
+    reward = business_reward(night_config(settings), Lake(settings.lake_root), DAY, settings, states, catalogue)
+    return reward(np.arange(len(items)), candidates)
 
 
 def night_config(settings: Settings) -> dict:
@@ -91,3 +103,5 @@ def test_without_bids_or_impressions_the_ranking_rule_is_declared(registry_home,
     job = run(settings)
     assert night_config(settings)["kind"] == "ranking"
     assert any("next-item ranking reward" in note for note in job.notes)
+    states = pa.table({"user_id": ["u1", "u2"], "target_item": ["i0", "i5"]})
+    assert [row.argmax() for row in rewards(settings, states, [["i3", "i0"], ["i5", "i4"]])] == [1, 0]
