@@ -7,6 +7,8 @@ what is new is published), weighed by the day's ``user_weights`` and fused from 
 KL reference of both.
 """
 
+from collections.abc import Mapping
+
 from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.generator.device import use_threads
 from sgrec_core.judge.versions.adapters import resolve_adapter
@@ -99,8 +101,20 @@ def run(job: Job) -> None:
     for name in ("loss", "kl_reference", "clip_fraction", "entropy", "agreement_rate", "mean_gate", "covered_groups"):
         if name in found.statistics:
             job.fact(name, found.statistics[name])
+    _watch(job, found.statistics)
     if not found.groups_with_advantage:
         job.note("no candidate has any advantage: the challenger equals the night's starting policy")
+
+
+def _watch(job: Job, statistics: Mapping[str, float]) -> None:
+    """Say so where the policy left the region in which ratios to its start can be trusted."""
+    settings = job.settings.quality
+    for name, limit in (("clip_fraction", settings.clip_fraction_limit), ("kl_reference", settings.kl_limit)):
+        if statistics.get(name, 0.0) > limit:
+            job.note(
+                f"outside its trust region: {name.replace('_', ' ')} {statistics[name]:.3g}, above {limit:g};"
+                " a lower SGREC_POLICY__LEARNING_RATE, fewer epochs or a higher SGREC_POLICY__KL_WEIGHT keep it inside"
+            )
 
 
 def _nominate(job: Job, registry: Registry, version: ModelVersion) -> None:

@@ -339,6 +339,10 @@ class EvaluationSettings(Section):
 
 class QualitySettings(Section):
     sample_rows: int = Field(5, ge=1, description="rows shown per failed check")
+    clip_fraction_limit: float = Field(
+        0.3, ge=0, le=1, description="share of tokens outside the clip range above which a night says so"
+    )
+    kl_limit: float = Field(1.0, ge=0, description="the same for k3 of the optimised policy to its start, nats a token")
     data_docs_nights: int = Field(
         7, ge=1, description="newest nights that the Data Docs cover; they slow down as these grow"
     )

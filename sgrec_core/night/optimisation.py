@@ -11,6 +11,7 @@ from sgrec_core.errors import SgrecError
 from sgrec_core.generator import Generator
 from sgrec_core.generator.dataset import Catalogue, history_matrix
 from sgrec_core.judge.calls.cached import CachedJudge
+from sgrec_core.judge.engines import day_has_context, make_engine
 from sgrec_core.judge.versions.accepted import check_accepted, versions_of
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import decisions
@@ -169,6 +170,7 @@ def _on_fresh_groups(
         updates=settings.policy.updates,
         objective=fusion.objective,
         epsilon=fusion.epsilon,
+        resolution=make_engine(settings, day_has_context(job.lake, job.day)).resolution,
         leave_out_history=leaves_out_history(job.lake, job.day, settings),
     )
     try:

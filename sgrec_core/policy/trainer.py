@@ -22,6 +22,7 @@ from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, rate_at
 from sgrec_core.generator.trie import ItemTrie
 from sgrec_core.policy.losses import LOSSES, truncated_weights
 from sgrec_core.rewards.advantages import Groups, method_of
+from sgrec_core.rewards.advantages.groups import SMALLEST_DEVIATION
 from sgrec_core.rewards.fusion import fuse, fusion_facts
 from sgrec_core.rewards.semantic import worth_judging
 
@@ -64,6 +65,8 @@ class RolloutConfig:
     objective: str
     """One of `sgrec_core.rewards.advantages.METHODS`."""
     epsilon: float
+    resolution: float = SMALLEST_DEVIATION
+    """Of the semantic reward; see `Groups`."""
     leave_out_history: bool = False
     """Whether no candidate is an item of the prompt's history, as no list that serves will hold one."""
 
@@ -166,7 +169,8 @@ def train_on_policy(
 
     Each step rolls out a batch of groups with the policy as it is, rewards them, and computes advantages from the raw
     rewards, of sampled groups that are `worth_judging` from semantic ones as well. The reference of the KL penalty is
-    the policy at the start. The statistics are those of `train_stored` and, for each step, those of `fusion_facts`,
+    the policy at the start. Groups without any advantage are left out; a batch that has no other leaves the model as it
+    is. The statistics are those of `train_stored` and, for each step, those of `fusion_facts`,
     groups_with_advantage and the mean business reward.
     """
     trie = trie.to(model.device)
@@ -186,15 +190,21 @@ def train_on_policy(
             business = prompts.business(rows, items)
             judged, semantic = _judge(prompts, rows, items, business, rollout.objective)
             targets = None if prompts.targets is None else prompts.targets[rows]
-            groups = Groups.of(of_items, items, business, semantic, judged, targets)
+            groups = Groups.of(of_items, items, business, semantic, judged, targets, resolution=rollout.resolution)
             fused = fuse(rollout.objective, groups, rollout.epsilon)
             with torch.no_grad():
                 anchor = score_items(reference, trie, histories, beams.items).log_probs
             facts = asdict(fusion_facts(fused, judged))
             facts["groups_with_advantage"] = fused.groups_with_advantage
             facts["business_reward"] = float(business.mean())
+            # As on stored groups: those without signal would only pull towards the start, in mean and penalty.
+            signal = np.flatnonzero(fused.advantage.reshape(len(rows), -1).any(axis=1))
+            step = [part[learner.indices(signal)] for part in (histories, beams.items, beams.log_probs, anchor)]
             for _ in range(rollout.updates):
-                learner.step(histories, beams.items, beams.log_probs, anchor, fused.advantage)
+                if len(signal):
+                    learner.step(*step, fused.advantage[signal])
+                else:
+                    learner.stay()
                 learner.log[-1] |= facts
             if progress is not None:
                 progress(len(rows), learner.log[-1])
@@ -276,6 +286,11 @@ class _Learner:
             for at in range(0, len(items), size)
         ]
         return torch.cat([part.log_probs for part in parts]) if parts else torch.empty(0)
+
+    def stay(self) -> None:
+        """A step that learns nothing."""
+        nothing = ("loss", "kl_reference", "clip_fraction", "entropy", "gradient_norm", "learning_rate")
+        self.log.append({**dict.fromkeys(nothing, 0.0), "ratio": 1.0})
 
     def step(
         self, histories: Tensor, items: Tensor, old: Tensor, reference: Tensor, advantages: np.ndarray

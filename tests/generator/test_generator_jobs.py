@@ -302,6 +302,15 @@ def test_another_formula_makes_another_reward_version_beside_the_old(two_nights:
     assert run_stage(settings, "materialize_rewards", DAY)["state"] == "skipped"
 
 
+def test_a_policy_that_leaves_its_trust_region_is_a_finding_of_the_night(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    far = world_settings(home, policy={"learning_rate": 0.05, "epochs": 5, "batch_size": 4})
+    notes = run_stage(far, "train_generator", NEXT_DAY)["notes"]
+    assert any("outside its trust region: clip fraction" in note for note in notes), notes
+    near = world_settings(home, policy={"learning_rate": 1e-6})
+    assert not any("trust region" in note for note in run_stage(near, "train_generator", NEXT_DAY)["notes"])
+
+
 def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
     settings, reports = two_nights
     registry = Registry(settings)

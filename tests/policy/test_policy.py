@@ -290,6 +290,37 @@ def test_groups_without_business_variance_or_outside_the_ratio_are_not_judged() 
     assert not asked
 
 
+def test_fresh_groups_without_signal_weigh_nothing_as_stored_ones_do() -> None:
+    """Half of the prompts reward all candidates alike: they used to be in mean and penalty of fresh groups alone."""
+    fresh, trie, groups = rolled_out()
+    stored = copy.deepcopy(fresh)
+
+    def half(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return np.where(rows[:, None] % 2, items, 0).astype(float)
+
+    config = policy(batch_size=8, learning_rate=1e-2, beta=0.5)
+    log = train_on_policy(
+        fresh, trie, Prompts(groups.histories, half), config, on_policy(objective="business", updates=3)
+    )
+    advantages = standardise(half(np.arange(8), groups.items))
+    assert (log[0]["groups_with_advantage"], advantages.any(axis=1).sum()) == (4, 4)
+    again = policy(batch_size=8, learning_rate=1e-2, beta=0.5, epochs=3)
+    other = train_stored(stored, trie, replace(groups, advantages=advantages), again)
+    for step in ("kl_reference", "loss", "clip_fraction"):
+        assert [one[step] for one in log] == pytest.approx([one[step] for one in other], abs=1e-6)
+    for name, value in fresh.state_dict().items():
+        torch.testing.assert_close(value, stored.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_fresh_groups_all_without_signal_leave_the_model_as_it_was() -> None:
+    model, trie, groups = rolled_out()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    alike = Prompts(groups.histories, lambda rows, items: np.zeros(items.shape))
+    log = train_on_policy(model, trie, alike, policy(learning_rate=1e-2, beta=0.5), on_policy(objective="business"))
+    assert [step["loss"] for step in log] == [0, 0]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_a_group_with_an_unscored_candidate_keeps_its_business_advantage() -> None:
     model, trie, groups = rolled_out()
 
