@@ -104,7 +104,7 @@ def promote(
     registry = Registry(existing_home())
     chosen = registry.get(GENERATOR, str(version))
     day = registry.promote(chosen, reason)
-    console.print(f"champion: {chosen}, made by night {chosen.day}, serves as of night {day}")
+    console.print(f"champion: {chosen}, made by night {chosen.day}, serves as of night {day}", soft_wrap=True)
     _say_whether_held(registry.promotions)
 
 

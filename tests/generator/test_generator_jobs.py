@@ -334,15 +334,15 @@ def test_a_held_night_does_all_but_promote(two_nights: Any, tmp_path: Path) -> N
     trained = run_stage(settings, "train_generator", NEXT_DAY)
     assert not [note for note in trained["notes"] if "alias" in note]
     assert registry.get(GENERATOR, CHALLENGER).version == trained["facts"]["challenger_version"]
-    run_stage(settings, "train_generator", DAY)
-    evaluated = run_stage(settings, "evaluate_generator", DAY)
+    other = world_settings(home, supervised={"learning_rate": 4e-3})
+    evaluated = run_day(other, DAY)["evaluate_generator"]
     assert evaluated["state"] == "finished"
     assert evaluated["facts"]["champion_version"] is None, "it was pinned to none"
     assert evaluated["facts"]["promoted"] is False
-    assert evaluated["facts"]["reason"] == str(promotions.held(registry.promotions.read()))
+    assert evaluated["facts"]["reason"].startswith(str(promotions.held(registry.promotions.read())))
     assert registry.champion() == champion
     registry.promotions.decide(lambda decisions: promotions.release(decisions, "over"))
-    assert run_stage(settings, "evaluate_generator", DAY)["state"] == "skipped"
+    assert run_stage(other, "evaluate_generator", DAY)["state"] == "skipped"
     assert registry.champion() == champion, "nights do not come back to what was held"
 
 
