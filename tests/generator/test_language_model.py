@@ -9,7 +9,7 @@ import pytest
 import torch
 from plain_reading import sequence_logits
 from safetensors.torch import load_file, save_file
-from test_generator import all_codes, reference_log_probs
+from small_generator import all_codes, reference_log_probs
 from transformers import AutoTokenizer
 
 from sgrec_core.generator import (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rewarded_groups import fused
-from test_generator import all_codes, knows, small_generator
+from small_generator import all_codes, knows, small_generator
 
 from sgrec_core.generator import Generator, ItemTrie, beam_search, score_items
 from sgrec_core.policy import (
