@@ -59,6 +59,8 @@ def run(job: Job) -> None:
             "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
             "evaluation": settings.model_dump(),
             "leave_out_history": leave_out,
+            # What evidence over nights is made of.
+            "results": [line for line in job.lake.published_until("candidate_results", job.day) if job.day not in line],
         }
     )
     partition = {"day": job.day}

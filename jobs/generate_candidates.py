@@ -121,7 +121,7 @@ class Rollout:
         Held-out users go to the policies as training users do.
         """
         settings = self.job.settings.rollout
-        by = place_of_policy(self.policies, states["user_id"].to_pylist(), settings.seed)
+        by = place_of_policy(self.policies, states["user_id"].to_pylist())
         items = torch.full((states.num_rows, size), -1)
         log_probs = torch.zeros(states.num_rows, size, self.catalogue.codes.shape[1])
         with self.job.progress_bar(states.num_rows, description) as advance:

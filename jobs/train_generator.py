@@ -85,7 +85,7 @@ def run(job: Job) -> None:
             "sgrec.reward_version": reward_version,
             "sgrec.policy_version": start.version,
             **as_tag(policies),
-            RECIPE_TAG: optimised_recipe(job.lake, job.day, job.settings),
+            RECIPE_TAG: optimised_recipe(job.lake, job.day, job.settings, leave_out),
             CODE_TAG: job.code_digest,
         },
         leave_out_history=leave_out,

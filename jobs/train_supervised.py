@@ -30,7 +30,7 @@ from sgrec_core.lake.queries import days_until, decisions, table_versions
 from sgrec_core.night.generators import backbone_digest, day_catalogue, fresh_generator, register_generator, take_over
 from sgrec_core.night.recipes import RECIPE_TAG, supervised_recipe
 from sgrec_core.night.repeats import leaves_out_history
-from sgrec_core.night.rollouts import FOLDS, as_tag, fold_of, why_cross_fit
+from sgrec_core.night.rollouts import FOLD_SEED, FOLDS, as_tag, fold_of, why_cross_fit
 from sgrec_core.night.tokenizers import current_tokenizer
 from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
@@ -116,14 +116,17 @@ def run(job: Job) -> None:
 
     policies = [champion] if champion is not None else []
     if cross_fit is not None:
-        folds = fold_of(states["user_id"].to_pylist(), job.settings.rollout.seed)
+        seed = job.settings.rollout.seed
+        folds = fold_of(states["user_id"].to_pylist(), seed)
         policies = []
         for fold in range(FOLDS):
             of_fold = digest(ROLLOUT, fingerprint, fold, length=32)
             policy = registry.find(ROLLOUT, of_fold)
             if policy is None or job.force:
                 trained = _train(job, catalogue, states.filter(pa.array(folds != fold)), work / f"fold-{fold}")
-                policy = registered(ROLLOUT, trained, of_fold, {"sgrec.fold": f"{fold + 1} of {FOLDS}"})
+                policy = registered(
+                    ROLLOUT, trained, of_fold, {"sgrec.fold": f"{fold + 1} of {FOLDS}", FOLD_SEED: str(seed)}
+                )
             policies.append(policy)
 
     def warm_start(model: Generator) -> bool:
@@ -137,7 +140,7 @@ def run(job: Job) -> None:
         fingerprint,
         {
             "sgrec.warm_started_from": started_from,
-            RECIPE_TAG: supervised_recipe(job.settings),
+            RECIPE_TAG: supervised_recipe(job.settings, leave_out),
             **as_tag(policies),
         },
     )

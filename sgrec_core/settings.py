@@ -328,7 +328,8 @@ class EvaluationSettings(Section):
         0.05,
         gt=0,
         lt=1,
-        description="how likely a recipe that is no better than its start may ever be taken for one that is",
+        description="how likely a recipe that is no better than its start may ever be taken for one that is, by chance"
+        " among users",
     )
     history: Literal["auto", "kept", "left_out"] = Field(
         "auto",

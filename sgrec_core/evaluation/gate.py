@@ -20,6 +20,8 @@ from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVI
 from sgrec_core.evaluation.sequential import smallest_detectable
 from sgrec_core.evaluation.significance import Interval, paired_bootstrap
 
+LEAST_USERS = 30
+"""With held-out targets in a novelty bucket, below which it has no say: a bootstrap over few users is sure too soon."""
 DEEP = 50
 """Cutoff at which a list must not have lost what its top has gained."""
 
@@ -41,16 +43,24 @@ class Evidence:
     """What nights so far say of the optimised policy's recipe against the supervised one's."""
 
     nights: int
+    users: int
+    """Of this night."""
     value: float
     """Betting capital against "it is not better": it exceeds 1 / alpha only with probability alpha, ever."""
+    against: float
+    """The same against "it is not worse". Evidence never shrinks, so a recipe that has turned has both."""
     needed: float
 
     @property
     def is_enough(self) -> bool:
-        return self.value >= self.needed
+        return self.value >= self.needed > self.against
 
     def __str__(self) -> str:
-        return f"evidence {self.value:.3g} of {self.needed:g} after {self.nights} night{'s' * (self.nights != 1)}"
+        worse = f", and {self.against:.3g} that it is worse" if self.against >= self.needed else ""
+        return (
+            f"evidence {self.value:.3g} of {self.needed:g} after {self.nights} night{'s' * (self.nights != 1)}{worse};"
+            f" {self.users} users can show {min(4 / self.users, 1):.4f} or more, however many nights"
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ def compare(ours: Ranking, theirs: Ranking, resampling: Resampling) -> Compariso
     wanted += [
         ("hit_rate", CUTOFF, bucket, buckets == number)
         for number, bucket in enumerate(metrics.NOVELTY_BUCKETS)
-        if (buckets == number).any()
+        if len(np.unique(ours.users[buckets == number])) >= LEAST_USERS
     ]
     return Comparison(
         ours=ours,
@@ -178,6 +188,8 @@ def _against_optimised(
     start = comparisons[OPTIMISED, SUPERVISED]
     if evidence is None or not evidence.is_enough:
         return [f"its recipe is not shown to be better than its start ({evidence or 'no evidence'}): {start.figures()}"]
+    if start.ndcg.upper < 0:
+        return [f"surely worse than its start: {start.figures()}"]
     floor = -margins.start * float(start.theirs.per_user("ndcg").mean())
     if start.ndcg.lower < floor:
         why = f"{start.figures()}; the interval may not reach below {floor:+.4f}"

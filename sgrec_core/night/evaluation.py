@@ -184,8 +184,9 @@ def evidence_of_recipes(
             nights.append((ours["user_id"].to_numpy(), difference))
     ours, theirs = (tonight[role].per_user("ndcg") for role in roles)
     nights.append((np.unique(tonight[OPTIMISED].users), ours - theirs))
-    found = sequential.evidence(nights)
-    return Evidence(nights=len(nights), value=float(found[-1]), needed=1 / settings.alpha)
+    against = [(users, -differences) for users, differences in nights]
+    value, worse = (float(sequential.evidence(found)[-1]) for found in (nights, against))
+    return Evidence(nights=len(nights), users=len(nights[-1][0]), value=value, against=worse, needed=1 / settings.alpha)
 
 
 def resampling(settings: EvaluationSettings) -> Resampling:

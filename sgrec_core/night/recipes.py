@@ -5,6 +5,7 @@ import json
 from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.lake import Lake
+from sgrec_core.night.generators import backbone_digest
 from sgrec_core.runtime.code import stage_digest
 from sgrec_core.settings import Settings
 
@@ -12,23 +13,26 @@ RECIPE_TAG = "sgrec.recipe"
 """Of a version of a generator; absent where it was made before there were recipes."""
 
 
-def supervised_recipe(settings: Settings) -> str:
-    """Of a night's supervised policy."""
+def supervised_recipe(settings: Settings, leave_out_history: bool) -> str:
+    """Of a night's supervised policy, whose lists leave out the history or do not."""
     return _recipe(
         settings,
+        leave_out_history,
         ("tokenize_items", "train_supervised"),
         items=settings.items.model_dump(),
         states=settings.states.model_dump(),
-        supervised=settings.supervised.model_dump(mode="json", exclude={"checkpoint_steps"}),
+        supervised=settings.supervised.model_dump(mode="json", exclude={"checkpoint_steps", "processes", "backbone"}),
+        backbone=backbone_digest(settings.supervised),
     )
 
 
-def optimised_recipe(lake: Lake, day: str, settings: Settings) -> str:
+def optimised_recipe(lake: Lake, day: str, settings: Settings, leave_out_history: bool) -> str:
     """Of a night's optimised policy: that of its start, and all that rewards and improves it."""
     return _recipe(
         settings,
+        leave_out_history,
         ("fit_business_reward", "generate_candidates", "train_aggregator", "materialize_rewards", "train_generator"),
-        start=supervised_recipe(settings),
+        start=supervised_recipe(settings, leave_out_history),
         judge=judge_version(settings, day_has_context(lake, day)),
         asked=settings.judge.model_dump(include={"sampling_ratio", "seed", "max_calls", "max_pairs"}),
         **{
@@ -38,7 +42,8 @@ def optimised_recipe(lake: Lake, day: str, settings: Settings) -> str:
     )
 
 
-def _recipe(settings: Settings, stages: tuple[str, ...], **parts: object) -> str:
+def _recipe(settings: Settings, leave_out_history: bool, stages: tuple[str, ...], **parts: object) -> str:
     code = [stage_digest(stage) for stage in stages]
-    # Whether lists hold items of the history is part of what a policy is made and compared for.
-    return digest(json.dumps([code, settings.evaluation.history, parts], sort_keys=True))
+    # How lists are made is part of what a policy is made and compared for.
+    lists = [leave_out_history, settings.evaluation.beam]
+    return digest(json.dumps([code, lists, parts], sort_keys=True))

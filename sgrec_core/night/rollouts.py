@@ -25,6 +25,8 @@ from sgrec_core.settings import Settings
 FOLDS = 2
 ROLLED_OUT_BY = "sgrec.rolled_out_by"
 """Of a night's supervised policy: names and versions, as JSON, of what rolls out its groups; see `rollout_policies`."""
+FOLD_SEED = "sgrec.fold_seed"
+"""Of a policy that was trained on a fold: what the folds were drawn by."""
 SAME = ["user_id", "request_id", "target_item"]
 """Columns that tell a decision from others on whatever day it stands: its id holds the day."""
 MOST_MET = 0.1
@@ -86,9 +88,11 @@ def rollout_policies(registry: Registry, supervised: ModelVersion) -> list[Model
     return [registry.get(name, version) for name, version in json.loads(supervised.tags[ROLLED_OUT_BY])]
 
 
-def place_of_policy(policies: Sequence[ModelVersion], users: Sequence[str], seed: int) -> np.ndarray:
-    """[N] which of the night's policies rolls out for each user."""
-    return fold_of(users, seed) if len(policies) > 1 else np.zeros(len(users), dtype=np.int64)
+def place_of_policy(policies: Sequence[ModelVersion], users: Sequence[str]) -> np.ndarray:
+    """[N] which of the night's policies rolls out for each user: by the folds that they were trained on."""
+    if len(policies) == 1:
+        return np.zeros(len(users), dtype=np.int64)
+    return fold_of(users, int(policies[0].tags[FOLD_SEED]))
 
 
 def _names(states: pa.Table) -> pa.Array:

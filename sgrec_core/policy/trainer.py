@@ -199,10 +199,11 @@ def train_on_policy(
             facts["business_reward"] = float(business.mean())
             # As on stored groups: those without signal would only pull towards the start, in mean and penalty.
             signal = np.flatnonzero(fused.advantage.reshape(len(rows), -1).any(axis=1))
-            step = [part[learner.indices(signal)] for part in (histories, beams.items, beams.log_probs, anchor)]
+            chosen = learner.indices(signal)
+            of_signal = (histories[chosen], beams.items[chosen], beams.log_probs[chosen], anchor[chosen])
             for _ in range(rollout.updates):
                 if len(signal):
-                    learner.step(*step, fused.advantage[signal])
+                    learner.step(*of_signal, fused.advantage[signal])
                 else:
                     learner.stay()
                 learner.log[-1] |= facts

@@ -14,7 +14,10 @@ from sgrec_core.generator.dataset import Catalogue
 USERS, ITEMS, LIST = 400, 125, 50
 DRAWS = Resampling(seed=0, resamples=200)
 MARGINS = Margins(baseline=0.05, start=0.25, coverage=0.8)
-SHOWN, NOT_SHOWN = Evidence(nights=9, value=31.4, needed=20), Evidence(nights=2, value=1.2, needed=20)
+SHOWN, NOT_SHOWN, TURNED = (
+    Evidence(nights=nights, users=400, value=value, against=against, needed=20)
+    for nights, value, against in ((9, 31.4, 0.1), (12, 1.2, 0.1), (60, 31.4, 25.0))
+)
 CODES = np.stack(np.unravel_index(np.arange(ITEMS), (5, 5, 5)), axis=1)
 
 
@@ -62,7 +65,57 @@ def test_an_optimised_policy_below_its_own_start_is_never_promoted_whatever_its_
     """The night that this gate was made for: far above popularity, below the policy that it was made of."""
     found = choose({SUPERVISED: ranking(hits(0.6)), OPTIMISED: ranking(hits(0.4)), POPULARITY: FLOOR})
     assert found.serves == SUPERVISED
-    assert "it may have lost what its start had" in found.reason
+    assert "surely worse than its start" in found.reason
+
+
+def test_one_that_is_surely_below_its_start_is_refused_however_little_it_lacks() -> None:
+    """Within the tolerance, above champion and popularity, and with a shown recipe: it used to be promoted."""
+    start = np.where(np.arange(USERS) % 2, LIST, 1)
+    optimised = ranking(np.where(np.arange(USERS) % 2, 14, 2))
+    found = choose({SUPERVISED: ranking(start), OPTIMISED: optimised, CHAMPION: ranking(hits(0.25)), POPULARITY: FLOOR})
+    assert found.serves == SUPERVISED
+    assert "surely worse than its start" in found.reason
+
+
+def test_one_that_may_have_lost_more_than_the_tolerance_is_refused() -> None:
+    draws = np.random.default_rng(5)
+    few = np.where(np.arange(USERS) < 12, 0, LIST)
+    rankings = {
+        SUPERVISED: ranking(few),
+        OPTIMISED: ranking(draws.permutation(few)),
+        POPULARITY: ranking(hits(0), model=POPULARITY),
+    }
+    found = choose(rankings)
+    assert found.serves != OPTIMISED
+    assert "it may have lost what its start had" in found.reason or "surely worse" in found.reason
+
+
+def test_a_recipe_that_has_turned_serves_no_longer() -> None:
+    rankings = {SUPERVISED: ranking(hits(0.4)), OPTIMISED: ranking(hits(0.6)), POPULARITY: FLOOR}
+    found = choose(rankings, TURNED)
+    assert found.serves == SUPERVISED
+    assert "and 25 that it is worse" in found.reason
+
+
+def test_an_optimised_policy_has_to_keep_the_deep_lists_of_its_start_and_the_floor() -> None:
+    deep = np.where(np.random.default_rng(1).random(USERS) < 0.9, 30, LIST)
+    found = choose({SUPERVISED: ranking(deep), OPTIMISED: ranking(hits(0.5, rank=0)), POPULARITY: FLOOR})
+    assert found.serves != OPTIMISED
+    assert "hit_rate@50 surely worse" in found.reason
+    above = {SUPERVISED: ranking(hits(0.2)), OPTIMISED: ranking(hits(0.3)), CHAMPION: ranking(hits(0.1))}
+    assert choose({**above, POPULARITY: ranking(hits(0.5), model=POPULARITY)}).serves is None
+
+
+def test_a_few_users_of_a_bucket_veto_nothing_and_a_chance_difference_is_not_sure() -> None:
+    before, after = hits(0.25, rank=9), hits(0.75, rank=0)
+    after[5], before[5] = 30, 9
+    found = choose({SUPERVISED: ranking(after), CHAMPION: ranking(before), POPULARITY: FLOOR}, None)
+    assert found.serves == SUPERVISED
+    noise = np.where(np.arange(USERS) % 40 == 0, 49, np.where(np.arange(USERS) % 40 == 1, LIST, hits(0.6, rank=5)))
+    other = np.where(np.arange(USERS) % 40 == 1, 49, np.where(np.arange(USERS) % 40 == 0, LIST, hits(0.6, rank=5)))
+    other[79], noise[79] = 49, LIST
+    better = np.where(noise == 5, 0, noise)
+    assert choose({SUPERVISED: ranking(better), CHAMPION: ranking(other), POPULARITY: FLOOR}, None).serves == SUPERVISED
 
 
 def test_a_better_optimised_policy_serves_only_when_its_recipe_is_shown() -> None:
@@ -72,7 +125,7 @@ def test_a_better_optimised_policy_serves_only_when_its_recipe_is_shown() -> Non
         found = choose(rankings, evidence)
         assert found.serves == SUPERVISED
         assert "not shown to be better than its start" in found.reason
-    assert "evidence 1.2 of 20 after 2 nights" in choose(rankings, NOT_SHOWN).reason
+    assert "evidence 1.2 of 20 after 12 nights; 400 users can show 0.0100 or more" in choose(rankings, NOT_SHOWN).reason
 
 
 def test_nothing_serves_that_is_not_above_the_champion() -> None:
@@ -139,7 +192,7 @@ def test_every_verdict_says_what_a_night_of_these_users_can_show() -> None:
 
 @pytest.mark.parametrize("swapped", range(3))
 def test_identical_candidates_are_promoted_by_chance_alone(swapped: int) -> None:
-    """Results of users swapped by coin: over a hundred such nights hardly any is promoted."""
+    """Results of users swapped by coin, models that hit other users: of thirty such nights few are promoted."""
     draws = np.random.default_rng(swapped)
     one, other = hits(0.5, seed=2), hits(0.5, seed=3)
     promoted = 0
