@@ -9,12 +9,22 @@ import sys
 from sgrec_core.cli import judges, migration, models, nights, tables  # noqa: F401 - each adds its commands
 from sgrec_core.cli.app import app, complain
 from sgrec_core.errors import SgrecError
+from sgrec_core.runtime.zygote import run_main
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point: errors written for users become one line."""
+    """Entry point.
+
+    Ends without taking the interpreter down: now and then a thread of a native library aborts that, and a command that
+    has done its work would exit with 134.
+    """
+    run_main(_command)
+
+
+def _command() -> None:
+    """Errors written for users become one line."""
     try:
         app(prog_name="sgrec")
     except SgrecError as error:
