@@ -129,6 +129,8 @@ def hold(
     """Freeze promotion: nights do all else, but make no generator the champion until `sgrec release`."""
     from sgrec_core.registry.promotions import hold
 
+    if not reason.strip():
+        raise InputError("--reason is empty; say why nobody may be promoted: those who meet the hold read it")
     decided = _promotions().decide(lambda decisions: hold(decisions, reason))
     console.print(f"promotion is {decided}", soft_wrap=True, markup=False)
 

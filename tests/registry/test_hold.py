@@ -14,6 +14,7 @@ from registered_models import register
 from typer.testing import CliRunner
 
 from sgrec_core.cli import app
+from sgrec_core.cli.app import console
 from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake
 from sgrec_core.registry import CHAMPION, GENERATOR, Registry
@@ -35,6 +36,12 @@ def registry(registry_home: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     assert registry.promote_by_night(registry.get(GENERATOR, "1"), DAYS[0], "better") is None
     registry.pin_champion(DAYS[1], registry.get(GENERATOR, "1"))
     return registry
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no row of a table is folded, however wide the terminal of these tests is."""
+    monkeypatch.setattr(console, "width", 200)
 
 
 def sgrec(*arguments: str) -> str:
@@ -63,6 +70,10 @@ def actions(registry: Registry) -> list[tuple[str, str, str]]:
 def pins(registry: Registry) -> list[str | None]:
     pinned = (registry.pinned_champion(day) for day in DAYS)
     return [version and version.version for version in pinned]
+
+
+def test_a_hold_says_why(registry: Registry) -> None:
+    assert "--reason is empty" in refused("hold", "--reason", " ")
 
 
 def test_while_a_hold_stands_people_promote_and_nights_do_not(registry: Registry) -> None:
