@@ -90,9 +90,17 @@ def run(job: Job) -> None:
             job.fact("recipe_evidence", evidence.value)
             job.fact("recipe_nights", evidence.nights)
     # Only now: a job that is killed before it publishes does all of this again, with the same result.
+    nobody = load_contract("candidate_results").arrow_schema.empty_table()
     results = [user_results(rankings[role], role, recipes.get(role, "")) for role in rankings]
-    _publish(job, "candidate_results", pa.concat_tables(results).to_pylist() if results else [], fingerprint)
-    _publish(job, "evaluations", rows, fingerprint)
+    job.lake.publish(
+        "candidate_results",
+        pa.concat_tables(results) if results else nobody,
+        partition=partition,
+        fingerprint=fingerprint,
+    )
+    schema = load_contract("evaluations").arrow_schema
+    table = pa.Table.from_pylist([{**row, "day": date.fromisoformat(job.day)} for row in rows], schema=schema)
+    job.lake.publish("evaluations", table, partition=partition, fingerprint=fingerprint)
 
     for role in rankings:
         for name, value in figures([row for row in rows if row["role"] == role]).items():
@@ -163,12 +171,6 @@ def _promote(job: Job, registry: Registry, versions: Versions, choice: Choice) -
     version = as_generator(registry, versions[choice.serves])
     against = registry.promote_by_night(version, job.day, choice.reason)
     return (None, f"{against} ({choice.reason})") if against else (choice.serves, choice.reason)
-
-
-def _publish(job: Job, table: str, rows: list[dict[str, object]], fingerprint: str) -> None:
-    schema = load_contract(table).arrow_schema
-    content = pa.Table.from_pylist([{**row, "day": date.fromisoformat(job.day)} for row in rows], schema=schema)
-    job.lake.publish(table, content, partition={"day": job.day}, fingerprint=fingerprint)
 
 
 main = stage_command("evaluate_generator", run)

@@ -1,5 +1,7 @@
 """Commands about generators."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,6 +15,17 @@ from sgrec_core.errors import InputError
 
 if TYPE_CHECKING:
     from sgrec_core.registry.promotions import Promotions
+
+
+@contextmanager
+def _ranking() -> Iterator[Callable[[int], None]]:
+    """A bar that counts ranked decisions, by what it gives."""
+    with Progress(
+        SpinnerColumn(), TextColumn("ranking"), BarColumn(), TextColumn("{task.completed:,} decisions"),
+        TimeElapsedColumn(), console=console, transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task("ranking", total=None)
+        yield lambda decisions: progress.advance(task, decisions)
 
 
 @app.command()
@@ -30,17 +43,13 @@ def evaluate(
     from sgrec_core.night.evaluation import evaluate_version
 
     settings = existing_home()
-    with Progress(
-        SpinnerColumn(), TextColumn("ranking"), BarColumn(), TextColumn("{task.completed:,} decisions"),
-        TimeElapsedColumn(), console=console, transient=True,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("ranking", total=None)
+    with _ranking() as advance:
         chosen, rows = evaluate_version(
             settings,
             version,
             split,
             day=day and valid_day(day),
-            progress=lambda decisions: progress.advance(task, decisions),
+            progress=advance,
         )
     table = Table(title=f"{chosen} on the {split} labels of {day or chosen.day}", title_justify="left", box=None)
     for name in ("metric", "bucket", "value", "95% interval", "users"):
@@ -64,17 +73,13 @@ def compare_generators(
     """What the gate would see if FIRST were to take SECOND's place, on a night's validation decisions."""
     from sgrec_core.night.evaluation import compare_versions
 
-    with Progress(
-        SpinnerColumn(), TextColumn("ranking"), BarColumn(), TextColumn("{task.completed:,} decisions"),
-        TimeElapsedColumn(), console=console, transient=True,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("ranking", total=None)
+    with _ranking() as advance:
         found, why_not, of_day = compare_versions(
             existing_home(),
             first,
             second,
             day=day and valid_day(day),
-            progress=lambda decisions: progress.advance(task, decisions),
+            progress=advance,
         )
     title = f"version {found.ours.version} minus version {found.theirs.version}, night {of_day}"
     table = Table(title=title, title_justify="left", box=None)

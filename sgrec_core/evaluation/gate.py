@@ -3,9 +3,8 @@
 Candidates are the night's supervised policy and its optimised one; they are compared, paired over the same held-out
 users, with the champion, or where there is none with popularity, which is the floor in any case. A candidate passes
 when its NDCG@10 is above that of both, surely not far below, and nothing beside it is surely worse than the champion's.
-The optimised
-policy comes first, but only where its recipe was shown to be better over nights (`sequential`), and where this night's
-users do not say that it has lost what its own start, the supervised policy, had.
+The optimised policy comes first, but only where its recipe was shown to be better over nights (`sequential`), and where
+this night's users do not say that it has lost what its own start, the supervised policy, had.
 """
 
 from collections.abc import Mapping

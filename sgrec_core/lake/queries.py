@@ -3,6 +3,7 @@
 from datetime import date, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sgrec_core.lake.tables import Lake
 
@@ -16,6 +17,12 @@ def days_until(day: str, count: int) -> list[str]:
 def decisions(lake: Lake, days: list[str], split: str, columns: list[str]) -> pa.Table:
     """Rows of user_states of a split over several days."""
     return lake.read("user_states", where={"day": days, "split": split}, columns=columns)
+
+
+def item_hashes(lake: Lake, day: str, item_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Content hash of each item as it is on ``day``; null for one that the day does not have."""
+    items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])
+    return items["item_hash"].take(pc.index_in(item_ids, items["item_id"].combine_chunks()))
 
 
 def table_versions(lake: Lake, tables: tuple[str, ...]) -> dict[str, int | None]:

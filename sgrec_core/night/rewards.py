@@ -13,7 +13,7 @@ from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.lake import Lake
-from sgrec_core.lake.queries import decisions
+from sgrec_core.lake.queries import decisions, item_hashes
 from sgrec_core.night.business import day_context
 from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.rewards.ranking import ranking_reward
@@ -48,11 +48,9 @@ def candidates_to_fuse(lake: Lake, day: str) -> pa.Table:
     candidates = lake.read("candidates", where={"day": day})
     if not candidates.num_rows:
         raise SgrecError(f"{day} has no candidates; run `python -m jobs.generate_candidates --day {day}` first")
-    items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])
     states = decisions(lake, [day], "train", ["decision_id", "target_item"])
-    item = pc.index_in(candidates["item_id"], items["item_id"].combine_chunks())
     state = pc.index_in(candidates["decision_id"], states["decision_id"].combine_chunks())
-    return candidates.append_column("item_hash", items["item_hash"].take(item)).append_column(
+    return candidates.append_column("item_hash", item_hashes(lake, day, candidates["item_id"])).append_column(
         "target_item", states["target_item"].take(state)
     )
 

@@ -17,6 +17,7 @@ from sgrec_core.judge.versions.adapters import settings_of_stage
 from sgrec_core.lake import Lake
 from sgrec_core.lake.conditions import files
 from sgrec_core.lake.contracts import Contract, load_contract
+from sgrec_core.lake.queries import item_hashes
 from sgrec_core.quality.validation import (
     Check,
     TableResult,
@@ -210,9 +211,7 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
         ),
     ]
     calls = pa.concat_tables(asked_for)
-    items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])
-    its = pc.index_in(calls["item_id"], items["item_id"].combine_chunks())
-    calls = calls.append_column("item_hash", items["item_hash"].take(its))
+    calls = calls.append_column("item_hash", item_hashes(lake, day, calls["item_id"]))
     rows = find_scores(lake, day, version, calls, ["failure"])
     scored = last_done(lake, day, "score_aspects")
     judged = scored.facts.get("judge_version", version) if scored else version

@@ -29,8 +29,8 @@ import jobs.train_generator
 import jobs.train_supervised
 from sgrec_core.errors import SgrecError
 from sgrec_core.evaluation.significance import two_proportions
-from sgrec_core.generator import rank_items
-from sgrec_core.generator.dataset import history_matrix, whole_histories
+from sgrec_core.generator import Beams, Generator, rank_items
+from sgrec_core.generator.dataset import Catalogue, history_matrix, whole_histories
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.queries import decisions
 from sgrec_core.night.generators import as_generator, generator_of_day
@@ -109,6 +109,17 @@ def test_the_next_night_is_rolled_out_by_the_champion_which_knows_the_day_before
     assert len(Registry(settings).versions(ROLLOUT)) == 2, "none is trained where the champion does"
 
 
+def as_rolled_out(settings: Settings, model: Generator, catalogue: Catalogue, states: pa.Table) -> Beams:
+    """What ``model`` gives for the groups of decisions, as a night asks it."""
+    return rank_items(
+        model.without_memory(),
+        catalogue.trie,
+        history_matrix(states["history"], catalogue, model.config.max_items),
+        width=settings.rollout.group_size,
+        excluded=whole_histories(states["history"], catalogue),
+    )
+
+
 def test_log_probabilities_of_the_table_are_those_of_who_rolled_out(two_nights: Any) -> None:
     settings, _ = two_nights
     lake, (champion,) = Lake(settings.lake_root), policies_of(settings, NEXT_DAY)
@@ -118,13 +129,7 @@ def test_log_probabilities_of_the_table_are_those_of_who_rolled_out(two_nights: 
     states = decisions(lake, [NEXT_DAY], "train", ["decision_id", "history"]).sort_by("decision_id")
     states = states.filter(pc.is_in(states["decision_id"], value_set=rows["decision_id"].unique()))
     model, catalogue = generator_of_day(lake, Registry(settings), champion, NEXT_DAY)
-    beams = rank_items(
-        model.without_memory(),
-        catalogue.trie,
-        history_matrix(states["history"], catalogue, model.config.max_items),
-        width=settings.rollout.group_size,
-        excluded=whole_histories(states["history"], catalogue),
-    )
+    beams = as_rolled_out(settings, model, catalogue, states)
     assert rows["item_id"].to_pylist() == catalogue.ids(beams.items.numpy().ravel())
     stored = np.array(rows["log_probs"].to_pylist()).reshape(beams.log_probs.shape)
     np.testing.assert_allclose(stored, beams.log_probs.numpy(), atol=1e-5)
@@ -210,13 +215,7 @@ def test_targets_that_can_only_be_memorised_are_in_no_more_groups_than_held_out_
         supervised = of_night(registry, SUPERVISED, day, stage="train_supervised")
         model, catalogue = generator_of_day(lake, registry, supervised, day)
         states = decisions(lake, [day], "train", ["history", "target_item"])
-        beams = rank_items(
-            model.without_memory(),
-            catalogue.trie,
-            history_matrix(states["history"], catalogue, model.config.max_items),
-            width=settings.rollout.group_size,
-            excluded=whole_histories(states["history"], catalogue),
-        )
+        beams = as_rolled_out(settings, model, catalogue, states)
         known = (beams.items.numpy() == catalogue.index(states["target_item"])[:, None]).any(axis=1).mean()
         assert known > 2 * facts["target_rate"], (known, facts)
     assert [policy.name for policy in policies_of(settings, NEXT_DAY)] == [GENERATOR]
