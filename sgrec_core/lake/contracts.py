@@ -34,13 +34,15 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column. For list types ``minimum`` and ``maximum`` bound each element."""
+    """One column. For list types the bounds are those of each element."""
 
     name: str
     type: str
     description: str
     nullable: bool = False
     minimum: float | None = None
+    above: float | None = None
+    """Like ``minimum``, without the bound itself."""
     maximum: float | None = None
     allowed: tuple[str, ...] | None = None
     max_length: int | None = None
@@ -58,13 +60,19 @@ class Column:
         words = [self.type, "or null" if self.nullable else "not null"]
         if self.allowed:
             words.append("one of " + ", ".join(self.allowed))
-        if self.minimum is not None:
-            words.append(f"at least {self.minimum:g}")
-        if self.maximum is not None:
-            words.append(f"at most {self.maximum:g}")
+        words += [word for word, _, _ in self.bounds()]
         if self.max_length is not None:
             words.append(f"at most {self.max_length:,} characters")
         return ", ".join(words)
+
+    def bounds(self) -> list[tuple[str, str, float]]:
+        """Each bound in words, as SQL's comparison, and itself."""
+        bounds = (
+            ("at least", ">=", self.minimum),
+            ("above", ">", self.above),
+            ("at most", "<=", self.maximum),
+        )
+        return [(f"{word} {bound:g}", sign, bound) for word, sign, bound in bounds if bound is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +126,7 @@ class Contract:
             if column.allowed:
                 values = ", ".join(f"'{value}'" for value in column.allowed)
                 conditions.append(f"{column.name} IN ({values})")
-            if column.minimum is not None:
-                conditions.append(f"{column.name} >= {column.minimum:g}")
-            if column.maximum is not None:
-                conditions.append(f"{column.name} <= {column.maximum:g}")
+            conditions += [f"{column.name} {sign} {bound:g}" for _, sign, bound in column.bounds()]
             if conditions:
                 condition = " AND ".join(conditions)
                 if column.nullable:
@@ -210,21 +215,14 @@ def _bad_rows(column: Column, values: pa.Array | pa.ChunkedArray) -> pa.Array | 
     """True for each row that breaks the column's rules."""
     bad = pc.is_null(values) if not column.nullable else pc.and_(pc.is_null(values), False)
     if column.is_list:
-        if (
-            column.minimum is not None
-            or column.maximum is not None
-            or column.type in ("list<float32>", "list<float64>")
-        ):
+        if column.bounds() or column.type in ("list<float32>", "list<float64>"):
             for low_high in (pa.chunked_array([values]) if isinstance(values, pa.Array) else values).chunks:
                 low_high.validate()
             bad = pc.or_(bad, _bad_lists(column, values))
         return bad
     if pa.types.is_floating(values.type):
         bad = pc.or_(bad, pc.fill_null(pc.invert(pc.is_finite(values)), False))
-    if column.minimum is not None:
-        bad = pc.or_(bad, pc.fill_null(pc.less(values, column.minimum), False))
-    if column.maximum is not None:
-        bad = pc.or_(bad, pc.fill_null(pc.greater(values, column.maximum), False))
+    bad = _out_of_bounds(column, values, bad)
     if column.allowed is not None:
         known = pc.is_in(values, value_set=pa.array(column.allowed, values.type))
         bad = pc.or_(bad, pc.and_(pc.is_valid(values), pc.invert(known)))
@@ -240,12 +238,18 @@ def _bad_lists(column: Column, values: pa.Array | pa.ChunkedArray) -> pa.Array:
     bad = pc.is_null(elements)
     if pa.types.is_floating(elements.type):
         bad = pc.or_(bad, pc.fill_null(pc.invert(pc.is_finite(elements)), False))
-    if column.minimum is not None:
-        bad = pc.or_(bad, pc.fill_null(pc.less(elements, column.minimum), False))
-    if column.maximum is not None:
-        bad = pc.or_(bad, pc.fill_null(pc.greater(elements, column.maximum), False))
-    parents = pc.unique(pc.filter(pc.list_parent_indices(whole), bad))
+    parents = pc.unique(pc.filter(pc.list_parent_indices(whole), _out_of_bounds(column, elements, bad)))
     return pc.is_in(pa.array(range(len(whole)), pa.int64()), value_set=parents.cast(pa.int64()))
+
+
+def _out_of_bounds(
+    column: Column, values: pa.Array | pa.ChunkedArray, bad: pa.Array | pa.ChunkedArray
+) -> pa.Array | pa.ChunkedArray:
+    """``bad``, and those beyond a bound."""
+    beyond = {">=": pc.less, ">": pc.less_equal, "<=": pc.greater}
+    for _, sign, bound in column.bounds():
+        bad = pc.or_(bad, pc.fill_null(beyond[sign](values, bound), False))
+    return bad
 
 
 @cache

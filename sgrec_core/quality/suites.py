@@ -34,10 +34,17 @@ class NumbersValid(ColumnMapMetricProvider):
     rows."""
 
     condition_metric_name = NUMBERS_VALID
-    condition_value_keys = ("min_value", "max_value")
+    condition_value_keys = ("min_value", "max_value", "strict_min")
 
     @column_condition_partial(engine=PandasExecutionEngine)
-    def _pandas(cls, column: pd.Series, min_value: float, max_value: float, **_: Any) -> pd.Series:  # noqa: N805
+    def _pandas(
+        cls,  # noqa: N805
+        column: pd.Series,
+        min_value: float,
+        max_value: float,
+        strict_min: bool,
+        **_: Any,
+    ) -> pd.Series:
         values = pa.array(column)
         rows = np.arange(len(values))
         if pa.types.is_list(values.type):
@@ -46,7 +53,8 @@ class NumbersValid(ColumnMapMetricProvider):
         # A null inside a list becomes NaN, which lies between no bounds.
         numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
         valid = np.ones(len(column), dtype=bool)
-        valid[rows[~((numbers >= min_value) & (numbers <= max_value))]] = False
+        large_enough = numbers > min_value if strict_min else numbers >= min_value
+        valid[rows[~(large_enough & (numbers <= max_value))]] = False
         return pd.Series(valid, index=column.index)
 
 
@@ -142,12 +150,14 @@ def _column_expectations(column: Column, common: Any) -> list[gxe.Expectation]:
     ]
     if not column.nullable:
         expectations.append(gxe.ExpectColumnValuesToNotBeNull(column=column.name, **common("not null", "no nulls")))
-    if "float" in column.type or column.minimum is not None or column.maximum is not None:
+    if "float" in column.type or column.bounds():
+        least = column.minimum if column.above is None else column.above
         expectations.append(
             ExpectColumnNumbersToBeBetween(
                 column=column.name,
                 # Great Expectations wants at least one bound; these are those of a finite number.
-                min_value=-sys.float_info.max if column.minimum is None else column.minimum,
+                min_value=-sys.float_info.max if least is None else least,
+                strict_min=column.above is not None,
                 max_value=sys.float_info.max if column.maximum is None else column.maximum,
                 **common("numbers", _bounds_in_words(column)),
             )
@@ -172,7 +182,6 @@ def _column_expectations(column: Column, common: Any) -> list[gxe.Expectation]:
 
 
 def _bounds_in_words(column: Column) -> str:
-    bounds = [f"at least {column.minimum:g}"] if column.minimum is not None else []
-    bounds += [f"at most {column.maximum:g}"] if column.maximum is not None else []
+    bounds = [words for words, _, _ in column.bounds()]
     words = ["finite", *bounds] if "float" in column.type else bounds
     return ", ".join(words) + (" in each element" if column.is_list else "")
