@@ -13,7 +13,7 @@ from sgrec_core.hashing import digest
 from sgrec_core.logs import landing
 from sgrec_core.runtime.code import code_digest
 from sgrec_core.settings import SimulatorSettings
-from sgrec_core.simulator.requests import SimulatedDay, simulate_day
+from sgrec_core.simulator.requests import SimulatedDay, logging_propensities, simulate_day
 from sgrec_core.simulator.vocabulary import (
     AGE_BANDS,
     CATEGORIES,
@@ -59,7 +59,7 @@ def fingerprint_of_day(settings: SimulatorSettings, *, day: str, first_day: str)
 
 
 def _write_files(folder: Path, truth_root: Path, settings: SimulatorSettings, day: str, first_day: str) -> None:
-    simulated = simulate_day(settings, day, first_day)
+    simulated = simulate_day(settings, day, first_day, propensities=logging_propensities)
     bad = _write_events(folder / landing.FOLDERS["event"], simulated, settings, day)
     landing.write_jsonl(folder / landing.FOLDERS["item"] / "items.jsonl", catalogue_rows(simulated.items))
     landing.write_csv(folder / landing.FOLDERS["user"] / "profiles.csv", profile_rows(simulated.users))
@@ -114,12 +114,16 @@ def profile_rows(users: Users) -> list[dict[str, object]]:
 
 
 def event_rows(simulated: SimulatedDay, day: str) -> list[dict[str, object]]:
-    """The day's events in order of time; ``event_time`` in milliseconds since 1970."""
+    """The day's events in order of time; ``event_time`` in milliseconds since 1970.
+
+    What follows on an impression repeats what it says, its ``propensity`` too: to 6 digits, None where it is not known.
+    """
     start = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
     item_ids, user_ids, compact_day = simulated.items.ids, simulated.users.ids, day.replace("-", "")
     random = np.random.default_rng([start // DAY_MILLISECONDS, len(simulated.user)])
     click_delay = random.integers(2_000, 60_000, simulated.shown.shape)
     purchase_delay = random.integers(30_000, 1_200_000, simulated.shown.shape)
+    propensities = simulated.propensity
     rows: list[dict[str, object]] = []
     for slate, user in enumerate(simulated.user):
         time = start + int(simulated.time[slate])
@@ -137,6 +141,7 @@ def event_rows(simulated: SimulatedDay, day: str) -> list[dict[str, object]]:
                 "position": position,
                 "price": float(simulated.items.price[item]),
                 "bid": float(simulated.bids[item]),
+                "propensity": None if propensities is None else float(f"{propensities[slate, position]:.6g}"),
             }
             rows.append(event)
             clicked_at = time + int(click_delay[slate, position])

@@ -8,6 +8,7 @@ import numpy as np
 
 from sgrec_core.logs import landing
 from sgrec_core.settings import SimulatorSettings
+from sgrec_core.simulator.propensities import position_probabilities
 from sgrec_core.simulator.vocabulary import CATEGORIES, PLACEMENTS
 from sgrec_core.simulator.world import (
     CLICK_GAIN,
@@ -61,18 +62,29 @@ class SimulatedDay(Responses):
     """Milliseconds from the start of the day [R]."""
     placement: np.ndarray
     """[R]"""
+    propensity: np.ndarray | None = None
+    """The probability of what was shown, or None where `simulate_day` was told of none [R, slate]."""
 
 
 def simulate_day(
-    settings: SimulatorSettings, day: str, first_day: str, *, policy: "Policy | None" = None
+    settings: SimulatorSettings,
+    day: str,
+    first_day: str,
+    *,
+    policy: "Policy | None" = None,
+    propensities: "Propensities | None" = None,
 ) -> SimulatedDay:
-    """What happens on ``day``; depends on the settings, the day and the policy (default: `logging_policy`) alone."""
+    """What happens on ``day``; depends on the settings, the day and the policy (default: `logging_policy`) alone.
+
+    ``propensities`` are the policy's, such as `logging_propensities`; they change nothing that happens.
+    """
     policy = policy or logging_policy
     parts = []
     for requests in day_requests(settings, day, first_day):
-        responses = requests.show(policy(requests))
+        shown = policy(requests)
         asked = {"user": requests.user, "time": requests.time, "placement": requests.placement}
-        parts.append({**asked, **vars(responses)})
+        known = {"propensity": propensities(requests, shown)} if propensities else {}
+        parts.append({**asked, **known, **vars(requests.show(shown))})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((columns["time"], columns["user"]))
     number = landing.day_number(day, first_day)
@@ -146,16 +158,33 @@ class Requests:
 
 Policy = Callable[[Requests], np.ndarray]
 """Requests to the items to show [R, slate], best first."""
+Propensities = Callable[[Requests, np.ndarray], np.ndarray]
+"""Requests and what a policy shows them [R, slate] to the probabilities with which it shows each item at its position,
+whatever else it shows [R, slate]."""
+NOISE, BOOST = 1.5, 20.0
+"""Of the logging policy's scores: the scale of their Gumbel noise, and what is added to those that it explores."""
 
 
 def logging_policy(requests: Requests) -> np.ndarray:
     """Fills the logs: sees the utility through noise, favours bids a little and explores a little."""
-    utility, random, slate = requests.utility, requests.random, requests.slate
-    score = 10 * utility + 0.3 * np.log(requests.bids) + random.gumbel(0, 1.5, utility.shape)
-    score[random.random(utility.shape) < 1 / utility.shape[1]] += 20
+    random, slate = requests.random, requests.slate
+    score = _score(requests)
+    score += random.gumbel(0, NOISE, score.shape)
+    score[random.random(score.shape) < 1 / score.shape[1]] += BOOST
     best = np.argpartition(-score, slate - 1, axis=1)[:, :slate]
     rank = np.argsort(-np.take_along_axis(score, best, axis=1), axis=1, kind="stable")
     return np.take_along_axis(best, rank, axis=1)
+
+
+def logging_propensities(requests: Requests, shown: np.ndarray) -> np.ndarray:
+    """The `Propensities` of `logging_policy`."""
+    score = _score(requests)
+    return position_probabilities(score / NOISE, shown, explored=1 / score.shape[1], log_boost=BOOST / NOISE)
+
+
+def _score(requests: Requests) -> np.ndarray:
+    """What `logging_policy` knows before its draws [R, N]."""
+    return 10 * requests.utility + 0.3 * np.log(requests.bids)
 
 
 def day_requests(
