@@ -142,6 +142,7 @@ def _event(fields: "_Fields", start: datetime) -> dict[str, Any]:
         "position": fields.whole_number("position"),
         "price": fields.amount("price"),
         "bid": fields.amount("bid"),
+        "propensity": fields.probability("propensity"),
     }
 
 
@@ -230,6 +231,16 @@ class _Fields:
         if not (0 <= amount < math.inf):
             raise _InvalidRowError("invalid_value", f"column {name}: {_shown(value)}; valid is a number of at least 0")
         return amount
+
+    def probability(self, name: str) -> float | None:
+        """Of something that happened: above 0."""
+        value = self._number(name)
+        if value is None:
+            return None
+        if not 0 < value <= 1:
+            detail = f"column {name}: {_shown(value)}; valid is a number above 0 and at most 1"
+            raise _InvalidRowError("invalid_value", detail)
+        return float(value)
 
     def whole_number(self, name: str) -> int | None:
         value = self._number(name)

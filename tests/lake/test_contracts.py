@@ -25,6 +25,7 @@ def event(**changes: object) -> pa.Table:
         "position": 0,
         "price": 1.5,
         "bid": None,
+        "propensity": None,
         **changes,
     }
     return pa.table({name: [value] for name, value in row.items()})
@@ -48,6 +49,8 @@ def test_contracts_name_an_owner_a_runbook_and_describe_every_column() -> None:
         ({"event_type": "clik"}, ["event_type", "'clik'", "impression, click, conversion, dislike"]),
         ({"price": -1.0}, ["price", "-1.0", "at least 0"]),
         ({"bid": float("nan")}, ["bid", "nan"]),
+        ({"propensity": 0.0}, ["propensity", "0.0", "above 0, at most 1"]),
+        ({"propensity": 1.01}, ["propensity", "1.01", "above 0, at most 1"]),
         ({"user_id": None}, ["user_id", "not null"]),
         ({"item_id": "x" * 300}, ["item_id", "at most 256 characters"]),
         ({"position": -3}, ["position", "-3"]),
@@ -64,10 +67,12 @@ def test_a_bad_value_is_named_with_column_key_and_what_is_valid(changes: dict, w
 def test_good_rows_pass() -> None:
     contract = load_contract("events")
     contract.check(contract.conform(event()))
+    contract.check(contract.conform(event(propensity=1e-9)))
+    contract.check(contract.conform(event(propensity=1.0)))
 
 
 def test_missing_and_unknown_columns_are_named() -> None:
-    with pytest.raises(ContractError, match="missing columns bid; unknown columns bit"):
+    with pytest.raises(ContractError, match="missing columns propensity; unknown columns bit"):
         load_contract("events").conform(event().rename_columns([*event().column_names[:-1], "bit"]))
 
 

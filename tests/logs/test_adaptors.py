@@ -50,6 +50,7 @@ def test_leave_one_out_roles_and_order(tmp_path: Path) -> None:
     times = {role: [e["event_time"] for e in events if e["role"] == role] for role in ("logged", "validation", "test")}
     assert max(times["logged"]) < min(times["validation"]) <= max(times["validation"]) < min(times["test"])
     assert {event["event_type"] for event in events} == {"conversion"}
+    assert {event["propensity"] for event in events} == {None}
     assert len({event["request_id"] for event in events}) == len(events)
     assert [item["item_id"] for item in items] == [str(n) for n in range(6)]
     assert items[0]["title"] == "Item 0"

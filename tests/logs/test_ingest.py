@@ -52,7 +52,12 @@ def write_faulty_day(root: Path) -> None:
     # The id of an event of an unknown item is free: e3 is accepted here; e1 is a copy once more.
     landing.write_csv(
         events / "b.csv",
-        [{**event(3), "placement": ""}, {**event(9), "placement": "home"}, {**event(1), "placement": ""}],
+        [
+            {**event(3), "placement": "", "propensity": ""},
+            {**event(9), "placement": "home", "propensity": 0.25},
+            {**event(1), "placement": "", "propensity": ""},
+            {**event(10), "placement": "", "propensity": 0},
+        ],
     )
     whole = gzip.compress(b"".join(landing.json_line(event(n)).encode() + b"\n" for n in range(100, 2000)))
     (events / "c.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -98,7 +103,7 @@ def test_rows_in_are_rows_accepted_and_rows_rejected(night: tuple[Settings, dict
     truncated = lake.count("events") - 3
     assert 100 < truncated < 1900
     # Lines of a.jsonl, rows of b.csv, what was decoded of c and that it breaks off, d is empty, z is missing.
-    assert facts["rows_in"] == 12 + 3 + (truncated + 1) + 1 + 1 + 4 + 3
+    assert facts["rows_in"] == 12 + 4 + (truncated + 1) + 1 + 1 + 4 + 3
     assert sum(facts["rejected_by_reason"].values()) == facts["rows_rejected"]
 
 
@@ -119,6 +124,7 @@ def test_every_bad_row_lands_with_reason_file_line_and_text(night: tuple[Setting
         ("events/a.jsonl", 11): "unknown_event_type",
         ("events/a.jsonl", 12): "missing_field",
         ("events/b.csv", 4): "duplicate_event_id",
+        ("events/b.csv", 5): "invalid_value",
         ("events/c.jsonl.gz", 0): "truncated_file",
         ("events/d.jsonl", 0): "empty_file",
         ("events/z.jsonl", 0): "missing_file",
@@ -133,6 +139,8 @@ def test_every_bad_row_lands_with_reason_file_line_and_text(night: tuple[Setting
     assert "50,016 bytes" in by_place["events/a.jsonl", 10]["raw_text"]
     assert by_place["events/a.jsonl", 7]["detail"] == "column event_id: 'e1' was seen before, in events/a.jsonl line 1"
     assert by_place["events/a.jsonl", 4]["detail"] == "column item_id: 'nowhere' is not in the catalogue of the day"
+    detail = "column propensity: 0.0; valid is a number above 0 and at most 1"
+    assert by_place["events/b.csv", 5]["detail"] == detail
     assert by_place["profiles/p.csv", 3]["record"] == "user"
 
 
@@ -143,6 +151,7 @@ def test_the_first_row_by_file_and_line_stays(night: tuple[Settings, dict]) -> N
     assert events["e1"]["user_id"] == "u1"
     assert events["e3"]["item_id"] == "i1"
     assert events["e9"]["placement"] == "home"
+    assert [events[event]["propensity"] for event in ("e1", "e3", "e9")] == [None, None, 0.25]
     assert lake.read("items")["title"].to_pylist() == ["One"]
     assert lake.read("users")["profile"].to_pylist() == ['{"age":"30"}']
 

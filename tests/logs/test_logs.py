@@ -34,6 +34,7 @@ GOOD = {
     "position": 0,
     "price": 9.5,
     "bid": 0.2,
+    "propensity": 0.05,
 }
 
 
@@ -80,6 +81,12 @@ def test_a_good_event_keeps_every_column(tmp_path: Path) -> None:
         ({"price": -0.01}, "invalid_value", "-0.01"),
         ({"bid": -5}, "invalid_value", "at least 0"),
         ({"price": 10**400}, "invalid_value", "bits"),
+        ({"propensity": 0}, "invalid_value", "column propensity: 0; valid is a number above 0 and at most 1"),
+        ({"propensity": -0.1}, "invalid_value", "column propensity: -0.1; valid is a number above 0 and at most 1"),
+        ({"propensity": 1.001}, "invalid_value", "column propensity: 1.001; valid is a number above 0 and at most 1"),
+        ({"propensity": 10**400}, "invalid_value", "above 0 and at most 1"),
+        ({"propensity": "0.5"}, "wrong_type", "column propensity: '0.5' is not a number"),
+        ({"propensity": True}, "wrong_type", "column propensity: True is not a number"),
         ({"position": 1.5}, "invalid_value", "whole number"),
         ({"position": 2**31}, "invalid_value", "2147483648"),
         ({"event_time": "yesterday"}, "invalid_value", "ISO 8601"),
@@ -102,6 +109,27 @@ def test_a_bad_value_is_rejected_with_reason_and_words(tmp_path: Path, changes: 
     assert (rejected[0].reason, rejected[0].line, rejected[0].file) == (reason, 1, "a.jsonl")
     assert words in rejected[0].detail
     assert rejected[0].raw_text
+
+
+@pytest.mark.parametrize(("said", "kept"), [({}, None), ({"propensity": None}, None), ({"propensity": 1}, 1.0)])
+def test_a_propensity_may_be_left_out(tmp_path: Path, said: dict, kept: float | None) -> None:
+    row = {name: value for name, value in GOOD.items() if name != "propensity"}
+    accepted, _ = parse(tmp_path / "a.jsonl", jsonl({**row, **said}))
+    assert accepted[0].values["propensity"] == kept
+
+
+def test_a_propensity_of_a_table_of_text_is_a_number(tmp_path: Path) -> None:
+    row = {name: value for name, value in GOOD.items() if name != "propensity"}
+    lines = [
+        f"{','.join(row)},propensity",
+        *(f"{','.join(map(str, row.values()))},{p}" for p in ("1e-3", "nan", "", "0")),
+    ]
+    accepted, rejected = parse(tmp_path / "a.csv", "\n".join(lines).encode())
+    assert [row.values["propensity"] for row in accepted] == [1e-3, None]
+    assert [(row.line, row.reason, row.detail) for row in rejected] == [
+        (3, "invalid_value", "column propensity: nan; valid is a finite number"),
+        (5, "invalid_value", "column propensity: 0.0; valid is a number above 0 and at most 1"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,8 @@ def test_valid_rows_pass_every_check(table: str) -> None:
         ("events", change(3, price=-0.01), "numbers", "price", 1),
         ("events", change(3, price=math.nan), "numbers", "price", 1),
         ("events", change(3, bid=math.inf), "numbers", "bid", 1),
+        ("events", change(3, propensity=0.0), "numbers", "propensity", 1),
+        ("events", change(3, propensity=1.5), "numbers", "propensity", 1),
         ("events", change(3, position=-1), "numbers", "position", 1),
         ("events", change(3, event_type="view"), "allowed values", "event_type", 1),
         ("events", change(3, item_id="x" * 257), "length", "item_id", 1),

@@ -55,7 +55,7 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
         "events": [
             {"day": the_day, "role": "logged", "event_id": f"e{u}", "event_time": noon, "user_id": f"u{u}",
              "item_id": f"i{u % ITEMS}", "event_type": "click", "request_id": f"r{u}", "placement": "home",
-             "position": 0, "price": 9.5, "bid": 0.2}
+             "position": 0, "price": 9.5, "bid": 0.2, "propensity": 0.05}
             for u in users
         ],
         "events_rejected": [
