@@ -12,7 +12,7 @@ from sgrec_core.cli.homes import home_to_migrate
 def migrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
-    """Bring a home that an older version of sgrec made to the layout of this one; nothing is paid or fitted again.
+    """Bring a home of an older version of sgrec to the layout and tables of this one; nothing is paid or fitted again.
 
     There is no way back: copy the home before (`cp -r`) if the older version is to work with it again. Killed, it goes
     on when it is run again. Nights of before are then stale: `sgrec backfill` computes them anew, if you ask it to.
@@ -26,4 +26,4 @@ def migrate(
     for done, line in enumerate(steps(settings, dry_run=dry_run), start=1):  # noqa: B007 - counted
         console.print(line, soft_wrap=True, markup=False)
     if not done:
-        console.print(f"{settings.home} has the layout of this version: nothing to do", soft_wrap=True)
+        console.print(f"{settings.home} has the layout and tables of this version: nothing to do", soft_wrap=True)

@@ -250,7 +250,12 @@ def _reader(table: str):  # type: ignore[no-untyped-def]
             for path in batch["path"].to_pylist():
                 filesystem, name = filesystem_of(path)
                 for part in pq.ParquetFile(filesystem.open_input_file(name)).iter_batches():
-                    rows = pa.Table.from_batches([part]).select(schema.names).cast(schema)
+                    # A file from before a column came into the contract lacks it: nulls, as Spark itself reads it.
+                    rows = pa.Table.from_batches([part])
+                    for field in schema:
+                        if field.name not in rows.column_names:
+                            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+                    rows = rows.select(schema.names).cast(schema)
                     yield from rows.append_column(_FILE, pa.repeat(path, rows.num_rows)).to_batches()
 
     return read

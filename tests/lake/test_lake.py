@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, Schema, write_deltalake
 from deltalake.exceptions import DeltaError
 from old_tables import promotions_of_before
+from small_night import rows_of
 
 from sgrec_core.errors import ContractError
 from sgrec_core.lake import Lake, load_contract
@@ -250,6 +251,22 @@ def test_spark_publishes_and_reads_under_the_same_contract(tmp_path: Path, is_ur
         publish_spark(lake, "users", frame.withColumn("user_id", F.lit("x")), partition=DAY, fingerprint="cc" * 8)
     assert lake.version("users") == version
     assert sorted(folder.rglob("*.parquet")) == files, "a failed write leaves no files behind"
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("is_uri", [False, True])
+def test_files_of_before_a_column_came_are_read_with_nulls(tmp_path: Path, is_uri: bool) -> None:
+    from sgrec_core.lake.spark import read_spark, spark_session
+    from sgrec_core.settings import Settings
+
+    lake = Lake(tmp_path.as_uri() if is_uri else tmp_path)
+    rows = pa.Table.from_pylist(rows_of("events"), load_contract("events").arrow_schema)
+    write_deltalake(lake.uri("events"), rows.drop(["propensity"]), partition_by=["day", "role"])
+    added = pa.schema([load_contract("events").arrow_schema.field("propensity")])
+    lake.open("events").alter.add_columns(Schema.from_arrow(added).fields)
+    frame = read_spark(spark_session(Settings(threads=1)), lake, "events", DAY)
+    assert frame.where("propensity IS NULL").count() == frame.count() == rows.num_rows
+    assert lake.read("events")["propensity"].null_count == rows.num_rows
 
 
 def test_a_table_of_an_older_contract_is_named_with_what_to_do(tmp_path: Path) -> None:

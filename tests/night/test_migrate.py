@@ -23,7 +23,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from typer.testing import CliRunner
 
 from sgrec_core.cli import app
-from sgrec_core.errors import SettingsError
+from sgrec_core.errors import ContractError, SettingsError
 from sgrec_core.generator.recommend import Recommender
 from sgrec_core.hashing import digest
 from sgrec_core.items import TextEncoder, embeddings_cache
@@ -215,6 +215,26 @@ def test_a_migration_runs_once(migrated: Settings) -> None:
     whole = contents(migrated.home)
     assert "nothing to do" in sgrec("migrate")
     assert contents(migrated.home) == whole
+
+
+def test_a_table_made_before_a_column_came_gets_it_and_takes_in_the_next_day(migrated: Settings) -> None:
+    lake, contract = Lake(migrated.lake_root), load_contract("events")
+    rows = lake.read("events")
+    shutil.rmtree(lake.uri("events"))
+    write_deltalake(lake.uri("events"), rows.drop(["propensity"]), partition_by=list(contract.partition_by))
+    with pytest.raises(ContractError, match="events lacks column propensity.*`sgrec migrate`"):
+        lake.read("events")
+    with pytest.raises(ContractError, match="events lacks column propensity.*`sgrec migrate`"):
+        lake.create("events")
+    told = sgrec("migrate", "--dry-run")
+    assert "table events: column propensity added" in told
+    assert sgrec("migrate").splitlines() == told.splitlines()[1:]
+    assert "nothing to do" in sgrec("migrate")
+    assert lake.read("events").equals(rows)
+    tomorrow = rows.slice(0, 1).drop(["day", "propensity"]).append_column("propensity", pa.array([0.5]))
+    lake.publish("events", tomorrow, partition={"day": "2026-02-01"}, fingerprint="aa")
+    assert lake.read("events", where={"day": "2026-02-01"})["propensity"].to_pylist() == [0.5]
+    assert "delta.constraints.propensity_is_valid" in lake.open("events").metadata().configuration
 
 
 @pytest.mark.parametrize("done", range(len(migration.STEPS) + 1))

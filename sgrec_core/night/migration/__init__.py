@@ -26,19 +26,24 @@ STEPS = (
     runs.remove_files,
 )
 """From layout 0 to 1, in order."""
+STEPS_OF_ANY_LAYOUT = (tables.add_columns,)
+"""What a home of today's layout may still lack: that is told by its tables, not by the number of its layout."""
 
 
 def migrate(settings: Settings, *, dry_run: bool = False) -> Iterator[str]:
-    """Bring the home of ``settings`` to today's layout, step by step; what each does, in words.
+    """Bring the home of ``settings`` to today's layout and contracts, step by step; what each does, in words.
 
     Raises:
         SettingsError: a night runs in the home, or a file that it needs is damaged.
     """
     home = settings.home.resolve()
-    if layout_of(home) >= LAYOUT:
-        return
     with only_night(settings, "a migration"):
         lake = Lake(settings.lake_root)
+        if layout_of(home) >= LAYOUT:
+            migration = Migration(settings=settings, lake=lake, judges={}, dry_run=dry_run)
+            for step in STEPS_OF_ANY_LAYOUT:
+                yield from step(migration)
+            return
         # Noted before anything changes: afterwards nothing tells the judges of before, nor that the home is an old one.
         of_judges = home_notes(home).get("judges") or judges_of_before(settings, lake)
         if not dry_run:

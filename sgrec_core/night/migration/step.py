@@ -14,12 +14,12 @@ VERSION = "0.1.0"
 
 @dataclass(frozen=True, kw_only=True)
 class Migration:
-    """A home on its way from layout 0 to 1."""
+    """A home on its way to today's layout and contracts."""
 
     settings: Settings
     lake: Lake
     judges: dict[str, str]
-    """``judge_version`` of before to that of the same judge now."""
+    """``judge_version`` of layout 0 to that of the same judge now."""
     dry_run: bool
 
     @property
