@@ -143,6 +143,8 @@ class Log:
     """Milliseconds since 1970 [R, slate], larger than any time where nothing was clicked."""
     preference: np.ndarray
     """The truth: the aspects of each item of the catalogue, weighed by the user's weights [R, items] float32."""
+    propensity: np.ndarray | None = None
+    """The probability of what was shown [R, slate], where `read_log` was asked for it."""
 
     def decisions(self, day: int) -> np.ndarray:
         """Requests of the day that have a click and a history."""
@@ -207,11 +209,11 @@ class Log:
 
 
 @lru_cache(maxsize=2)
-def read_log(market: Market) -> Log:
-    """Simulate the logged days of ``market``."""
+def read_log(market: Market, *, propensities: bool = False) -> Log:
+    """Simulate the logged days of ``market``; ``propensities`` change nothing else and take most of the time."""
     tables, days = [], []
     for number, day in enumerate(market.logged_days):
-        simulated, preference = _simulate(market, day)
+        simulated, preference = _simulate(market, day, propensities)
         table = pa.Table.from_pylist(simulator.event_rows(simulated, day))
         click_time = np.full(simulated.shown.shape, np.iinfo(np.int64).max)
         clicks = table.filter(pc.equal(table["event_type"], "click"))
@@ -231,6 +233,7 @@ def read_log(market: Market) -> Log:
                 "disliked": simulated.disliked,
                 "click_time": click_time,
                 "preference": preference,
+                **({} if simulated.propensity is None else {"propensity": simulated.propensity}),
             }
         )
     columns = {name: np.concatenate([part[name] for part in days]) for name in days[0]}
@@ -252,7 +255,7 @@ def read_log(market: Market) -> Log:
     )
 
 
-def _simulate(market: Market, day: str) -> tuple[simulator.SimulatedDay, np.ndarray]:
+def _simulate(market: Market, day: str, propensities: bool) -> tuple[simulator.SimulatedDay, np.ndarray]:
     """A day, and the true preference of each request for every item [S, items], in the same order."""
     weights = simulator.draw_users(market.settings).weights
     seen: list[tuple[np.ndarray, ...]] = []
@@ -262,7 +265,8 @@ def _simulate(market: Market, day: str) -> tuple[simulator.SimulatedDay, np.ndar
         seen.append((requests.user, requests.time, preference.astype(np.float32)))
         return simulator.logging_policy(requests)
 
-    simulated = simulator.simulate_day(market.settings, day, market.first_day, policy=policy)
+    known = simulator.logging_propensities if propensities else None
+    simulated = simulator.simulate_day(market.settings, day, market.first_day, policy=policy, propensities=known)
     user, time, preference = (np.concatenate(column) for column in zip(*seen, strict=True))
     # As `simulate_day` sorts, requests of one moment included: both sorts are stable.
     return simulated, preference[np.lexsort((time, user))]

@@ -34,6 +34,16 @@ def clicks_by_user(log: Log) -> dict[int, list[tuple[int, int]]]:
     return {user: sorted(clicks) for user, clicks in found.items()}
 
 
+def test_propensities_are_kept_on_demand(log: Log) -> None:
+    with_them = read_log(SHORT, propensities=True)
+    assert log.propensity is None
+    np.testing.assert_array_equal(with_them.shown, log.shown)
+    assert with_them.propensity.shape == log.shown.shape
+    assert with_them.propensity.min() > 0
+    # As seldom as is said: of what has probability p one is shown for 1 / p that might have been, 60 at each position.
+    assert (1 / with_them.propensity).mean(axis=0) == pytest.approx(np.full(log.shown.shape[1], 60), rel=0.1)
+
+
 def test_histories_are_the_clicks_strictly_before_the_request(log: Log) -> None:
     clicks = clicks_by_user(log)
     for day in range(EVALUATION + 1):
