@@ -37,9 +37,12 @@ def migrate(settings: Settings, *, dry_run: bool = False) -> Iterator[str]:
         SettingsError: a night runs in the home, or a file that it needs is damaged.
     """
     home = settings.home.resolve()
+    layout = layout_of(home)
+    if layout > LAYOUT:
+        return
     with only_night(settings, "a migration"):
         lake = Lake(settings.lake_root)
-        if layout_of(home) >= LAYOUT:
+        if layout == LAYOUT:
             migration = Migration(settings=settings, lake=lake, judges={}, dry_run=dry_run)
             for step in STEPS_OF_ANY_LAYOUT:
                 yield from step(migration)
