@@ -18,14 +18,13 @@ from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.queries import days_until
 from sgrec_core.night.evaluation import (
+    HeldOut,
     evidence_of_recipes,
-    held_out_decisions,
     margins_of,
-    rank_by_popularity,
-    rank_with_generator,
     resampling,
     unmasked_rows,
     user_results,
+    weights_of,
 )
 from sgrec_core.night.generators import as_generator, day_catalogue
 from sgrec_core.night.recipes import RECIPE_TAG
@@ -68,16 +67,17 @@ def run(job: Job) -> None:
         return
 
     use_threads(job.settings.threads)
+    rankings: dict[str, Ranking] = {}
+    unmasked: dict[str, Ranking] = {}
     try:
-        states = held_out_decisions(job.lake, job.day, "validation")
+        held_out = HeldOut.of_day(job.settings, registry, job.day, "validation")
     except InputError as error:
-        states = None
         job.note(f"nothing to compare on: {error}")
-    rankings = {} if states is None else _rankings(job, registry, versions, states, leave_out)
+    else:
+        rankings, unmasked = _rankings(job, held_out, versions, leave_out)
     draws = resampling(settings)
     rows = [row for role in rankings for row in evaluation_rows(rankings[role], role, "validation", draws)]
-    if leave_out and states is not None:
-        rows += unmasked_rows(_rankings(job, registry, versions, states, False), draws)
+    rows += unmasked_rows(unmasked, draws)
     recipes = {role: version.tags.get(RECIPE_TAG, "") for role, version in versions.items()}
     serves, reason = None, "no held-out decisions to compare on"
     if rankings:
@@ -108,7 +108,7 @@ def run(job: Job) -> None:
                 job.fact(f"{name}_{role}", value)
     for role in ROLES[:3]:
         job.fact(f"{role}_version", versions[role].version if role in versions else None)
-    job.fact("decisions", 0 if states is None else states.num_rows)
+    job.fact("decisions", len(rankings[SUPERVISED].targets) if rankings else 0)
     job.fact("history", "left out of lists" if leave_out else "kept in lists")
     job.fact("promoted", serves is not None)
     job.fact("serves", serves)
@@ -116,38 +116,32 @@ def run(job: Job) -> None:
 
 
 def _rankings(
-    job: Job, registry: Registry, versions: Versions, states: pa.Table, leave_out: bool
-) -> dict[str, Ranking]:
-    """By role, what candidates, champion (if there is one) and popularity recommend for the held-out decisions."""
-    rankings = {}
+    job: Job, held_out: HeldOut, versions: Versions, leave_out: bool
+) -> tuple[dict[str, Ranking], dict[str, Ranking]]:
+    """By role, what candidates, champion (if there is one) and popularity recommend to held-out users.
+
+    Where histories are left out, beside it what they would recommend with them; empty elsewhere.
+    """
+    ways = [True, False] if leave_out else [False]
+    found: dict[str, list[Ranking]] = {}
     for role, version in versions.items():
-        with job.progress_bar(states.num_rows, f"ranking with {role}") as advance:
-            rankings[role] = rank_with_generator(
-                job.lake,
-                registry,
-                version,
-                job.day,
-                states,
-                job.settings.evaluation,
-                advance,
-                leave_out_history=leave_out,
-            )
-    of_night = rankings[SUPERVISED].catalogue
+        with job.progress_bar(len(ways) * held_out.asked.num_rows, f"ranking with {role}") as advance:
+            found[role] = held_out.ranked_by(version, ways, advance)
+    of_night = found[SUPERVISED][0].catalogue
     catalogue = day_catalogue(job.lake, job.day, of_night.tokenizer_version, of_night.codebook_size)
-    rankings[POPULARITY] = rank_by_popularity(
-        job.lake, job.day, catalogue, states, job.settings.states, leave_out_history=leave_out
-    )
-    return rankings
+    found[POPULARITY] = [held_out.ranked_by_popularity(catalogue, way) for way in ways]
+    first, *others = ({role: of_role[place] for role, of_role in found.items()} for place in range(len(ways)))
+    return first, others[0] if others else {}
 
 
 def _comparisons(rankings: dict[str, Ranking], job: Job) -> dict[tuple[str, str], Comparison]:
-    draws = resampling(job.settings.evaluation)
+    draws, weights = resampling(job.settings.evaluation), weights_of(job.settings.evaluation)
     pairs = [(OPTIMISED, SUPERVISED)]
     pairs += [(one, other) for one in (OPTIMISED, SUPERVISED) for other in (CHAMPION, POPULARITY) if other in rankings]
     with job.progress_bar(len(pairs), "comparing") as advance:
         found = {}
         for one, other in pairs:
-            found[one, other] = compare(rankings[one], rankings[other], draws)
+            found[one, other] = compare(rankings[one], rankings[other], draws, weights)
             advance(1)
     return found
 

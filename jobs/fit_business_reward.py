@@ -2,7 +2,8 @@
 
 With impressions and bids the business reward of a candidate is 1000 x calibrated click probability x last bid; the
 click models learn from a window of days up to the night's, each from one half of the users for the rewards of the
-other, and read nothing of validation users. Without them it is the next-item ranking reward (MiniOneRec, arXiv
+other, and read nothing of validation users; beside them stand models of clicks, purchases and dislikes of all training
+users, by which candidates are evaluated. Without them it is the next-item ranking reward (MiniOneRec, arXiv
 2510.24431), which needs no fit.
 """
 
@@ -11,6 +12,7 @@ from sgrec_core.night.business import day_context
 from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.rewards.business import EcpmModel
+from sgrec_core.rewards.responses import RESPONSES, ResponseModel
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import BUSINESS_REWARD
 
@@ -55,14 +57,11 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
             tables=tables,
             tags={CODE_TAG: job.code_digest},
         )
-    model = EcpmModel.fit(
-        context,
-        seed=settings.seed,
-        trees=settings.trees,
-        learning_rate=settings.learning_rate,
-        threads=job.settings.threads,
-    )
+    fitting = settings.model_dump(include={"seed", "trees", "learning_rate"}) | {"threads": job.settings.threads}
+    model = EcpmModel.fit(context, **fitting)
+    responses = ResponseModel.fit(context, **fitting)
     job.fact("business_reward", "eCPM")
+    job.fact("values_told", ", ".join(responses.outcomes) or "none")
     for name, value in model.metrics.items():
         job.fact(name, value)
     job.note(
@@ -76,7 +75,7 @@ def _fit(job: Job, registry: Registry, fingerprint: str) -> ModelVersion:
         day=job.day,
         fingerprint=fingerprint,
         tensors={},
-        config=model.to_config(),
+        config={**model.to_config(), RESPONSES: responses.to_config()},
         metrics=model.metrics,
         parameters=settings.model_dump(),
         tables=tables,

@@ -310,10 +310,28 @@ class EvaluationSettings(Section):
     beam: int = Field(50, ge=50)
     batch_size: int = Field(128, ge=1, description="users ranked at once")
     bootstrap_samples: int = Field(1000, ge=100)
+    ndcg_weight: float = Field(1.0, gt=0, description="of NDCG@10 in the score by which candidates are compared")
+    ecpm_weight: float = Field(
+        0.5,
+        ge=0,
+        description="the same of expected eCPM; values count where the source logs propensities, elsewhere they only"
+        " refuse",
+    )
+    gmv_weight: float = Field(0.0, ge=0, description="the same of expected GMV")
+    dislikes_weight: float = Field(0.0, ge=0, description="the same of expected dislikes, of which fewer are better")
+    weight_limit: float = Field(
+        50.0, gt=0, description="largest importance weight of a logged impression, one over its propensity"
+    )
+    value_tolerance: float = Field(
+        0.02,
+        ge=0,
+        description="share of expected eCPM or GMV that a candidate may surely lose, or by which dislikes may surely"
+        " grow",
+    )
     tolerance: float = Field(
         0.05,
         ge=0,
-        description="how far below the baseline's NDCG@10 a candidate's interval may reach, as a share of it",
+        description="how far below the baseline a candidate's interval may reach, as a share of the baseline's NDCG@10",
     )
     start_tolerance: float = Field(
         0.25,

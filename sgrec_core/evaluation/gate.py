@@ -2,9 +2,10 @@
 
 Candidates are the night's supervised policy and its optimised one; they are compared, paired over the same held-out
 users, with the champion, or where there is none with popularity, which is the floor in any case. A candidate passes
-when its NDCG@10 is above that of both, surely not far below, and nothing beside it is surely worse than the champion's.
-The optimised policy comes first, but only where its recipe was shown to be better over nights (`sequential`), and where
-this night's users do not say that it has lost what its own start, the supervised policy, had.
+when its score (`score`: next items, and expected business value where logged answers tell it) is above that of both,
+surely not far below, and nothing beside it is surely worse than the champion's. The optimised policy comes first, but
+only where its recipe was shown to be better over nights (`sequential`), and where this night's users do not say that it
+has lost what its own start, the supervised policy, had.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ import numpy as np
 from sgrec_core.evaluation import metrics
 from sgrec_core.evaluation.ranking import CUTOFF, MEASURES, Ranking, Resampling
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
+from sgrec_core.evaluation.score import Weights, score_differences
 from sgrec_core.evaluation.sequential import smallest_detectable
-from sgrec_core.evaluation.significance import Interval, paired_bootstrap
+from sgrec_core.evaluation.significance import Interval, bootstrap, paired_bootstrap
+from sgrec_core.evaluation.value import DIRECT, OUTCOMES
 
 LEAST_USERS = 30
 """With held-out targets in a novelty bucket, below which it has no say: a bootstrap over few users is sure too soon."""
@@ -30,11 +33,13 @@ class Margins:
     """How far below another a candidate's interval may reach, as shares of the other's figure."""
 
     baseline: float
-    """NDCG@10 of champion or popularity."""
+    """Score, of champion or popularity."""
     start: float
-    """NDCG@10 of the supervised policy, for the optimised one."""
+    """Score of the supervised policy, for the optimised one."""
     coverage: float
     """Smallest coverage, as a share of the champion's."""
+    value: float
+    """How much of eCPM or GMV may surely be lost, or how much the dislikes may surely grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +91,19 @@ class Comparison:
     theirs: Ranking
     differences: Mapping[tuple[str, int, str], Interval]
     """(metric, cutoff, novelty bucket of the target, or "all") -> difference."""
+    score: Interval
+    """What decides, in units of NDCG@10; see `score_differences`."""
+    scores: np.ndarray
+    """[U] whose mean it is."""
 
     @property
-    def ndcg(self) -> Interval:
-        return self.differences["ndcg", CUTOFF, "all"]
+    def unit(self) -> float:
+        """NDCG@10 of the other, of which margins are shares."""
+        return float(self.theirs.per_user("ndcg").mean())
 
     def rows(self, role: str, split: str, prefix: str) -> list[dict[str, Any]]:
         """Rows of ``evaluations`` of ``role``, without the day."""
+        score = {("score", CUTOFF, "all"): self.score}
         return [
             {
                 "model": self.ours.model,
@@ -102,40 +113,63 @@ class Comparison:
                 "metric": f"{prefix}_{metric}",
                 "cutoff": cutoff,
                 "bucket": bucket,
-                "users": len(np.unique(self.ours.users)),
+                "users": len(np.unique(self.ours.users)) if metric in MEASURES else len(self.scores),
                 **vars(found),
             }
-            for (metric, cutoff, bucket), found in self.differences.items()
+            for (metric, cutoff, bucket), found in {**self.differences, **score}.items()
         ]
 
-    def surely_worse(self, least_coverage: float) -> list[str]:
-        """What a better top of the lists does not excuse, in words: a deep list, a kind of target or a share of the
-        catalogue that is surely lost. Optimising for a reward is known to gain the one and lose the other."""
-        lost = []
+    def surely_worse(self, margins: Margins) -> list[str]:
+        """What a better score does not excuse, in words: a deep list, a kind of target, a share of the catalogue, or
+        more business value than the margin that is surely lost. Optimising for a reward is known to gain the one and
+        lose the other."""
+        lost = self._lost_value(margins.value)
         for (metric, cutoff, bucket), found in self.differences.items():
-            if found.upper < 0 and (cutoff == DEEP or bucket != "all"):
+            if metric in MEASURES and found.upper < 0 and (cutoff == DEEP or bucket != "all"):
                 where = "" if bucket == "all" else f" of targets in bucket {bucket}"
                 interval = f"{found.value:+.4f} [{found.lower:+.4f}, {found.upper:+.4f}]"
                 lost.append(f"{metric}@{cutoff}{where} surely worse: {interval}")
         ours, theirs = self.ours.coverage(), self.theirs.coverage()
-        if ours < least_coverage * theirs:
+        if ours < margins.coverage * theirs:
             lost.append(f"coverage {ours:.1%} of the catalogue against {theirs:.1%}")
         return lost
 
+    def _lost_value(self, margin: float) -> list[str]:
+        worth, lost = self.theirs.worth, []
+        for (metric, _, _), found in self.differences.items():
+            outcome, _, estimator = metric.partition("_")
+            if worth is not None and outcome in OUTCOMES:
+                other = abs(float(worth.per_user[outcome, estimator].mean()))
+                loss = found.lower if outcome == "dislikes" else -found.upper
+                if loss > margin * other:
+                    interval = f"{found.value:+.4g} [{found.lower:+.4g}, {found.upper:+.4g}]"
+                    lost.append(f"{outcome} surely worse than {other:.4g} by more than {margin:.0%}: {interval}")
+        return lost
+
     def figures(self) -> str:
-        """NDCG@10 of both and the difference."""
-        theirs = self.theirs
+        """NDCG@10 and eCPM of both and the difference."""
+        theirs, users = self.theirs, len(self.scores)
         name = theirs.model if theirs.model == POPULARITY else f"{theirs.model} version {theirs.version}"
-        ours, others = self.ours.per_user("ndcg"), theirs.per_user("ndcg")
+        score = self.score
+        told = [f"NDCG@10 {self.ours.per_user('ndcg').mean():.4f} against {self.unit:.4f} of {name}"]
+        worth, other = self.ours.worth, theirs.worth
+        if worth is not None and other is not None:
+            for outcome, estimator in (metric.split("_", 1) for metric, _, _ in self.differences):
+                if outcome == "ecpm":
+                    both = (float(one.per_user[outcome, estimator].mean()) for one in (worth, other))
+                    how = (
+                        "doubly robust" if estimator != DIRECT else "told by a model alone, so that it can only refuse"
+                    )
+                    told.append(f"eCPM {next(both):.1f} against {next(both):.1f} ({how})")
         return (
-            f"NDCG@10 {ours.mean():.4f} against {others.mean():.4f} of {name}, difference {self.ndcg.value:+.4f}"
-            f" [{self.ndcg.lower:+.4f}, {self.ndcg.upper:+.4f}] over {len(ours)} users; one night shows"
-            f" {smallest_detectable(float((ours - others).std()), len(ours)):.4f} or more"
+            f"{', '.join(told)}, {'difference' if len(told) == 1 else 'in all'} {score.value:+.4f}"
+            f" [{score.lower:+.4f}, {score.upper:+.4f}] over {users} users; one night shows"
+            f" {smallest_detectable(float(self.scores.std()), users):.4f} or more"
         )
 
 
-def compare(ours: Ranking, theirs: Ranking, resampling: Resampling) -> Comparison:
-    """Two rankings of the same decisions."""
+def compare(ours: Ranking, theirs: Ranking, resampling: Resampling, weights: Weights) -> Comparison:
+    """Two rankings of the same decisions, and of the same requests where there are some."""
 
     def interval(metric: str, cutoff: int, inside: np.ndarray) -> Interval:
         users = ours.users[inside]
@@ -149,12 +183,20 @@ def compare(ours: Ranking, theirs: Ranking, resampling: Resampling) -> Compariso
         for number, bucket in enumerate(metrics.NOVELTY_BUCKETS)
         if len(np.unique(ours.users[buckets == number])) >= LEAST_USERS
     ]
+    differences = {
+        (metric, cutoff, bucket): interval(metric, cutoff, inside) for metric, cutoff, bucket, inside in wanted
+    }
+    draws: dict[str, Any] = vars(resampling)
+    if ours.worth is not None and theirs.worth is not None:
+        # By the estimator that both have.
+        estimator = DIRECT if DIRECT in (ours.worth.estimator, theirs.worth.estimator) else ours.worth.estimator
+        for outcome in OUTCOMES:
+            if (outcome, estimator) in ours.worth.per_user:
+                both = (one.per_user[outcome, estimator] for one in (ours.worth, theirs.worth))
+                differences[f"{outcome}_{estimator}", ours.worth.places, "all"] = paired_bootstrap(*both, **draws)
+    _, scores = score_differences(ours.of_users(), theirs.of_users(), weights)
     return Comparison(
-        ours=ours,
-        theirs=theirs,
-        differences={
-            (metric, cutoff, bucket): interval(metric, cutoff, inside) for metric, cutoff, bucket, inside in wanted
-        },
+        ours=ours, theirs=theirs, differences=differences, score=bootstrap(scores, **draws), scores=scores
     )
 
 
@@ -187,20 +229,20 @@ def _against_optimised(
     start = comparisons[OPTIMISED, SUPERVISED]
     if evidence is None or not evidence.is_enough:
         return [f"its recipe is not shown to be better than its start ({evidence or 'no evidence'}): {start.figures()}"]
-    if start.ndcg.upper < 0:
+    if start.score.upper < 0:
         return [f"surely worse than its start: {start.figures()}"]
-    floor = -margins.start * float(start.theirs.per_user("ndcg").mean())
-    if start.ndcg.lower < floor:
+    floor = -margins.start * start.unit
+    if start.score.lower < floor:
         why = f"{start.figures()}; the interval may not reach below {floor:+.4f}"
         return [f"it may have lost what its start had ({why})"]
-    return start.surely_worse(margins.coverage)
+    return start.surely_worse(margins)
 
 
 def against(comparison: Comparison, margins: Margins) -> list[str]:
     """What speaks against promoting a candidate over champion or popularity, in words."""
-    floor = -margins.baseline * float(comparison.theirs.per_user("ndcg").mean())
-    if comparison.ndcg.value <= 0:
+    floor = -margins.baseline * comparison.unit
+    if comparison.score.value <= 0:
         return [f"not better: {comparison.figures()}"]
-    if comparison.ndcg.lower < floor:
+    if comparison.score.lower < floor:
         return [f"better, but not surely: {comparison.figures()}; the interval may not reach below {floor:+.4f}"]
-    return [] if comparison.theirs.model == POPULARITY else comparison.surely_worse(margins.coverage)
+    return [] if comparison.theirs.model == POPULARITY else comparison.surely_worse(margins)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from sgrec_core.evaluation import metrics
+from sgrec_core.evaluation.score import OfUsers
 from sgrec_core.evaluation.significance import bootstrap
+from sgrec_core.evaluation.value import DOUBLY_ROBUST, Values
 from sgrec_core.generator.dataset import Catalogue
 
 MEASURES = {"hit_rate": metrics.hit_rate, "ndcg": metrics.ndcg}
@@ -38,14 +41,37 @@ class Ranking:
     catalogue: Catalogue
     users: np.ndarray
     """[N] user ids."""
+    worth: Values | None = None
+    """What its lists are expected to earn with held-out users' requests, where the source logs impressions."""
 
     def values(self, metric: str, cutoff: int = CUTOFF) -> np.ndarray:
         """[N] the metric of each decision."""
-        return MEASURES[metric](metrics.target_ranks(self.items, self.targets), cutoff)
+        return MEASURES[metric](self._ranks, cutoff)
+
+    @cached_property
+    def _ranks(self) -> np.ndarray:
+        return metrics.target_ranks(self.items, self.targets)
 
     def per_user(self, metric: str, cutoff: int = CUTOFF) -> np.ndarray:
         """[U] mean of the metric over each user's decisions, users in ascending order."""
         return metrics.per_user(self.values(metric, cutoff), self.users)
+
+    def of_users(self) -> OfUsers:
+        """What the score is made of: of everybody who decided or asked."""
+        deciding = np.unique(self.users)
+        told = {"ndcg": (deciding, self.per_user("ndcg"))}
+        worth = self.worth
+        if worth is not None and worth.estimator == DOUBLY_ROBUST:
+            told |= {
+                outcome: (worth.users, values)
+                for (outcome, estimator), values in worth.per_user.items()
+                if estimator == DOUBLY_ROBUST
+            }
+        users = np.unique(np.concatenate([of for of, _ in told.values()]))
+        figures = {name: np.full(len(users), np.nan) for name in told}
+        for name, (of, values) in told.items():
+            figures[name][np.searchsorted(users, of)] = values
+        return OfUsers(users, figures)
 
     def coverage(self) -> float:
         """Share of the catalogue that appears in someone's first `CUTOFF` items."""
@@ -89,6 +115,10 @@ def evaluation_rows(ranking: Ranking, role: str, split: str, resampling: Resampl
             common["users"] = len(np.unique(ranking.users[inside]))
             for metric in MEASURES:
                 add(metric, CUTOFF, metrics.per_user(ranking.values(metric)[inside], ranking.users[inside]), bucket)
+    if ranking.worth is not None:
+        common["users"] = len(ranking.worth.users)
+        for (outcome, estimator), values in ranking.worth.per_user.items():
+            add(f"{outcome}_{estimator}", ranking.worth.places, values)
     return rows
 
 

@@ -1,133 +1,127 @@
 """What generators recommend for held-out decisions of a day."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_core.errors import InputError
 from sgrec_core.evaluation import metrics, sequential
 from sgrec_core.evaluation.gate import DEEP, Comparison, Evidence, Margins, against, compare
 from sgrec_core.evaluation.ranking import MEASURES, Ranking, Resampling, evaluation_rows
-from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, SUPERVISED
+from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
+from sgrec_core.evaluation.score import SIGNS, OfUsers, Weights, score_differences
+from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.generator.dataset import Catalogue, history_matrix, whole_histories
 from sgrec_core.generator.decoding import rank_items
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions
 from sgrec_core.night.generators import generator_of_day
+from sgrec_core.night.held_out import held_out_decisions
 from sgrec_core.night.repeats import leaves_out_history
+from sgrec_core.night.value import Appraiser
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.runtime.stages import GENERATOR
-from sgrec_core.settings import EvaluationSettings, Settings, StateSettings
-
-SPLITS = ("validation", "test")
+from sgrec_core.settings import EvaluationSettings, Settings
 
 
-def held_out_decisions(lake: Lake, day: str, split: str) -> pa.Table:
-    """Columns user_id, history, target_item of the held-out decisions of ``day``.
+@dataclass(frozen=True)
+class HeldOut:
+    """A night's held-out decisions, and its requests where the source logs impressions; what candidates answer."""
 
-    ``validation``: the day's user states of that split. ``test``: the test labels of a leave-one-out set, each with all
-    that its user did before, the validation label included.
+    lake: Lake
+    registry: Registry
+    settings: Settings
+    day: str
+    states: pa.Table
+    """Decisions: columns user_id, history, target_item."""
+    appraiser: Appraiser | None
 
-    Raises:
-        InputError: the split is unknown, or the day has no such decisions.
-    """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}; valid are {' and '.join(SPLITS)}")
-    states = decisions(lake, [day], "validation", ["user_id", "history", "target_item"])
-    if split == "test":
-        labels = lake.read("events", where={"day": day, "role": "test"})
-        if not labels.num_rows:
-            raise InputError(
-                f"{day} has no test labels: only leave-one-out sets have; valid here is --split validation"
+    @classmethod
+    def of_day(cls, settings: Settings, registry: Registry, day: str, split: str) -> "HeldOut":
+        """Requests come with the split ``validation`` alone, whose users they are of.
+
+        Raises:
+            InputError: there are no such decisions.
+        """
+        lake = Lake(settings.lake_root)
+        states = held_out_decisions(lake, day, split)
+        appraiser = Appraiser.of_night(lake, registry, day, settings) if split == "validation" else None
+        return cls(lake, registry, settings, day, states, appraiser)
+
+    @property
+    def asked(self) -> pa.Table:
+        """Decisions, then requests, in which nothing was chosen: target_item is null."""
+        if self.appraiser is None:
+            return self.states
+        requests = self.appraiser.requests.states.select(["user_id", "history"])
+        requests = requests.append_column("target_item", pa.nulls(requests.num_rows, pa.string()))
+        return pa.concat_tables([self.states.select(requests.column_names), requests])
+
+    def ranked_by(
+        self, version: ModelVersion, leave_out: Sequence[bool], progress: Callable[[int], None] | None = None
+    ) -> list[Ranking]:
+        """What a version of the generator ranks of the day's whole catalogue, by beam search.
+
+        A ranking for each of ``leave_out``: without or with what a user has in the history.
+        """
+        model, catalogue = generator_of_day(self.lake, self.registry, version, self.day)
+        asked, settings = self.asked, self.settings.evaluation
+        histories = history_matrix(asked["history"], catalogue, model.config.max_items)
+        whole = whole_histories(asked["history"], catalogue)
+        found = []
+        for without in leave_out:
+            beams = rank_items(
+                model,
+                catalogue.trie,
+                histories,
+                width=settings.beam,
+                count=max(metrics.CUTOFFS),
+                batch_size=settings.batch_size,
+                excluded=whole if without else None,
+                progress=progress,
             )
-        states = _test_decisions(lake, day, labels)
-    if not states.num_rows:
-        raise InputError(f"{day} has no held-out decisions of split {split}")
-    return states
+            found.append(self._ranking(version.name, version.version, beams.items.numpy(), histories, catalogue))
+        return found
 
+    def ranked_by_popularity(self, catalogue: Catalogue, leave_out: bool) -> Ranking:
+        """The items that training decisions of the last days chose most often, alike for all but what is left out."""
+        days = days_until(self.day, self.settings.states.history_days)
+        chosen = decisions(self.lake, days, "train", ["target_item"])["target_item"]
+        index = catalogue.index(chosen)
+        counts = np.bincount(index[index >= 0], minlength=len(catalogue))
+        asked = self.asked
+        count, excluded = max(metrics.CUTOFFS), whole_histories(asked["history"], catalogue)
+        best = np.argsort(-counts, kind="stable")[: count + excluded.shape[1]]
+        items = np.tile(best, (asked.num_rows, 1))
+        if leave_out:
+            banned = (items[:, :, None] == excluded[:, None, :]).any(axis=2)
+            last = np.argsort(banned, axis=1, kind="stable")
+            items = np.take_along_axis(np.where(banned, -1, items), last, axis=1)
+        histories = history_matrix(asked["history"], catalogue, self.settings.states.max_history)
+        return self._ranking(POPULARITY, self.day, items[:, :count], histories, catalogue)
 
-def _test_decisions(lake: Lake, day: str, labels: pa.Table) -> pa.Table:
-    """The test labels with the history before them: logged events up to ``day``, then the day's validation labels."""
-    order = [("user_id", "ascending"), ("event_time", "ascending"), ("event_id", "ascending")]
-    days = [partition["day"] for partition in lake.partitions("events") if partition["day"] <= day]
-    columns = ["user_id", "event_time", "event_id", "item_id", "event_type"]
-    chosen = pa.array(["click", "conversion"])
-    logged = lake.read("events", where={"day": sorted(set(days)), "role": "logged"}, columns=columns)
-    validation = lake.read("events", where={"day": day, "role": "validation"}, columns=columns)
-    before: dict[str, list[str]] = {}
-    for events in (logged, validation):
-        events = events.filter(pc.is_in(events["event_type"], value_set=chosen)).sort_by(order)
-        for user, item in zip(events["user_id"].to_pylist(), events["item_id"].to_pylist(), strict=True):
-            before.setdefault(user, []).append(item)
-    labels = labels.sort_by(order)
-    return pa.table(
-        {
-            "user_id": labels["user_id"],
-            "history": pa.array(
-                [before.get(user, []) for user in labels["user_id"].to_pylist()], pa.list_(pa.string())
-            ),
-            "target_item": labels["item_id"],
-        }
-    )
-
-
-def rank_with_generator(
-    lake: Lake,
-    registry: Registry,
-    version: ModelVersion,
-    day: str,
-    states: pa.Table,
-    settings: EvaluationSettings,
-    progress: Callable[[int], None] | None = None,
-    *,
-    leave_out_history: bool = False,
-) -> Ranking:
-    """Beam search over the day's whole catalogue, with or without what a user has in the history.
-
-    Eight parameters, because a version of a day is named by four of them.
-    """
-    model, catalogue = generator_of_day(lake, registry, version, day)
-    histories = history_matrix(states["history"], catalogue, model.config.max_items)
-    beams = rank_items(
-        model,
-        catalogue.trie,
-        histories,
-        width=settings.beam,
-        count=max(metrics.CUTOFFS),
-        batch_size=settings.batch_size,
-        excluded=whole_histories(states["history"], catalogue) if leave_out_history else None,
-        progress=progress,
-    )
-    return _ranking(version.name, version.version, beams.items.numpy(), histories, catalogue, states)
-
-
-def rank_by_popularity(
-    lake: Lake,
-    day: str,
-    catalogue: Catalogue,
-    states: pa.Table,
-    settings: StateSettings,
-    *,
-    leave_out_history: bool = False,
-) -> Ranking:
-    """The items that training decisions of the last days chose most often, alike for all but what is left out."""
-    chosen = decisions(lake, days_until(day, settings.history_days), "train", ["target_item"])["target_item"]
-    index = catalogue.index(chosen)
-    counts = np.bincount(index[index >= 0], minlength=len(catalogue))
-    count, excluded = max(metrics.CUTOFFS), whole_histories(states["history"], catalogue)
-    best = np.argsort(-counts, kind="stable")[: count + excluded.shape[1]]
-    items = np.tile(best, (states.num_rows, 1))
-    if leave_out_history:
-        banned = (items[:, :, None] == excluded[:, None, :]).any(axis=2)
-        last = np.argsort(banned, axis=1, kind="stable")
-        items = np.take_along_axis(np.where(banned, -1, items), last, axis=1)
-    items = items[:, :count]
-    histories = history_matrix(states["history"], catalogue, settings.max_history)
-    return _ranking("popularity", day, items, histories, catalogue, states)
+    def _ranking(
+        self, model: str, version: str, items: np.ndarray, histories: np.ndarray, catalogue: Catalogue
+    ) -> Ranking:
+        """Lists [N + R, K] of decisions and requests, taken apart."""
+        decided = self.states.num_rows
+        targets = catalogue.index(self.states["target_item"])
+        # -1 pads short rankings, so it must not stand for a target too.
+        targets = np.where(targets < 0, -2, targets)
+        return Ranking(
+            model,
+            version,
+            items[:decided],
+            targets,
+            histories[:decided],
+            catalogue,
+            self.states["user_id"].to_numpy(),
+            worth=None if self.appraiser is None else self.appraiser.values(items[decided:], catalogue),
+        )
 
 
 def unmasked_rows(rankings: Mapping[str, Ranking], draws: Resampling) -> list[dict[str, Any]]:
@@ -142,18 +136,34 @@ def unmasked_rows(rankings: Mapping[str, Ranking], draws: Resampling) -> list[di
 
 def user_results(ranking: Ranking, role: str, recipe: str) -> pa.Table:
     """Rows of ``candidate_results``, without the day."""
-    users, decisions = np.unique(ranking.users, return_counts=True)
+    of = ranking.of_users()
+    deciding, decisions = np.unique(ranking.users, return_counts=True)
+    rows = np.searchsorted(of.users, deciding)
+
+    def of_deciding(values: np.ndarray) -> pa.Array:
+        every = np.full(len(of.users), np.nan)
+        every[rows] = values
+        return pa.array(every, from_pandas=True)
+
+    counts = np.zeros(len(of.users), dtype=np.int32)
+    counts[rows] = decisions
     return pa.table(
         {
-            "role": pa.repeat(role, len(users)),
-            "model": pa.repeat(ranking.model, len(users)),
-            "model_version": pa.repeat(ranking.version, len(users)),
-            "recipe": pa.repeat(recipe, len(users)),
-            "user_id": pa.array(users.tolist(), pa.string()),
-            "decisions": pa.array(decisions.astype(np.int32)),
-            "ndcg": ranking.per_user("ndcg"),
-            "hit_rate": ranking.per_user("hit_rate"),
-            "deep_hit_rate": ranking.per_user("hit_rate", DEEP),
+            "role": pa.repeat(role, len(of.users)),
+            "model": pa.repeat(ranking.model, len(of.users)),
+            "model_version": pa.repeat(ranking.version, len(of.users)),
+            "recipe": pa.repeat(recipe, len(of.users)),
+            "user_id": pa.array(of.users.tolist(), pa.string()),
+            "decisions": pa.array(counts),
+            "ndcg": of_deciding(ranking.per_user("ndcg")),
+            "hit_rate": of_deciding(ranking.per_user("hit_rate")),
+            "deep_hit_rate": of_deciding(ranking.per_user("hit_rate", DEEP)),
+            **{
+                outcome: pa.array(of.figures[outcome], from_pandas=True)
+                if outcome in of.figures
+                else pa.nulls(len(of.users), pa.float64())
+                for outcome in OUTCOMES
+            },
         }
     )
 
@@ -161,7 +171,7 @@ def user_results(ranking: Ranking, role: str, recipe: str) -> pa.Table:
 def evidence_of_recipes(
     lake: Lake, day: str, recipes: Mapping[str, str], tonight: Mapping[str, Ranking], settings: EvaluationSettings
 ) -> Evidence | None:
-    """For the optimised recipe against the supervised one: NDCG@10 of all nights up to ``day`` that had both.
+    """For the optimised recipe against the supervised one: the score of all nights up to ``day`` that had both.
 
     None where the night lacks one of them, or it is not known what made it.
     """
@@ -169,9 +179,9 @@ def evidence_of_recipes(
     if not all(recipes.get(role) and role in tonight for role in roles):
         return None
     earlier = [one["day"] for one in lake.partitions("candidate_results") if one["day"] < day]
-    columns = ["day", "role", "recipe", "user_id", "ndcg"]
+    columns = ["day", "role", "recipe", "user_id", *SIGNS]
     rows = lake.read("candidate_results", where={"day": earlier, "role": list(roles)}, columns=columns)
-    nights = []
+    weights, nights = weights_of(settings), []
     for one in earlier:
         of_day = rows.filter(pc.equal(rows["day"].cast(pa.string()), one))
         ours, theirs = (
@@ -180,27 +190,26 @@ def evidence_of_recipes(
         )
         # In the order of the key: by user.
         if ours.num_rows and ours["user_id"].equals(theirs["user_id"]):
-            difference = ours["ndcg"].to_numpy() - theirs["ndcg"].to_numpy()
-            nights.append((ours["user_id"].to_numpy(), difference))
-    ours, theirs = (tonight[role].per_user("ndcg") for role in roles)
-    nights.append((np.unique(tonight[OPTIMISED].users), ours - theirs))
+            nights.append(score_differences(_of_users(ours), _of_users(theirs), weights))
+    nights.append(score_differences(tonight[OPTIMISED].of_users(), tonight[SUPERVISED].of_users(), weights))
+    # A user's score leaves [-1, 1] only by a value many times the mean; then it counts as the bound.
+    nights = [(users, np.clip(scores, -1, 1)) for users, scores in nights]
     against = [(users, -differences) for users, differences in nights]
     value, worse = (float(sequential.evidence(found)[-1]) for found in (nights, against))
     return Evidence(nights=len(nights), users=len(nights[-1][0]), value=value, against=worse, needed=1 / settings.alpha)
 
 
+def _of_users(rows: pa.Table) -> OfUsers:
+    """Rows of ``candidate_results`` of one candidate."""
+    figures = {name: rows[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in SIGNS}
+    return OfUsers(
+        rows["user_id"].to_numpy(), {name: values for name, values in figures.items() if np.isfinite(values).any()}
+    )
+
+
 def resampling(settings: EvaluationSettings) -> Resampling:
     """How intervals of evaluations are found."""
     return Resampling(seed=settings.seed, resamples=settings.bootstrap_samples)
-
-
-def _ranking(
-    model: str, version: str, items: np.ndarray, histories: np.ndarray, catalogue: Catalogue, states: pa.Table
-) -> Ranking:
-    targets = catalogue.index(states["target_item"])
-    # -1 pads short rankings, so it must not stand for a target too.
-    targets = np.where(targets < 0, -2, targets)
-    return Ranking(model, version, items, targets, histories, catalogue, states["user_id"].to_numpy())
 
 
 def evaluate_version(
@@ -224,9 +233,12 @@ def evaluate_version(
         InputError: there are no such decisions.
         SgrecError: there is no such version.
     """
+    use_threads(settings.threads)
     registry = Registry(settings)
     chosen = registry.get(GENERATOR, version)
-    (ranking,) = _ranked(settings, registry, [chosen], split, day or chosen.day, progress)
+    held_out = HeldOut.of_day(settings, registry, day or chosen.day, split)
+    leave_out = leaves_out_history(held_out.lake, held_out.day, settings)
+    (ranking,) = held_out.ranked_by(chosen, [leave_out], progress)
     champion = registry.champion()
     role = CHAMPION if champion and champion.version == chosen.version else OPTIMISED
     return chosen, evaluation_rows(ranking, role, split, resampling(settings.evaluation))
@@ -252,32 +264,27 @@ def compare_versions(
         InputError: there are no such decisions.
         SgrecError: there is no such version.
     """
+    use_threads(settings.threads)
     registry = Registry(settings)
     versions = [registry.get(GENERATOR, name) for name in (first, second)]
     day = day or max(version.day for version in versions)
-    ours, theirs = _ranked(settings, registry, versions, "validation", day, progress)
-    found = compare(ours, theirs, resampling(settings.evaluation))
+    held_out = HeldOut.of_day(settings, registry, day, "validation")
+    leave_out = leaves_out_history(held_out.lake, day, settings)
+    ours, theirs = (held_out.ranked_by(version, [leave_out], progress)[0] for version in versions)
+    found = compare(ours, theirs, resampling(settings.evaluation), weights_of(settings.evaluation))
     return found, against(found, margins_of(settings.evaluation)), day
 
 
-def _ranked(
-    settings: Settings,
-    registry: Registry,
-    versions: Sequence[ModelVersion],
-    split: str,
-    day: str,
-    progress: Callable[[int], None] | None,
-) -> list[Ranking]:
-    use_threads(settings.threads)
-    lake = Lake(settings.lake_root)
-    states, leave_out = held_out_decisions(lake, day, split), leaves_out_history(lake, day, settings)
-    return [
-        rank_with_generator(
-            lake, registry, version, day, states, settings.evaluation, progress, leave_out_history=leave_out
-        )
-        for version in versions
-    ]
-
-
 def margins_of(settings: EvaluationSettings) -> Margins:
-    return Margins(baseline=settings.tolerance, start=settings.start_tolerance, coverage=settings.least_coverage)
+    """How far below another a candidate may be."""
+    return Margins(
+        baseline=settings.tolerance,
+        start=settings.start_tolerance,
+        coverage=settings.least_coverage,
+        value=settings.value_tolerance,
+    )
+
+
+def weights_of(settings: EvaluationSettings) -> Weights:
+    """What decides, and how much."""
+    return Weights(**{name: getattr(settings, f"{name}_weight") for name in SIGNS})

@@ -13,8 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgrec_core.errors import InputError
-from sgrec_core.rewards.business_context import BusinessContext, Queries, microseconds
-from sgrec_core.rewards.business_encoding import profile_fields
+from sgrec_core.rewards.business_context import BusinessContext, microseconds
 from sgrec_core.rewards.click_model import ClickModel, sigmoid
 
 
@@ -97,28 +96,12 @@ class EcpmModel:
         probability = np.zeros(item.shape)
         for number, (model, part) in enumerate(zip(self._models, seen, strict=True)):
             rows = np.flatnonzero((fold == number) | (fold < 0))
-            queries = _queries(states.take(rows), item[rows], bid[rows], part, model.first_position)
+            position = np.full(len(rows) * group, model.first_position)
+            of_rows = np.repeat(np.arange(len(rows)), group)
+            queries = part.queries(states.take(rows), of_rows, item[rows].reshape(-1), position, bid[rows].reshape(-1))
             probability[rows] += model.calibrated(model.margins(queries, part)).reshape(len(rows), group)
         probability[fold < 0] /= len(seen)
         return 1000.0 * probability * bid
-
-
-def _queries(states: pa.Table, item: np.ndarray, bid: np.ndarray, context: BusinessContext, position: float) -> Queries:
-    """What is asked of items [N, G] with bids [N, G] in N states, as ``context`` knows their users and placements."""
-    group = item.shape[1]
-    users = [context.user_index.get(user, -1) for user in states["user_id"].to_pylist()]
-    known = [profile_fields(text) for text in states["context"].to_pylist()]
-    placements = [context.placement_index.get(str(fields.get("placement")), -1) for fields in known]
-    return Queries(
-        user=np.repeat(np.array(users, dtype=np.int64), group),
-        item=item.reshape(-1),
-        time=np.repeat(microseconds(states["as_of"]), group),
-        placement=np.repeat(np.array(placements, dtype=np.int64), group),
-        position=np.full(item.size, position),
-        price=context.item_price[item.reshape(-1)],
-        bid=bid.reshape(-1),
-        profile=[text for text in states["profile"].to_pylist() for _ in range(group)],
-    )
 
 
 def _figures(models: Sequence[ClickModel], halves: Sequence[BusinessContext]) -> dict[str, float]:

@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError
 from sgrec_core.hashing import hash_share
-from sgrec_core.rewards.business_encoding import ProfileEncoding
+from sgrec_core.rewards.business_encoding import ProfileEncoding, profile_fields
 
 _MICROSECONDS = 3_600_000_000
 _PRIOR_STRENGTH = 20.0
 """Impressions that the global click rate weighs in a smoothed rate."""
-_TARGETS = ("click", "conversion")
+CLICKED = ("click", "conversion")
+"""Types of events that say that an item was clicked: some logs do not repeat the click of what was bought."""
 
 
 class _Times:
@@ -118,7 +119,7 @@ class BusinessContext:
         self._bid = _floats(events["bid"])
 
         impressions = self._type == "impression"
-        clicks = np.isin(self._type, _TARGETS)
+        clicks = np.isin(self._type, CLICKED)
         zero = np.zeros(len(self._type), dtype=np.int64)
         self._seen = {name: self._times(name, zero, impressions) for name in _GROUPINGS}
         self._clicked = {name: self._times(name, zero, clicks) for name in _GROUPINGS}
@@ -152,16 +153,16 @@ class BusinessContext:
             self._halves[seed] = (of(False), of(True))
         return self._halves[seed]
 
-    def impressions(self) -> tuple[Queries, np.ndarray, np.ndarray]:
+    def impressions(self, answers: Sequence[str] = CLICKED) -> tuple[Queries, np.ndarray, np.ndarray]:
         """Logged impressions of known items as queries, their labels and their users.
 
-        Label 1: a click or conversion of the item in the same request by the same user. Returns (queries, float64
-        [N], int64 user index [N]).
+        Label 1: one of ``answers`` (types of events) to the item in the same request by the same user. Returns
+        (queries, float64 [N], int64 user index [N]).
         """
         answered = {
             (user, request, item)
             for user, request, item, kind in zip(self._user, self._request, self._item, self._type, strict=True)
-            if kind in _TARGETS
+            if kind in answers
         }
         rows = np.flatnonzero((self._type == "impression") & (self._item >= 0))
         labels = np.array(
@@ -204,6 +205,28 @@ class BusinessContext:
                 known = self._bid[self._bid_rows[rows[rows >= 0]]]
                 values[unknown & (hours == hour)] = float(np.median(known)) if len(known) else floor
         return values
+
+    def queries(
+        self, states: pa.Table, row: np.ndarray, item: np.ndarray, position: np.ndarray, bid: np.ndarray
+    ) -> Queries:
+        """What is asked of items [N] at ``position`` [N] with ``bid`` [N] in the situations ``row`` [N] of ``states``.
+
+        States have the columns user_id, as_of, profile and context, whose placement counts; prices are the catalogue's.
+        """
+        users = np.array([self.user_index.get(user, -1) for user in states["user_id"].to_pylist()], dtype=np.int64)
+        fields = [profile_fields(text) for text in states["context"].to_pylist()]
+        placements = [self.placement_index.get(str(known.get("placement")), -1) for known in fields]
+        profiles = states["profile"].to_pylist()
+        return Queries(
+            user=users[row],
+            item=item,
+            time=microseconds(states["as_of"])[row],
+            placement=np.array(placements, dtype=np.int64)[row],
+            position=position,
+            price=self.item_price[item],
+            bid=bid,
+            profile=[profiles[index] for index in row],
+        )
 
     def fit_encoding(self) -> ProfileEncoding:
         """The encoding of the categories and brands of these items, and of the profiles of these users."""

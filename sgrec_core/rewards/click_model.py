@@ -6,14 +6,14 @@ function (`BusinessContext.features`) computes them for training and for scoring
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sgrec_core.errors import InputError
 from sgrec_core.hashing import hash_share
-from sgrec_core.rewards.business_context import BusinessContext, Queries
+from sgrec_core.rewards.business_context import CLICKED, BusinessContext, Queries
 from sgrec_core.rewards.business_encoding import ProfileEncoding
 
 _TREES_SHARE = 0.8
@@ -32,15 +32,24 @@ class ClickModel:
 
     @classmethod
     def fit(
-        cls, context: BusinessContext, *, seed: int, trees: int, learning_rate: float, threads: int
+        cls,
+        context: BusinessContext,
+        *,
+        seed: int,
+        trees: int,
+        learning_rate: float,
+        threads: int,
+        answers: Sequence[str] = CLICKED,
     ) -> "ClickModel":
         """Fit on the context's impressions: 80% of users for trees, 20% for early stopping and calibration.
+
+        ``answers``: types of events whose probability it learns instead of the click's.
 
         Raises InputError when the impressions are too few, or all clicked or none.
         """
         import lightgbm
 
-        queries, labels, users = context.impressions()
+        queries, labels, users = context.impressions(answers)
         # By rank, so that a few users are enough for each share to have its part of them.
         shown = np.unique(users)
         names = np.array(list(context.user_index), dtype=object)[shown]

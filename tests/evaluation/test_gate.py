@@ -1,6 +1,7 @@
 """Which candidate serves: planted better and worse ones, and what a hostile candidate would try."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +10,14 @@ import pytest
 from sgrec_core.evaluation.gate import Choice, Evidence, Margins, compare, decide
 from sgrec_core.evaluation.ranking import Ranking, Resampling
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
+from sgrec_core.evaluation.score import Weights
+from sgrec_core.evaluation.value import DIRECT, DOUBLY_ROBUST, Values
 from sgrec_core.generator.dataset import Catalogue
 
 USERS, ITEMS, LIST = 400, 125, 50
 DRAWS = Resampling(seed=0, resamples=200)
-MARGINS = Margins(baseline=0.05, start=0.25, coverage=0.8)
+MARGINS = Margins(baseline=0.05, start=0.25, coverage=0.8, value=0.02)
+WEIGHTS = Weights(ndcg=1, ecpm=0.5, gmv=0, dislikes=0)
 SHOWN, NOT_SHOWN, TURNED = (
     Evidence(nights=nights, users=400, value=value, against=against, needed=20)
     for nights, value, against in ((9, 31.4, 0.1), (12, 1.2, 0.1), (60, 31.4, 25.0))
@@ -54,7 +58,9 @@ def choose(rankings: Mapping[str, Ranking], evidence: Evidence | None = SHOWN) -
         if one in rankings and other in rankings
     ]
     return decide(
-        {(one, other): compare(rankings[one], rankings[other], DRAWS) for one, other in pairs}, MARGINS, evidence
+        {(one, other): compare(rankings[one], rankings[other], DRAWS, WEIGHTS) for one, other in pairs},
+        MARGINS,
+        evidence,
     )
 
 
@@ -202,3 +208,44 @@ def test_identical_candidates_are_promoted_by_chance_alone(swapped: int) -> None
         rankings = {SUPERVISED: ranking(ours), CHAMPION: ranking(theirs), POPULARITY: FLOOR}
         promoted += choose(rankings, None).serves is not None
     assert promoted <= 6
+
+
+def worth(model: Ranking, effective: float = 0.0, **means: float) -> Ranking:
+    """``model`` with these expected values, a tenth of them to and fro between users."""
+    users = np.unique(model.users)
+    spread = np.random.default_rng(7).normal(1, 0.1, len(users))
+    estimators = [DIRECT, DOUBLY_ROBUST] if effective else [DIRECT]
+    told = {(outcome, estimator): mean * spread for outcome, mean in means.items() for estimator in estimators}
+    return replace(model, worth=Values(users, told, effective, 8))
+
+
+@pytest.mark.parametrize("effective", [0.0, 500.0])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({"ecpm": 200}, {"ecpm": 180}), ({"gmv": 900}, {"gmv": 800}), ({"dislikes": 0.01}, {"dislikes": 0.02})],
+)
+def test_a_better_top_does_not_excuse_lost_value_however_it_is_told(
+    before: dict[str, float], after: dict[str, float], effective: float
+) -> None:
+    rankings = {SUPERVISED: worth(ranking(hits(0.9)), effective, **after), POPULARITY: FLOOR}
+    rankings[CHAMPION] = worth(ranking(hits(0.3)), effective, **before)
+    found = choose(rankings, None)
+    assert found.serves is None
+    assert f"{next(iter(before))} surely worse" in found.reason
+    assert choose({**rankings, SUPERVISED: worth(ranking(hits(0.9)), effective, **before)}, None).serves == SUPERVISED
+
+
+def test_value_told_by_a_reward_model_alone_promotes_nobody_and_logged_answers_do() -> None:
+    """Next items the same but for a user; eCPM half as much again."""
+    same, one_less = hits(0.5), hits(0.5)
+    one_less[np.flatnonzero(one_less < LIST)[0]] = LIST
+    for effective, serves in ((0.0, None), (500.0, SUPERVISED)):
+        rankings = {
+            SUPERVISED: worth(ranking(one_less), effective, ecpm=300),
+            CHAMPION: worth(ranking(same), effective, ecpm=200),
+            POPULARITY: FLOOR,
+        }
+        found = choose(rankings, None)
+        assert found.serves == serves, found.reason
+        assert ("eCPM 296.8 against 197.9 (doubly robust)" in found.reason) == (effective > 0)
+        assert ("it can only refuse" in found.reason) == (not effective)

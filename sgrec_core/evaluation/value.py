@@ -1,0 +1,89 @@
+"""Expected business value of lists, from the feedback that another policy logged.
+
+Unit: an impression, an item at a position of a request. The item-position model (Li et al., KDD 2018,
+arXiv 1804.10488): what an item does at a position does not hang on what stands around it, so that a policy that would
+have shown the same item at the same place is told by the logged answer, weighed by one over the chance of that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgrec_core.evaluation.off_policy import (
+    direct_method,
+    doubly_robust,
+    effective_sample_size,
+    importance_weights,
+    inverse_propensity,
+    self_normalised,
+)
+
+DIRECT, DOUBLY_ROBUST, INVERSE_PROPENSITY, SELF_NORMALISED = ESTIMATORS = (
+    "direct",
+    "doubly_robust",
+    "inverse_propensity",
+    "self_normalised",
+)
+OUTCOMES = ("ecpm", "gmv", "dislikes")
+LEAST_EFFECTIVE = 30
+"""Impressions of equal weight that logged answers must be worth before they correct the direct method."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """N impressions that a logging policy showed, and what came of them."""
+
+    users: np.ndarray
+    """[N] user ids."""
+    propensities: np.ndarray
+    """[N] chance of the item at its position, NaN where it is not known."""
+    rewards: Mapping[str, np.ndarray]
+    """By outcome [N]."""
+    predicted: Mapping[str, np.ndarray]
+    """The reward model's, by outcome [N]."""
+    places: int
+    """Of the longest slate."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one policy is expected to earn an impression, of U users in ascending order."""
+
+    users: np.ndarray
+    """[U]"""
+    per_user: Mapping[tuple[str, str], np.ndarray]
+    """(outcome, estimator) -> [U], whose mean is the estimate."""
+    effective: float
+    """Impressions of equal weight that the logged answers are worth; 0 where propensities are not known."""
+    places: int
+    """Of the longest slate that was logged."""
+
+    @property
+    def estimator(self) -> str:
+        """The one that decides: doubly robust where logged answers tell enough, else the direct method."""
+        return DOUBLY_ROBUST if self.effective >= LEAST_EFFECTIVE else DIRECT
+
+
+def estimate(logged: Logged, same: np.ndarray, expected: Mapping[str, np.ndarray], clip: float | None) -> Values:
+    """Of a policy that shows its own item at the place of each logged impression.
+
+    Args:
+        same: [N] whether it is the logged item.
+        expected: the reward model's value of it, by outcome [N].
+        clip: largest importance weight.
+    """
+    users = logged.users
+    found = {(outcome, DIRECT): direct_method(values, users) for outcome, values in expected.items()}
+    effective = 0.0
+    # A policy cannot be weighed where the chance of what was shown is not known, if only of some.
+    if np.isfinite(logged.propensities).all():
+        weights = importance_weights(same.astype(np.float64), logged.propensities, clip=clip)
+        effective = effective_sample_size(weights)
+        for outcome, values in expected.items():
+            rewards, predicted = logged.rewards[outcome], logged.predicted[outcome]
+            found[outcome, DOUBLY_ROBUST] = doubly_robust(rewards, weights, predicted, values, users)
+            found[outcome, INVERSE_PROPENSITY] = inverse_propensity(rewards, weights, users)
+            if weights.any():
+                found[outcome, SELF_NORMALISED] = self_normalised(rewards, weights, users)
+    return Values(np.unique(users), found, effective, logged.places)

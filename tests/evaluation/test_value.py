@@ -1,0 +1,68 @@
+"""Expected values of lists from logged answers: every slate of a tiny market enumerated."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sgrec_core.evaluation.value import DIRECT, DOUBLY_ROBUST, INVERSE_PROPENSITY, SELF_NORMALISED, Logged, estimate
+
+CLICK = np.array([0.2, 0.5, 0.8])
+POSITION = np.array([1.0, 0.5])
+
+
+def logged(predicted: np.ndarray, propensities: np.ndarray | None = None) -> tuple[Logged, np.ndarray, np.ndarray]:
+    """All slates of two of three items, as often as a policy shows them that prefers the first; their expected clicks.
+
+    Returns the log, items [N] and positions [N].
+    """
+    slates = list(itertools.permutations(range(3), 2))
+    chance = np.array([6, 3, 2, 1, 2, 1]) / 15
+    at = np.zeros((2, 3))
+    for slate, share in zip(slates, chance, strict=True):
+        at[[0, 1], slate] += share
+    repeats = np.rint(chance * 15 * 20).astype(int)
+    items = np.repeat(np.array(slates), repeats, axis=0).reshape(-1)
+    positions = np.tile([0, 1], repeats.sum())
+    log = Logged(
+        users=np.repeat([f"u{number:03d}" for number in range(repeats.sum())], 2),
+        propensities=at[positions, items] if propensities is None else propensities,
+        rewards={"ecpm": CLICK[items] * POSITION[positions]},
+        predicted={"ecpm": predicted[items] * POSITION[positions]},
+        places=2,
+    )
+    return log, items, positions
+
+
+@pytest.mark.parametrize("target", list(itertools.permutations(range(3), 2)))
+@pytest.mark.parametrize("predicted", [CLICK, np.array([0.4, 0.4, 0.4]), 1 - CLICK])
+def test_doubly_robust_is_right_whatever_the_reward_model_thinks(
+    target: tuple[int, int], predicted: np.ndarray
+) -> None:
+    log, items, positions = logged(predicted)
+    ours = np.array(target)[positions]
+    expected = {"ecpm": predicted[ours] * POSITION[positions]}
+    found = estimate(log, ours == items, expected, clip=None)
+    truth = (CLICK[list(target)] * POSITION).mean()
+    for estimator in (DOUBLY_ROBUST, INVERSE_PROPENSITY):
+        assert found.per_user["ecpm", estimator].mean() == pytest.approx(truth)
+    assert found.per_user["ecpm", DIRECT].mean() == pytest.approx((predicted[list(target)] * POSITION).mean())
+    assert found.per_user["ecpm", SELF_NORMALISED].mean() == pytest.approx(truth, rel=0.3)
+    assert found.estimator == DOUBLY_ROBUST
+
+
+def test_one_unknown_propensity_leaves_the_direct_method() -> None:
+    known, items, positions = logged(CLICK)
+    propensities = known.propensities.copy()
+    propensities[3] = np.nan
+    log, *_ = logged(CLICK, propensities)
+    found = estimate(log, items == 0, {"ecpm": np.ones(len(items))}, clip=None)
+    assert found.estimator == DIRECT
+    assert set(found.per_user) == {("ecpm", DIRECT)}
+
+
+def test_a_policy_that_shows_what_was_hardly_ever_shown_is_told_by_the_direct_method() -> None:
+    log, items, positions = logged(CLICK)
+    same = np.zeros(len(items), dtype=bool)
+    same[:5] = True
+    assert estimate(log, same, {"ecpm": np.ones(len(items))}, clip=None).estimator == DIRECT
