@@ -91,6 +91,10 @@ class Comparison:
     theirs: Ranking
     differences: Mapping[tuple[str, int, str], Interval]
     """(metric, cutoff, novelty bucket of the target, or "all") -> difference."""
+    values: Mapping[str, Interval]
+    """Outcome -> difference of what is expected; empty where the source logs no impressions."""
+    estimator: str
+    """Of the values: the one that both have."""
     score: Interval
     """What decides, in units of NDCG@10; see `score_differences`."""
     scores: np.ndarray
@@ -103,7 +107,10 @@ class Comparison:
 
     def rows(self, role: str, split: str, prefix: str) -> list[dict[str, Any]]:
         """Rows of ``evaluations`` of ``role``, without the day."""
-        score = {("score", CUTOFF, "all"): self.score}
+        of_users = {("score", CUTOFF, "all"): self.score}
+        if self.ours.worth is not None:
+            places = self.ours.worth.places
+            of_users |= {(f"{name}_{self.estimator}", places, "all"): found for name, found in self.values.items()}
         return [
             {
                 "model": self.ours.model,
@@ -116,7 +123,7 @@ class Comparison:
                 "users": len(np.unique(self.ours.users)) if metric in MEASURES else len(self.scores),
                 **vars(found),
             }
-            for (metric, cutoff, bucket), found in {**self.differences, **score}.items()
+            for (metric, cutoff, bucket), found in {**self.differences, **of_users}.items()
         ]
 
     def surely_worse(self, margins: Margins) -> list[str]:
@@ -125,7 +132,7 @@ class Comparison:
         lose the other."""
         lost = self._lost_value(margins.value)
         for (metric, cutoff, bucket), found in self.differences.items():
-            if metric in MEASURES and found.upper < 0 and (cutoff == DEEP or bucket != "all"):
+            if found.upper < 0 and (cutoff == DEEP or bucket != "all"):
                 where = "" if bucket == "all" else f" of targets in bucket {bucket}"
                 interval = f"{found.value:+.4f} [{found.lower:+.4f}, {found.upper:+.4f}]"
                 lost.append(f"{metric}@{cutoff}{where} surely worse: {interval}")
@@ -135,16 +142,17 @@ class Comparison:
         return lost
 
     def _lost_value(self, margin: float) -> list[str]:
-        worth, lost = self.theirs.worth, []
-        for (metric, _, _), found in self.differences.items():
-            outcome, _, estimator = metric.partition("_")
-            if worth is not None and outcome in OUTCOMES:
-                other = abs(float(worth.per_user[outcome, estimator].mean()))
-                loss = found.lower if outcome == "dislikes" else -found.upper
-                if loss > margin * other:
-                    interval = f"{found.value:+.4g} [{found.lower:+.4g}, {found.upper:+.4g}]"
-                    lost.append(f"{outcome} surely worse than {other:.4g} by more than {margin:.0%}: {interval}")
+        lost = []
+        for outcome, found in self.values.items():
+            other = self._expected(self.theirs, outcome)
+            loss = found.lower if outcome == "dislikes" else -found.upper
+            if loss > margin * abs(other):
+                interval = f"{found.value:+.4g} [{found.lower:+.4g}, {found.upper:+.4g}]"
+                lost.append(f"{outcome} surely worse than {other:.4g} by more than {margin:.0%}: {interval}")
         return lost
+
+    def _expected(self, one: Ranking, outcome: str) -> float:
+        return float(one.worth.per_user[outcome, self.estimator].mean()) if one.worth else 0.0
 
     def figures(self) -> str:
         """NDCG@10 and eCPM of both and the difference."""
@@ -152,15 +160,10 @@ class Comparison:
         name = theirs.model if theirs.model == POPULARITY else f"{theirs.model} version {theirs.version}"
         score = self.score
         told = [f"NDCG@10 {self.ours.per_user('ndcg').mean():.4f} against {self.unit:.4f} of {name}"]
-        worth, other = self.ours.worth, theirs.worth
-        if worth is not None and other is not None:
-            for outcome, estimator in (metric.split("_", 1) for metric, _, _ in self.differences):
-                if outcome == "ecpm":
-                    both = (float(one.per_user[outcome, estimator].mean()) for one in (worth, other))
-                    how = (
-                        "doubly robust" if estimator != DIRECT else "told by a model alone, so that it can only refuse"
-                    )
-                    told.append(f"eCPM {next(both):.1f} against {next(both):.1f} ({how})")
+        if "ecpm" in self.values:
+            how = "told by a model alone, so that it can only refuse" if self.estimator == DIRECT else "doubly robust"
+            both = [self._expected(one, "ecpm") for one in (self.ours, theirs)]
+            told.append(f"eCPM {both[0]:.1f} against {both[1]:.1f} ({how})")
         return (
             f"{', '.join(told)}, {'difference' if len(told) == 1 else 'in all'} {score.value:+.4f}"
             f" [{score.lower:+.4f}, {score.upper:+.4f}] over {users} users; one night shows"
@@ -187,16 +190,23 @@ def compare(ours: Ranking, theirs: Ranking, resampling: Resampling, weights: Wei
         (metric, cutoff, bucket): interval(metric, cutoff, inside) for metric, cutoff, bucket, inside in wanted
     }
     draws: dict[str, Any] = vars(resampling)
+    values, estimator = {}, DIRECT
     if ours.worth is not None and theirs.worth is not None:
-        # By the estimator that both have.
-        estimator = DIRECT if DIRECT in (ours.worth.estimator, theirs.worth.estimator) else ours.worth.estimator
+        if DIRECT not in (ours.worth.estimator, theirs.worth.estimator):
+            estimator = ours.worth.estimator
         for outcome in OUTCOMES:
             if (outcome, estimator) in ours.worth.per_user:
                 both = (one.per_user[outcome, estimator] for one in (ours.worth, theirs.worth))
-                differences[f"{outcome}_{estimator}", ours.worth.places, "all"] = paired_bootstrap(*both, **draws)
+                values[outcome] = paired_bootstrap(*both, **draws)
     _, scores = score_differences(ours.of_users(), theirs.of_users(), weights)
     return Comparison(
-        ours=ours, theirs=theirs, differences=differences, score=bootstrap(scores, **draws), scores=scores
+        ours=ours,
+        theirs=theirs,
+        differences=differences,
+        values=values,
+        estimator=estimator,
+        score=bootstrap(scores, **draws),
+        scores=scores,
     )
 
 
