@@ -15,7 +15,7 @@ from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake.queries import table_versions
 from sgrec_core.night.generators import generator_of_day, register_generator
 from sgrec_core.night.optimisation import fresh_settings, optimise, stored_groups
-from sgrec_core.night.recipes import RECIPE_TAG, optimised_recipe
+from sgrec_core.night.recipes import RECIPE_TAG, REWARDS_TAG, optimised_recipe
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.rewards import version_of_day
 from sgrec_core.night.rollouts import as_tag, rollout_policies
@@ -82,7 +82,7 @@ def run(job: Job) -> None:
         },
         tables=table_versions(job.lake, job.stage.reads),
         tags={
-            "sgrec.reward_version": reward_version,
+            REWARDS_TAG: reward_version,
             "sgrec.policy_version": start.version,
             **as_tag(policies),
             RECIPE_TAG: optimised_recipe(job.lake, job.day, job.settings, leave_out),

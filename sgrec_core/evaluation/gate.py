@@ -44,7 +44,7 @@ class Margins:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What nights so far say of the optimised policy's recipe against the supervised one's."""
+    """What nights so far say of one recipe against another."""
 
     nights: int
     users: int
@@ -210,12 +210,18 @@ def compare(ours: Ranking, theirs: Ranking, resampling: Resampling, weights: Wei
     )
 
 
-def decide(comparisons: Mapping[tuple[str, str], Comparison], margins: Margins, evidence: Evidence | None) -> Choice:
+def decide(
+    comparisons: Mapping[tuple[str, str], Comparison],
+    margins: Margins,
+    evidence: Mapping[tuple[str, str], Evidence],
+) -> Choice:
     """What serves.
 
     Args:
         comparisons: (candidate, other) -> candidate minus other, of all that the night has.
-        evidence: of the optimised policy's recipe; None where the night has none.
+        evidence: (candidate, other) -> of the candidate's recipe against the other's. An optimised policy needs that
+            against its start. Against the champion it is there where that is of another recipe and optimised: such a
+            recipe was shown, so what follows it has to be.
     """
     reasons: list[str] = []
     for candidate in (OPTIMISED, SUPERVISED):
@@ -223,6 +229,9 @@ def decide(comparisons: Mapping[tuple[str, str], Comparison], margins: Margins, 
         if not others:
             continue
         why_not = _against_optimised(comparisons, margins, evidence) if candidate == OPTIMISED else []
+        of_champion = evidence.get((candidate, CHAMPION))
+        if not why_not and of_champion is not None and not of_champion.is_enough:
+            why_not = [f"its recipe is not shown to be better than the champion's ({of_champion})"]
         for other in (CHAMPION, POPULARITY):
             if not why_not and other in others:
                 why_not += against(comparisons[candidate, other], margins)
@@ -234,11 +243,13 @@ def decide(comparisons: Mapping[tuple[str, str], Comparison], margins: Margins, 
 
 
 def _against_optimised(
-    comparisons: Mapping[tuple[str, str], Comparison], margins: Margins, evidence: Evidence | None
+    comparisons: Mapping[tuple[str, str], Comparison],
+    margins: Margins,
+    evidence: Mapping[tuple[str, str], Evidence],
 ) -> list[str]:
-    start = comparisons[OPTIMISED, SUPERVISED]
-    if evidence is None or not evidence.is_enough:
-        return [f"its recipe is not shown to be better than its start ({evidence or 'no evidence'}): {start.figures()}"]
+    start, shown = comparisons[OPTIMISED, SUPERVISED], evidence.get((OPTIMISED, SUPERVISED))
+    if shown is None or not shown.is_enough:
+        return [f"its recipe is not shown to be better than its start ({shown or 'no evidence'}): {start.figures()}"]
     if start.score.upper < 0:
         return [f"surely worse than its start: {start.figures()}"]
     floor = -margins.start * start.unit

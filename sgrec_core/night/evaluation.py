@@ -170,33 +170,45 @@ def user_results(ranking: Ranking, role: str, recipe: str) -> pa.Table:
 
 def evidence_of_recipes(
     lake: Lake, day: str, recipes: Mapping[str, str], tonight: Mapping[str, Ranking], settings: EvaluationSettings
-) -> Evidence | None:
-    """For the optimised recipe against the supervised one: the score of all nights up to ``day`` that had both.
+) -> dict[tuple[str, str], Evidence]:
+    """(candidate, other) -> what nights up to ``day`` say of their recipes, by the scores of those that had both.
 
-    None where the night lacks one of them, or it is not known what made it.
+    For the optimised policy against the supervised one, and for both against a champion of another recipe. Nothing
+    where the night lacks one of the two, or it is not known what made it. A champion was trained on earlier days than
+    what it is compared with; that counts as part of what is new.
     """
-    roles = (OPTIMISED, SUPERVISED)
-    if not all(recipes.get(role) and role in tonight for role in roles):
-        return None
-    earlier = [one["day"] for one in lake.partitions("candidate_results") if one["day"] < day]
+    pairs = [(OPTIMISED, SUPERVISED), (OPTIMISED, CHAMPION), (SUPERVISED, CHAMPION)]
+    pairs = [
+        pair
+        for pair in pairs
+        if all(recipes.get(role) and role in tonight for role in pair) and recipes[pair[0]] != recipes[pair[1]]
+    ]
+    earlier = [one["day"] for one in lake.partitions("candidate_results") if one["day"] < day] if pairs else []
     columns = ["day", "role", "recipe", "user_id", *SIGNS]
-    rows = lake.read("candidate_results", where={"day": earlier, "role": list(roles)}, columns=columns)
-    weights, nights = weights_of(settings), []
-    for one in earlier:
-        of_day = rows.filter(pc.equal(rows["day"].cast(pa.string()), one))
-        ours, theirs = (
-            of_day.filter(pc.and_(pc.equal(of_day["role"], role), pc.equal(of_day["recipe"], recipes[role])))
-            for role in roles
-        )
-        # In the order of the key: by user.
-        if ours.num_rows and ours["user_id"].equals(theirs["user_id"]):
-            nights.append(score_differences(_of_users(ours), _of_users(theirs), weights))
-    nights.append(score_differences(tonight[OPTIMISED].of_users(), tonight[SUPERVISED].of_users(), weights))
+    rows = lake.read("candidate_results", where={"day": earlier}, columns=columns)
+    weights, found = weights_of(settings), {}
+    for pair in pairs:
+        nights = []
+        for one in earlier:
+            of_day = rows.filter(pc.equal(rows["day"].cast(pa.string()), one))
+            ours, theirs = (
+                of_day.filter(pc.and_(pc.equal(of_day["role"], role), pc.equal(of_day["recipe"], recipes[role])))
+                for role in pair
+            )
+            # In the order of the key: by user.
+            if ours.num_rows and ours["user_id"].equals(theirs["user_id"]):
+                nights.append(score_differences(_of_users(ours), _of_users(theirs), weights))
+        nights.append(score_differences(tonight[pair[0]].of_users(), tonight[pair[1]].of_users(), weights))
+        found[pair] = _evidence(nights, settings.alpha)
+    return found
+
+
+def _evidence(nights: Sequence[sequential.Night], alpha: float) -> Evidence:
     # A user's score leaves [-1, 1] only by a value many times the mean; then it counts as the bound.
-    nights = [(users, np.clip(scores, -1, 1)) for users, scores in nights]
-    against = [(users, -differences) for users, differences in nights]
-    value, worse = (float(sequential.evidence(found)[-1]) for found in (nights, against))
-    return Evidence(nights=len(nights), users=len(nights[-1][0]), value=value, against=worse, needed=1 / settings.alpha)
+    inside = [(users, np.clip(scores, -1, 1)) for users, scores in nights]
+    against = [(users, -scores) for users, scores in inside]
+    value, worse = (float(sequential.evidence(one)[-1]) for one in (inside, against))
+    return Evidence(nights=len(nights), users=len(nights[-1][0]), value=value, against=worse, needed=1 / alpha)
 
 
 def _of_users(rows: pa.Table) -> OfUsers:

@@ -6,9 +6,12 @@ from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.lake import Lake
 from sgrec_core.night.generators import backbone_digest
+from sgrec_core.registry import ModelVersion
 from sgrec_core.runtime.code import stage_digest
 from sgrec_core.settings import Settings
 
+REWARDS_TAG = "sgrec.reward_version"
+"""Of an optimised policy: what it was optimised for."""
 RECIPE_TAG = "sgrec.recipe"
 """Of a version of a generator; absent where it was made before there were recipes."""
 
@@ -40,6 +43,11 @@ def optimised_recipe(lake: Lake, day: str, settings: Settings, leave_out_history
             for name in ("business", "rollout", "aggregator", "fusion", "policy")
         },
     )
+
+
+def is_optimised(version: ModelVersion) -> bool:
+    """Whether a version of the generator is more than a supervised policy."""
+    return REWARDS_TAG in version.tags
 
 
 def _recipe(settings: Settings, leave_out_history: bool, stages: tuple[str, ...], **parts: object) -> str:

@@ -106,6 +106,8 @@ def why_not(decisions: Sequence[Decision], version: str, day: str) -> str | None
         return f"{own}; promote it with `sgrec promote --version {version}`"
     if last is not None and last.day > day:
         return f"{last}; an older night moves no alias"
+    if last is not None and last.who != f"night {day}" and champion(decisions) != pinned(decisions, day):
+        return f"{last}; night {day} was not compared with what that made serve"
     return None
 
 

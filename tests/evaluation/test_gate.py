@@ -48,7 +48,11 @@ def hits(share: float, *, rank: int = 3, seed: int = 1) -> np.ndarray:
     return np.where(np.random.default_rng(seed).random(USERS) < share, rank, LIST)
 
 
-def choose(rankings: Mapping[str, Ranking], evidence: Evidence | None = SHOWN) -> Choice:
+def choose(
+    rankings: Mapping[str, Ranking],
+    evidence: Evidence | None = SHOWN,
+    of_champion: Mapping[tuple[str, str], Evidence] = {},
+) -> Choice:
     """As a night does."""
     pairs = [(OPTIMISED, SUPERVISED)] if OPTIMISED in rankings else []
     pairs += [
@@ -60,7 +64,7 @@ def choose(rankings: Mapping[str, Ranking], evidence: Evidence | None = SHOWN) -
     return decide(
         {(one, other): compare(rankings[one], rankings[other], DRAWS, WEIGHTS) for one, other in pairs},
         MARGINS,
-        evidence,
+        {} if evidence is None else {(OPTIMISED, SUPERVISED): evidence, **of_champion},
     )
 
 
@@ -132,6 +136,17 @@ def test_a_better_optimised_policy_serves_only_when_its_recipe_is_shown() -> Non
         assert found.serves == SUPERVISED
         assert "not shown to be better than its start" in found.reason
     assert "evidence 1.2 of 20 after 12 nights; 400 users can show 0.0100 or more" in choose(rankings, NOT_SHOWN).reason
+
+
+def test_what_follows_a_shown_recipe_has_to_be_shown_against_it() -> None:
+    rankings = {SUPERVISED: ranking(hits(0.6)), OPTIMISED: ranking(hits(0.65)), CHAMPION: ranking(hits(0.4))}
+    rankings[POPULARITY] = FLOOR
+    both = {(role, CHAMPION): NOT_SHOWN for role in (SUPERVISED, OPTIMISED)}
+    found = choose(rankings, SHOWN, both)
+    assert found.serves is None
+    assert found.reason.count("its recipe is not shown to be better than the champion's") == 2
+    assert choose(rankings, SHOWN, {**both, (SUPERVISED, CHAMPION): SHOWN}).serves == SUPERVISED
+    assert choose(rankings, SHOWN, {(OPTIMISED, CHAMPION): SHOWN}).serves == OPTIMISED
 
 
 def test_nothing_serves_that_is_not_above_the_champion() -> None:

@@ -44,7 +44,9 @@ class World:
         self.stack: list[str] = []
         """Promotions that stand."""
         self.champions: list[tuple[str, str | None]] = []
-        """Day of each change, and who served after it."""
+        """Day of each change, and what served after it."""
+        self.changed_by = ""
+        """Who made the last change."""
         self.met: dict[str, str | None] = {}
         """Night to the champion that it worked against."""
         self.made: list[tuple[str, str]] = []
@@ -56,6 +58,7 @@ class World:
             self.decisions.append(decision)
         if decision is not None and decision.action in ("promote", "rollback"):
             self.champions.append((decision.day, self.stack[-1] if self.stack else None))
+            self.changed_by = decision.who
 
     def night(self, day: str, how: str) -> None:
         before = [version for changed, version in self.champions if changed < day]
@@ -72,7 +75,9 @@ class World:
             self.rollback()
         if how == "keeps":
             return
-        allowed = not self.held and all(changed <= day for changed, _ in self.champions)
+        serving = self.stack[-1] if self.stack else None
+        compared = serving == champion or self.changed_by == f"night {day}"
+        allowed = not self.held and compared and all(changed <= day for changed, _ in self.champions)
         against = p.why_not(self.decisions, version, day)
         assert (against is None) == allowed
         if allowed:
@@ -250,3 +255,24 @@ def test_a_kill_leaves_the_champion_of_before_or_after(registry_home: Path, comm
         serving = registry.champion()
         assert registry.aliases(GENERATOR).get(CHAMPION) == (serving and serving.version)
     assert registry.champion() is None
+
+
+def test_a_night_promotes_nothing_over_a_version_that_it_never_met() -> None:
+    decisions: list[p.Decision] = []
+    for decision in (
+        p.promotion_by_night(decisions, "2026-01-01", "1", "f", "better"),
+        p.pin(decisions, "2026-01-02", "1", "f"),
+    ):
+        assert decision is not None
+        decisions.append(decision)
+    by_hand = p.promotion_by_hand(decisions, "2026-01-01", "7", "f", "while the night runs")
+    assert by_hand is not None
+    assert by_hand.day == "2026-01-02"
+    decisions.append(by_hand)
+    against = p.why_not(decisions, "2", "2026-01-02")
+    assert against is not None
+    assert "version 7 was promoted by" in against
+    assert "night 2026-01-02 was not compared with" in against
+    pinned = p.pin(decisions, "2026-01-03", "7", "f")
+    assert pinned is not None
+    assert p.why_not([*decisions, pinned], "3", "2026-01-03") is None
