@@ -58,16 +58,16 @@ class Ranking:
 
     def of_users(self) -> OfUsers:
         """What the score is made of: of everybody who decided or asked."""
-        deciding = np.unique(self.users)
-        told = {"ndcg": (deciding, self.per_user("ndcg"))}
-        worth = self.worth
-        if worth is not None and worth.estimator == DOUBLY_ROBUST:
-            told |= {
-                outcome: (worth.users, values)
-                for (outcome, estimator), values in worth.per_user.items()
-                if estimator == DOUBLY_ROBUST
-            }
-        users = np.unique(np.concatenate([of for of, _ in told.values()]))
+        deciding, worth = np.unique(self.users), self.worth
+        users, told = deciding, {"ndcg": (deciding, self.per_user("ndcg"))}
+        if worth is not None:
+            users = np.union1d(deciding, worth.users)
+            if worth.estimator == DOUBLY_ROBUST:
+                told |= {
+                    outcome: (worth.users, values)
+                    for (outcome, estimator), values in worth.per_user.items()
+                    if estimator == DOUBLY_ROBUST
+                }
         figures = {name: np.full(len(users), np.nan) for name in told}
         for name, (of, values) in told.items():
             figures[name][np.searchsorted(users, of)] = values

@@ -54,12 +54,16 @@ class HeldOut:
 
     @property
     def asked(self) -> pa.Table:
-        """Decisions, then requests, in which nothing was chosen: target_item is null."""
+        """Columns user_id and history of decisions, then of requests."""
         if self.appraiser is None:
-            return self.states
-        requests = self.appraiser.requests.states.select(["user_id", "history"])
-        requests = requests.append_column("target_item", pa.nulls(requests.num_rows, pa.string()))
-        return pa.concat_tables([self.states.select(requests.column_names), requests])
+            return self.states.select(["user_id", "history"])
+        requests = self.appraiser.requests.states
+        return pa.table(
+            {
+                name: pa.chunked_array([*self.states[name].chunks, *requests[name].chunks], self.states[name].type)
+                for name in ("user_id", "history")
+            }
+        )
 
     def ranked_by(
         self, version: ModelVersion, leave_out: Sequence[bool], progress: Callable[[int], None] | None = None
