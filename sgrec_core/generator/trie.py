@@ -5,6 +5,7 @@ lexicographic order of their codes.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -108,6 +109,15 @@ class ItemTrie:
     def child(self, node: Tensor, code: Tensor) -> Tensor:
         """Nodes that valid (node, code) pairs lead to, any shape."""
         return self.children[node, code].long()
+
+    @cached_property
+    def single(self) -> Tensor:
+        """[inner nodes] whether only one code is valid there."""
+        return self.valid.sum(dim=1) == 1
+
+    def forced(self, items: Tensor) -> Tensor:
+        """[..., L] whether each code of items [...] is the only valid one: it has probability 1 under any policy."""
+        return self.single[self.path[items]]
 
     def is_leaf(self, node: Tensor) -> Tensor:
         """Whether nodes stand for whole items."""

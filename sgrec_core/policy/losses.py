@@ -1,7 +1,11 @@
 """Losses of policy optimisation; `LOSSES` names them for ``policy.loss``. Advantages come from `sgrec_core.rewards`.
 
 A loss takes log-probabilities [N, G, L] of candidates under the policy, its old self and the reference, advantages
-[N, G] or [N, G, L], and by keyword ``clip`` and ``beta``.
+[N, G] or [N, G, L], and by keyword ``clip``, ``beta`` and ``free``.
+
+Means are over free codes, those that had an alternative. A forced code, the only valid one at its node, has
+probability 1 under every policy: ratio 1, KL 0, no gradient. Counted, it would do nothing but shrink loss, penalty and
+clip fraction by the share of such codes, which is the catalogue's and not the policy's.
 """
 
 from collections.abc import Callable
@@ -17,17 +21,24 @@ class PolicyLoss:
 
     loss: Tensor
     clip_fraction: Tensor
-    """Share of tokens whose ratio lies outside the clip range."""
+    """Share of free tokens whose ratio lies outside the clip range."""
     kl_reference: Tensor
-    """Mean k3 estimate of KL to the reference per token, in nats."""
+    """Mean k3 estimate of KL to the reference per free token, in nats."""
     ratio: Tensor
-    """Mean token ratio."""
+    """Mean ratio of free tokens; 0 where there is none."""
 
 
 def k3(log_probs: Tensor, other: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || other) at samples of the policy: never negative, low variance."""
     difference = other - log_probs
     return difference.exp() - difference - 1
+
+
+def mean_over_free(values: Tensor, free: Tensor | None) -> Tensor:
+    """Mean of values [N, G, L] where ``free`` [N, G, L] holds, 0 where it does nowhere; None: all are free."""
+    if free is None:
+        return values.mean()
+    return values.masked_fill(~free, 0.0).sum() / free.sum().clamp(min=1)
 
 
 def truncated_weights(start: Tensor, behaviour: Tensor, limit: float) -> Tensor:
@@ -47,11 +58,16 @@ def clipped_policy_loss(
     *,
     clip: float,
     beta: float,
+    free: Tensor | None = None,
 ) -> PolicyLoss:
     """PPO's clipped surrogate on token ratios, minus beta times the k3 estimate of KL(policy || reference).
 
-    As S-GRec (arXiv 2602.10606) trains. Advantages [N, G] are shared by the tokens of a candidate. All items have L
-    codes, so the mean over tokens weighs every candidate alike.
+    As S-GRec (arXiv 2602.10606) trains. Advantages [N, G] are shared by the tokens of a candidate.
+
+    The mean is over all free tokens of the batch, as DAPO (arXiv 2503.14476) has it: each weighs alike, and a
+    candidate's tokens together push along the gradient of its log-probability, which is a sum over them. A mean within
+    each candidate first would push one that is settled by its first code L times as hard at that code as one with L
+    free codes: a bias by length (Liu et al., 2025, "Dr. GRPO"). Without forced codes both are the mean over tokens.
     """
     if advantages.dim() == 2:
         advantages = advantages[..., None]
@@ -59,12 +75,12 @@ def clipped_policy_loss(
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     penalty = k3(log_probs, reference_log_probs)
     with torch.no_grad():
-        clip_fraction = ((ratio - 1).abs() > clip).float().mean()
+        clip_fraction = mean_over_free(((ratio - 1).abs() > clip).float(), free)
     return PolicyLoss(
-        loss=(beta * penalty - surrogate).mean(),
+        loss=mean_over_free(beta * penalty - surrogate, free),
         clip_fraction=clip_fraction,
-        kl_reference=penalty.detach().mean(),
-        ratio=ratio.detach().mean(),
+        kl_reference=mean_over_free(penalty.detach(), free),
+        ratio=mean_over_free(ratio.detach(), free),
     )
 
 

@@ -1,9 +1,10 @@
 """Policy training, from stored rollout groups or from fresh ones.
 
 What was left out, and why: no value network (the group is the baseline); no dropout (old and new policy must be the
-same function at the start); no length normalisation (all items have L codes). `train_stored` makes no rollouts: groups
-come from the tables, whoever rolled them out, so a night can be retrained from its tables alone. `train_on_policy`
-rolls out anew at every step and has the groups rewarded on the spot.
+same function at the start); no normalisation by a candidate's length (see `clipped_policy_loss`). `train_stored` makes
+no rollouts: groups come from the tables, whoever rolled them out, so a night can be retrained from its tables alone.
+`train_on_policy` rolls out anew at every step and has the groups rewarded on the spot. In both, codes that had no
+alternative are left out of loss and statistics.
 """
 
 import copy
@@ -20,7 +21,7 @@ from sgrec_core.generator.decoding import Beams, beam_search, sample_items, scor
 from sgrec_core.generator.model import Generator
 from sgrec_core.generator.training import GRADIENT_NORM, optimiser_of, rate_at
 from sgrec_core.generator.trie import ItemTrie
-from sgrec_core.policy.losses import LOSSES, truncated_weights
+from sgrec_core.policy.losses import LOSSES, mean_over_free, truncated_weights
 from sgrec_core.rewards.advantages import Groups, method_of
 from sgrec_core.rewards.advantages.groups import SMALLEST_DEVIATION
 from sgrec_core.rewards.fusion import fuse, fusion_facts
@@ -300,6 +301,7 @@ class _Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate * rate_at(len(self.log), self.steps)
         scores = score_items(self.model, self.trie, histories, items)
+        free = ~self.trie.forced(items)
         found = LOSSES[self.config.loss](
             scores.log_probs,
             old,
@@ -307,6 +309,7 @@ class _Learner:
             torch.as_tensor(advantages, dtype=torch.float32, device=self.model.device),
             clip=self.config.clip,
             beta=self.config.beta,
+            free=free,
         )
         self.optimiser.zero_grad(set_to_none=True)
         found.loss.backward()
@@ -318,7 +321,7 @@ class _Learner:
                 "kl_reference": found.kl_reference.item(),
                 "clip_fraction": found.clip_fraction.item(),
                 "ratio": found.ratio.item(),
-                "entropy": scores.entropy.mean().item(),
+                "entropy": mean_over_free(scores.entropy, free).item(),
                 "gradient_norm": gradient_norm.item(),
                 "learning_rate": self.optimiser.param_groups[0]["lr"],
             }

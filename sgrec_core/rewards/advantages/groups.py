@@ -64,16 +64,16 @@ class Groups:
         sides.
         """
         every = np.full(len(items), semantic is not None)
-        codes, path = trie.codes.numpy(), trie.path[torch.tensor(items, dtype=torch.int64)]
+        codes, chosen = trie.codes.numpy(), torch.tensor(items, dtype=torch.int64)
         return cls(
             business=np.asarray(business, dtype=np.float64),
             semantic=None if semantic is None else np.asarray(semantic, dtype=np.float64),
             judged=every if judged is None else judged,
             items=items,
             codes=codes[items],
-            path=path.numpy(),
+            path=trie.path[chosen].numpy(),
             resolution=resolution,
-            forced=(trie.valid.sum(dim=1) == 1)[path].numpy(),
+            forced=trie.forced(chosen).numpy(),
             target_codes=None if targets is None else np.where(targets[:, None] >= 0, codes[targets], -1),
         )
 
