@@ -25,6 +25,19 @@ from sgrec_core.registry.promotions import last_change
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import GENERATOR, SUPERVISED
 
+FACTS = (
+    "loss",
+    "kl_reference",
+    "clip_fraction",
+    "entropy",
+    "signal_share",
+    "idle_steps",
+    "agreement_rate",
+    "mean_gate",
+    "covered_groups",
+)
+"""Statistics of the training that the page tells, those of them that there are."""
+
 
 def run(job: Job) -> None:
     resolve_adapter(job)
@@ -98,7 +111,7 @@ def run(job: Job) -> None:
     job.fact("steps", found.steps)
     if found.judge_paid is not None:
         job.fact("on_policy_judge_paid", found.judge_paid)
-    for name in ("loss", "kl_reference", "clip_fraction", "entropy", "agreement_rate", "mean_gate", "covered_groups"):
+    for name in FACTS:
         if name in found.statistics:
             job.fact(name, found.statistics[name])
     _watch(job, found.statistics)
@@ -107,7 +120,7 @@ def run(job: Job) -> None:
 
 
 def _watch(job: Job, statistics: Mapping[str, float]) -> None:
-    """Say so where the policy left the region in which ratios to its start can be trusted."""
+    """Say so where the policy left the region in which ratios to its start can be trusted, or had little to learn."""
     settings = job.settings.quality
     for name, limit in (("clip_fraction", settings.clip_fraction_limit), ("kl_reference", settings.kl_limit)):
         if statistics.get(name, 0.0) > limit:
@@ -115,6 +128,14 @@ def _watch(job: Job, statistics: Mapping[str, float]) -> None:
                 f"outside its trust region: {name.replace('_', ' ')} {statistics[name]:.3g}, above {limit:g};"
                 " a lower SGREC_POLICY__LEARNING_RATE, fewer epochs or a higher SGREC_POLICY__KL_WEIGHT keep it inside"
             )
+    share, idle = statistics.get("signal_share", 0.0), statistics.get("idle_steps", 0.0)
+    if 0 < share < settings.least_signal_share:
+        steps = f", and {idle:.0%} of the steps had no other" if idle else ""
+        job.note(
+            f"little signal: {1 - share:.1%} of the rollout groups tell no candidates apart and teach nothing{steps};"
+            f" {share:.1%} do, below {settings.least_signal_share:.0%}; a higher SGREC_ROLLOUT__GROUP_SIZE tells more"
+            " of them apart"
+        )
 
 
 def _nominate(job: Job, registry: Registry, version: ModelVersion) -> None:

@@ -362,6 +362,13 @@ class QualitySettings(Section):
         0.3, ge=0, le=1, description="share of tokens outside the clip range above which a night says so"
     )
     kl_limit: float = Field(1.0, ge=0, description="the same for k3 of the optimised policy to its start, nats a token")
+    least_signal_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the rollout groups that tell their candidates apart below which a night says so: the"
+        " others teach nothing, and below one half most of them are in vain",
+    )
     data_docs_nights: int = Field(
         7, ge=1, description="newest nights that the Data Docs cover; they slow down as these grow"
     )

@@ -44,7 +44,8 @@ class Optimised:
     steps: int
     groups_with_advantage: int
     statistics: dict[str, float]
-    """Means over the steps of the last epoch; on fresh groups also what they looked like, over all epochs."""
+    """Means over the steps of the last epoch, and of the groups of all epochs: signal_share, those that tell candidates
+    apart; of fresh ones also what they looked like, and idle_steps, the share of steps in which no group did."""
     judge_paid: int | None = None
     """Calls paid for fresh groups; None on stored ones."""
 
@@ -129,7 +130,8 @@ def optimise(job: Job, registry: Registry, model: Generator, catalogue: Catalogu
     used = len(groups.with_signal().items)
     with job.progress_bar(config.epochs * used, "training groups") as advance:
         log = train_stored(model, catalogue.trie, groups, config, progress=lambda count, _: advance(count))
-    return Optimised(len(log), used, means_of_last_epoch(log, config.epochs))
+    signal = {"signal_share": used / max(len(groups.items), 1)}
+    return Optimised(len(log), used, means_of_last_epoch(log, config.epochs) | signal)
 
 
 def _on_fresh_groups(
@@ -216,4 +218,8 @@ def _of_all_groups(log: list[dict[str, float]]) -> dict[str, float]:
         name: sum(step[name] * step["covered_groups"] for step in log) / covered
         for name in ("agreement_rate", "mean_gate")
     }
-    return sums | rates
+    learning = {
+        "signal_share": sums["groups_with_advantage"] / max(sums["groups"], 1),
+        "idle_steps": sum(not step["groups_with_advantage"] for step in log) / max(len(log), 1),
+    }
+    return sums | rates | learning

@@ -171,8 +171,8 @@ def train_on_policy(
     Each step rolls out a batch of groups with the policy as it is, rewards them, and computes advantages from the raw
     rewards, of sampled groups that are `worth_judging` from semantic ones as well. The reference of the KL penalty is
     the policy at the start. Groups without any advantage are left out; a batch that has no other leaves the model as it
-    is. The statistics are those of `train_stored` and, for each step, those of `fusion_facts`,
-    groups_with_advantage and the mean business reward.
+    is, and its step has no statistics of training. The statistics are those of `train_stored` and, for each step, those
+    of `fusion_facts`, groups_with_advantage and the mean business reward.
     """
     trie = trie.to(model.device)
     reference = copy.deepcopy(model).eval()
@@ -214,9 +214,12 @@ def train_on_policy(
 
 
 def means_of_last_epoch(log: list[dict[str, float]], epochs: int) -> dict[str, float]:
-    """The mean of each statistic over the steps of the last of ``epochs``; empty where there was no step."""
-    steps = log[-(len(log) // epochs) :]
-    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]} if steps else {}
+    """The mean of each statistic over those steps of the last of ``epochs`` that have it."""
+    values: dict[str, list[float]] = {}
+    for step in log[-(len(log) // epochs) :]:
+        for name, value in step.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def _roll_out(
@@ -290,9 +293,8 @@ class _Learner:
         return torch.cat([part.log_probs for part in parts]) if parts else torch.empty(0)
 
     def stay(self) -> None:
-        """A step that learns nothing."""
-        nothing = ("loss", "kl_reference", "clip_fraction", "entropy", "gradient_norm", "learning_rate")
-        self.log.append({**dict.fromkeys(nothing, 0.0), "ratio": 1.0})
+        """A step that learns nothing: it has no statistics, lest zeros make those of the others look small."""
+        self.log.append({})
 
     def step(
         self, histories: Tensor, items: Tensor, old: Tensor, reference: Tensor, advantages: np.ndarray

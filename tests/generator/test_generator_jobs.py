@@ -311,6 +311,38 @@ def test_a_policy_that_leaves_its_trust_region_is_a_finding_of_the_night(two_nig
     assert not any("trust region" in note for note in run_stage(near, "train_generator", NEXT_DAY)["notes"])
 
 
+@pytest.mark.parametrize("mode", ["stored", "on_policy"])
+def test_groups_that_teach_nothing_are_a_finding_where_they_are_many(
+    mode: str, two_nights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One group in four tells its candidates apart, as on a set with a ranking reward."""
+
+    def few(groups: Groups, epsilon: float) -> Fused:
+        told = groups.items.sum(axis=1) % 4 == 0
+        return Fused(groups.business_advantage * told[:, None], np.zeros_like(groups.business))
+
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    policy = {"mode": mode, "batch_size": 2, "learning_rate": 1e-6}
+    settings = world_settings(home, policy=policy, fusion={"objective": "reward_sum"})
+    run_stage(settings, "materialize_rewards", NEXT_DAY)
+    usual = run_stage(settings, "train_generator", NEXT_DAY)
+    assert usual["facts"]["signal_share"] > 0.5
+    assert not any("little signal" in note for note in usual["notes"])
+
+    monkeypatch.setitem(METHODS, "reward_sum", Method(fuse=few, reads_semantic=False))
+    run_stage(settings, "materialize_rewards", NEXT_DAY, force=True)
+    report = run_stage(settings, "train_generator", NEXT_DAY, force=True)
+    facts = report["facts"]
+    assert 0.1 < facts["signal_share"] < 0.5
+    assert facts["groups_with_advantage"] == pytest.approx(facts["signal_share"] * facts["groups"])
+    assert any("little signal" in note for note in report["notes"])
+    quiet = world_settings(
+        home, policy=policy, fusion={"objective": "reward_sum"}, quality={"least_signal_share": 0.05}
+    )
+    again = run_stage(quiet, "train_generator", NEXT_DAY, force=True)
+    assert not any("little signal" in note for note in again["notes"])
+
+
 def test_an_older_night_moves_no_alias(two_nights: Any) -> None:
     settings, reports = two_nights
     registry = Registry(settings)
