@@ -6,6 +6,7 @@ from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
@@ -14,6 +15,7 @@ from stage_runs import last_run
 from jobs import build_states
 from sgrec_core.hashing import is_validation_user
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.night.held_out import held_out_requests
 from sgrec_core.runtime.job import Job
 from sgrec_core.settings import Settings
 
@@ -63,7 +65,7 @@ def slates(day: str, seed: int) -> list[dict]:
             }
             for position in range(6):
                 item = noise.choice(ITEMS)
-                event = {**common, "item_id": item, "position": position}
+                event = {**common, "item_id": item, "position": position, "bid": 0.1}
                 add(time, event_type="impression", **event)
                 later = time + timedelta(minutes=10 * noise.randrange(4))
                 if noise.random() < 0.3:
@@ -199,6 +201,42 @@ def test_a_hashed_share_of_users_is_held_out(logs) -> None:
     facts = report["facts"]
     assert facts["states_validation"] > 0
     assert facts["states_train"] + facts["states_validation"] == facts["states"]
+
+
+def test_requests_of_held_out_users_have_the_histories_of_states_clicked_or_not(logs) -> None:
+    settings, events, _ = logs
+    requests = held_out_requests(Lake(settings.lake_root), DAY, settings)
+    assert requests is not None
+    asked = requests.states.select(["user_id", "as_of", "history"]).to_pylist()
+    known = {(row["user_id"], row["as_of"]): row["history"] for row in asked}
+    clicked = {
+        (row["user_id"], row["as_of"]): row["history"]
+        for row in read_states(settings).values()
+        if row["split"] == "validation"
+    }
+    assert clicked.items() <= known.items()
+    assert len(clicked) < len(known), "some requests were not clicked"
+    # The impressions are those of the log, in their places, with what came of them.
+    shown = [row for row in events[DAY] if row["event_type"] == "impression"]
+    answers = {(row["request_id"], row["item_id"]) for row in events[DAY] if row["event_type"] in POSITIVE}
+    bought = {(row["request_id"], row["item_id"]) for row in events[DAY] if row["event_type"] == "conversion"}
+    place_of = {(row["request_id"], row["position"]): row["item_id"] for row in shown}
+    request_of = {(row["user_id"], row["event_time"]): set() for row in shown}
+    for row in shown:
+        request_of[row["user_id"], row["event_time"]].add(row["request_id"])
+    found = zip(
+        requests.row, requests.position, requests.item, *(requests.answered[n] for n in ("ecpm", "gmv")), strict=True
+    )
+    for row, position, item, was_clicked, was_bought in found:
+        state = asked[row]
+        names = {
+            name for name in request_of[state["user_id"], state["as_of"]] if place_of.get((name, position)) == item
+        }
+        assert any((name, item) in answers for name in names) >= was_clicked
+        assert any((name, item) in bought for name in names) >= was_bought
+    assert len(requests.item) == 6 * len(asked)
+    assert 0.2 < requests.answered["ecpm"].mean() < 0.5
+    assert np.isnan(requests.propensity).all()
 
 
 def test_pairs_come_from_the_same_slate(logs) -> None:
