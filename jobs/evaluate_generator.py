@@ -2,7 +2,8 @@
 
 Candidates are the night's supervised policy and its optimised one. They, the champion and popularity rank the whole
 catalogue for the day's validation decisions. The gate (`sgrec_core.evaluation.gate`) says which candidate serves; a
-night whose candidates do not pass is a successful night. On a source whose users never repeat an item, lists leave out
+night whose candidates do not pass is a successful night. Where the source logs impressions with bids, it is also
+estimated what the lists would earn with held-out users' requests (`sgrec_core.night.value`). On a source whose users never repeat an item, lists leave out
 the history, and the figures with it stand beside.
 """
 
@@ -14,6 +15,7 @@ from sgrec_core.errors import InputError
 from sgrec_core.evaluation.gate import Choice, Comparison, compare, decide
 from sgrec_core.evaluation.ranking import Ranking, evaluation_rows, figures
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
+from sgrec_core.evaluation.value import DIRECT, DOUBLY_ROBUST
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.queries import days_until
@@ -110,6 +112,11 @@ def run(job: Job) -> None:
                 job.fact(f"{name}_{role}", value)
     for role in ROLES[:3]:
         job.fact(f"{role}_version", versions[role].version if role in versions else None)
+    models = [ranking.worth for role, ranking in rankings.items() if role != POPULARITY and ranking.worth is not None]
+    if models:
+        robust = all(worth.estimator == DOUBLY_ROBUST for worth in models)
+        job.fact("values_by", DOUBLY_ROBUST if robust else DIRECT)
+        job.fact("logged_answers_worth", min(worth.effective for worth in models))
     job.fact("decisions", len(rankings[SUPERVISED].targets) if rankings else 0)
     job.fact("history", "left out of lists" if leave_out else "kept in lists")
     job.fact("promoted", serves is not None)

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
+from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.validation import short
@@ -83,7 +84,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     ``rollout`` {target_rate, held_out_target_rate (shares of groups that hold the chosen item), rolled_out_by};
     ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
     ``evaluation`` {supervised, optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10,
-    and intervals}, differences [{of, minus, ndcg@10, and its interval}], promoted, serves (the candidate that was
+    ecpm, gmv, dislikes, and intervals}, values_by (the estimator of these), differences [{of, minus, ndcg@10, and its interval}], promoted, serves (the candidate that was
     promoted), reason, history (kept in lists, or left out of them)}; ``hold`` (that on promotion, in words); ``stages``
     [{name, state, seconds, facts, message}]; ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake},
     below the home; ``notes`` [{stage, text}].
@@ -270,6 +271,11 @@ def _evaluation(night: Night) -> dict[str, Any]:
         if row["split"] == "validation" and row["bucket"] == "all" and row["cutoff"] == 10
     ]
     by_role: dict[str, Any] = {role: _model(rows, role) for role in ROLES}
+    values = {f"{outcome}_{facts.get('values_by')}": outcome for outcome in OUTCOMES}
+    for row in night.evaluations:
+        if row["metric"] in values and by_role.get(row["role"]):
+            name = values[row["metric"]]
+            by_role[row["role"]] |= {name: row["value"], f"{name}_lower": row["lower"], f"{name}_upper": row["upper"]}
     baseline = CHAMPION if by_role[CHAMPION] else POPULARITY
     minus = {"start_difference": SUPERVISED, "difference": baseline, "popularity_difference": POPULARITY}
     return {
@@ -285,7 +291,7 @@ def _evaluation(night: Night) -> dict[str, Any]:
             for row in rows
             if row["metric"].endswith("difference_ndcg")
         ],
-        **{name: facts.get(name) for name in ("promoted", "serves", "reason", "history")},
+        **{name: facts.get(name) for name in ("promoted", "serves", "reason", "history", "values_by")},
     }
 
 

@@ -97,6 +97,8 @@ def test_a_good_night(good_night: Path) -> None:
     assert evaluation["supervised"]["ndcg@10"] == 0.0412
     assert evaluation["champion"]["version"] == "2"
     assert evaluation["popularity"]["hr@10_upper"] == 0.0303
+    assert (evaluation["supervised"]["ecpm"], evaluation["supervised"]["ecpm_upper"]) == (212.5, 227.25)
+    assert "ecpm" not in evaluation["popularity"]
     assert {(found["of"], found["minus"], found["ndcg@10_lower"]) for found in evaluation["differences"]} == {
         ("supervised", "champion", -0.0006),
         ("optimised", "supervised", -0.0026),
@@ -111,6 +113,8 @@ def test_a_good_night(good_night: Path) -> None:
         "0.0412",
         "events/part-0.jsonl",
         RULE,
+        "198 to 227.2",
+        "corrected by logged answers",
         "120 asked, 20 cached, 8 skipped",
         "51.30%",
         "groups hold the chosen item in 14.2% of training decisions, 13.9% of held-out ones",
