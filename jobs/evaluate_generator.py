@@ -1,10 +1,10 @@
 """Compare the night's candidates with each other and with the pinned champion, and promote one that is better.
 
 Candidates are the night's supervised policy and its optimised one. They, the champion and popularity rank the whole
-catalogue for the day's validation decisions. The gate (`sgrec_core.evaluation.gate`) says which candidate serves; a
-night whose candidates do not pass is a successful night. Where the source logs impressions with bids, it is also
-estimated what the lists would earn with held-out users' requests (`sgrec_core.night.value`). On a source whose users never repeat an item, lists leave out
-the history, and the figures with it stand beside.
+catalogue for the day's validation decisions. Where the source logs impressions with bids, it is also estimated what the
+lists would earn with held-out users' requests (`sgrec_core.night.value`). The gate (`sgrec_core.evaluation.gate`) says
+which candidate serves; a night whose candidates do not pass is a successful night. On a source whose users never repeat
+an item, lists leave out the history, and the figures with it stand beside.
 """
 
 from datetime import date

@@ -84,10 +84,10 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     ``rollout`` {target_rate, held_out_target_rate (shares of groups that hold the chosen item), rolled_out_by};
     ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
     ``evaluation`` {supervised, optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10,
-    ecpm, gmv, dislikes, and intervals}, values_by (the estimator of these), differences [{of, minus, ndcg@10, and its interval}], promoted, serves (the candidate that was
-    promoted), reason, history (kept in lists, or left out of them)}; ``hold`` (that on promotion, in words); ``stages``
-    [{name, state, seconds, facts, message}]; ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake},
-    below the home; ``notes`` [{stage, text}].
+    ecpm, gmv, dislikes, and intervals}, values_by (estimator of the values), differences [{of, minus, ndcg@10, and its
+    interval}], promoted, serves (the candidate that was promoted), reason, history (kept in lists, or left out of
+    them)}; ``hold`` (that on promotion, in words); ``stages`` [{name, state, seconds, facts, message}]; ``tables``
+    {table: version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
     """
     stop = night.stop
     return {
