@@ -1,5 +1,6 @@
 """Write the Data Docs, the on-call page and the summary of the night, whether it succeeded or stopped."""
 
+from sgrec_core.night.changes import remember_night
 from sgrec_core.quality.report import below, write_report
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.runs import compact_day
@@ -24,6 +25,9 @@ def run(job: Job) -> None:
     job.fact("checks", summary["checks"])
     job.fact("report", below(home, page))
     compact_day(job.lake, job.day)
+    if summary["status"] == "succeeded":
+        # Last: a backfill looks again at what a night that did not get here has read.
+        remember_night(job.settings, job.day)
 
 
 main = stage_command("report_quality", run)

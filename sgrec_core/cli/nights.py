@@ -57,7 +57,7 @@ def backfill(
     ] = False,
 ) -> None:
     """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed."""
-    from sgrec_core.night.changes import changes_of_night, remember_night
+    from sgrec_core.night.changes import changes_of_night
 
     settings = existing_home(judge) if dry_run and source is None else settle_home(source, judge, starts_anew=False)
     days = list(days_between(valid_day(first), valid_day(last)))
@@ -100,7 +100,6 @@ def backfill(
             # Later nights would start from a champion and a history that this one should have made.
             stopped = f"night {day} stopped at {outcome.reason}; the days after it were not run"
             break
-        remember_night(settings, day)
     console.print(table)
     if stopped:
         complain(stopped)

@@ -76,8 +76,10 @@ def evaluation_cells(settings: Settings, day: str) -> list[str]:
 
 def changes_table(settings: Settings, days: list[str]) -> Table:
     """What a backfill of ``days`` would compute, and why."""
+    from sgrec_core.night.airflow import running_night
     from sgrec_core.night.changes import changes_of_night
 
+    running = running_night(settings)
     title = f"backfill {days[0]} to {days[-1]} would compute"
     table = Table(title=title, title_justify="left", box=None)
     for name in ("day", "night", "computed", "why"):
@@ -85,6 +87,10 @@ def changes_table(settings: Settings, days: list[str]) -> Table:
     mark = {"new": "green", "stale": "yellow", "changed": "yellow", "unchanged": "dim"}
     changed = ""
     for day in days:
+        if day == running:
+            table.add_row(day, "running", "", "ask again when it has ended")
+            changed = changed or day
+            continue
         changes = changes_of_night(settings, day)
         # What a night makes is read by those after it.
         follows = f"follows {changed}, where that comes out otherwise" if changed and not changes else ""

@@ -1,5 +1,7 @@
 """Which nights are stale, by whose code, and what a backfill would compute: on a night of a few rows."""
 
+import fcntl
+import io
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -9,9 +11,11 @@ from rich.console import Console
 from small_night import DAY, run_night
 from source import change_gate, copied, rewrite, run_in
 
+from jobs import report_quality
+from sgrec_core.cli.views import changes_table
 from sgrec_core.lake import Lake
 from sgrec_core.lake.maintenance import maintain_all
-from sgrec_core.night.changes import changes_of_night, remember_night, stages_behind, stale_stages
+from sgrec_core.night.changes import changes_of_night, stages_behind, stale_stages
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -22,18 +26,17 @@ SGREC = "from sgrec_core.cli import main; main()"
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A home whose first night has succeeded, and was remembered."""
+    """A home whose first night has succeeded; its last stage is the real one, which says so."""
     home = tmp_path_factory.mktemp("changes") / "home"
     home.mkdir()
     (home / "source.json").write_text('{"input": "simulator"}\n')
     settings = Settings(home=home)
     run_night(settings)
-    assert Job(STAGES[-1].name, DAY, settings).execute(lambda job: None, Console(quiet=True)) == 0
-    remember_night(settings, DAY)
+    assert Job(STAGES[-1].name, DAY, settings).execute(report_quality.run, Console(quiet=True)) == 0
     return settings
 
 
-def test_a_night_that_was_remembered_is_unchanged(settings: Settings) -> None:
+def test_a_night_that_succeeded_is_unchanged_whoever_ran_it(settings: Settings) -> None:
     assert changes_of_night(settings, DAY).state == "unchanged"
     assert stale_stages(settings, DAY) == ()
 
@@ -43,6 +46,20 @@ def test_a_night_that_never_ran_or_did_not_end_is_new(settings: Settings, tmp_pa
     stopped = Settings(home=tmp_path)
     run_night(stopped, until="train_supervised")
     assert changes_of_night(stopped, DAY).why == "it has not come to its end"
+
+
+def test_a_running_night_is_not_called_new(settings: Settings) -> None:
+    lock = settings.home / "night.lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(NEXT_DAY)
+        file.flush()
+        told = Console(width=120, record=True, file=io.StringIO())
+        told.print(changes_table(settings, [DAY, NEXT_DAY]))
+    lock.unlink()
+    lines = told.export_text().splitlines()
+    assert any(line.split()[:2] == [DAY, "unchanged"] for line in lines), lines
+    assert any(line.split()[:2] == [NEXT_DAY, "running"] for line in lines), lines
 
 
 def test_other_inputs_are_named(settings: Settings) -> None:
