@@ -142,6 +142,9 @@ class Comparison:
         return lost
 
     def _lost_value(self, margin: float) -> list[str]:
+        if self.estimator == DIRECT and self.theirs.optimised and not self.ours.optimised:
+            # Whoever was optimised for the model would be defended by it for good.
+            return []
         lost = []
         for outcome, found in self.values.items():
             other = self._expected(self.theirs, outcome)

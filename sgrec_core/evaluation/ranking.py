@@ -43,6 +43,8 @@ class Ranking:
     """[N] user ids."""
     worth: Values | None = None
     """What its lists are expected to earn with held-out users' requests, where the source logs impressions."""
+    optimised: bool = False
+    """Whether it was optimised for a reward: a model of that flatters it."""
 
     def values(self, metric: str, cutoff: int = CUTOFF) -> np.ndarray:
         """[N] the metric of each decision."""

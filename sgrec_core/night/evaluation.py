@@ -1,7 +1,7 @@
 """What generators recommend for held-out decisions of a day."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions
 from sgrec_core.night.generators import generator_of_day
 from sgrec_core.night.held_out import held_out_decisions
+from sgrec_core.night.recipes import is_optimised
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.value import Appraiser
 from sgrec_core.registry import ModelVersion, Registry
@@ -88,7 +89,8 @@ class HeldOut:
                 excluded=whole if without else None,
                 progress=progress,
             )
-            found.append(self._ranking(version.name, version.version, beams.items.numpy(), histories, catalogue))
+            ranking = self._ranking(version.name, version.version, beams.items.numpy(), histories, catalogue)
+            found.append(replace(ranking, optimised=is_optimised(version)))
         return found
 
     def ranked_by_popularity(self, catalogue: Catalogue, leave_out: bool) -> Ranking:

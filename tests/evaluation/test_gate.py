@@ -264,3 +264,13 @@ def test_value_told_by_a_reward_model_alone_promotes_nobody_and_logged_answers_d
         assert found.serves == serves, found.reason
         assert ("eCPM 296.8 against 197.9 (doubly robust)" in found.reason) == (effective > 0)
         assert ("it can only refuse" in found.reason) == (not effective)
+
+
+def test_a_model_alone_does_not_defend_what_was_optimised_for_it() -> None:
+    """The champion was optimised for the reward model, which finds it better by a fifth; next items say otherwise."""
+    flattered = replace(worth(ranking(hits(0.3)), ecpm=250), optimised=True)
+    rankings = {SUPERVISED: worth(ranking(hits(0.9)), ecpm=200), CHAMPION: flattered, POPULARITY: FLOOR}
+    assert choose(rankings, None).serves == SUPERVISED
+    answered = replace(worth(ranking(hits(0.3)), 500, ecpm=250), optimised=True)
+    rankings |= {SUPERVISED: worth(ranking(hits(0.9)), 500, ecpm=200), CHAMPION: answered}
+    assert "ecpm surely worse" in choose(rankings, None).reason
