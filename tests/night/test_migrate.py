@@ -331,7 +331,9 @@ def test_the_judge_of_a_version_of_before_is_the_one_of_now(engine: str, mode: s
     """Its facts, and how it words the probe of before, make the version of before; and it has the version of now.
 
     When the judge is changed on purpose this fails, and with it what shows that scores are found again: homes of before
-    then have another judge, as all others have. Compare with the code of the digests in `CODE` from then on.
+    then have another judge, as all others have. Compare with the code of the digests in `CODE` from then on. Where the
+    judge is the same and only its code's digest is another, `KNOWN_AS` in `sgrec_core.judge.engines.judging_code` says
+    so.
     """
     settings = Settings.model_validate({"judge": {"engine": engine, "mode": mode}})
     for has_context, before in zip((True, False), VERSIONS[engine, mode], strict=True):
