@@ -41,6 +41,7 @@ MOVES = (
     "sgrec_core.registry",
     "sgrec_core.runtime",
     "sgrec_core.settings",
+    "sgrec_core.wording",
 )
 """Modules, and packages with all below them, that compute nothing."""
 COMPUTES = ("sgrec_core.lake.queries",)
