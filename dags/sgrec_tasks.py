@@ -114,9 +114,13 @@ def record_failure(context: Context) -> None:
     except AirflowFailException:
         return  # Without a day there is no report to write to; Airflow's log has the reason.
     exception = context.get("exception")
-    # The settings that the job ran with, but no credentials: the line ends up on a page.
-    variables = {name: value for name, value in os.environ.items() if name.startswith("SGREC_") and "@" not in value}
-    variables["SGREC_HOME"] = str(home)
+    # The settings that the job ran with, but no credentials: the line ends up on a page. Nor the home: that of a copy
+    # is another, and whoever shows the command knows which.
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("SGREC_") and name != "SGREC_HOME" and "@" not in value
+    }
     command = getattr(task, "bash_command", "").replace(BESIDE_A_WARM_PROCESS, "")
     environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
     line = {
@@ -126,7 +130,7 @@ def record_failure(context: Context) -> None:
         "try": task_instance.try_number,
         "exception": f"{type(exception).__name__}: {exception}" if exception else "the task was killed",
         "exit_code": exit_code(exception),
-        "rerun": f"cd {shlex.quote(str(PROJECT_ROOT))} && {environment} {command}",
+        "rerun": f"{environment} {command}".strip(),
         "run_id": context["run_id"],
     }
     stage = BY_NAME.get(task.task_id.removeprefix("check_"))

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from sgrec_core.judge.calls.plan import estimate, plan_day
 from sgrec_core.runtime.job import Job, errors_in_words, load_settings, valid_day
+from sgrec_core.wording import number, words
 
 
 def estimate_judge(
@@ -33,17 +34,11 @@ def print_estimate(job: Job) -> None:
         table.add_row("judge", f"{job.settings.judge.engine} {plan.version}")
         facts = plan.facts()
         for name in ("asked", "cached", "skipped", "without_text", "unaffordable"):
-            table.add_row(f"calls {name.replace('_', ' ')}", f"{facts[f'judge_{name}']:,}")
-        table.add_row("calls to pay", f"{len(plan.new):,}")
+            table.add_row(f"calls {words(name)}", number(facts[f"judge_{name}"]))
+        table.add_row("calls to pay", number(len(plan.new)))
         for name, value in (estimate(job, plan) or {}).items():
-            table.add_row(
-                name,
-                "unknown: this model has not run yet (SGREC_JUDGE__TOKENS_PER_SECOND)"
-                if value is None
-                else f"{value:,.4g}"
-                if isinstance(value, float)
-                else f"{value:,}",
-            )
+            unknown = "unknown: this model has not run yet (SGREC_JUDGE__TOKENS_PER_SECOND)"
+            table.add_row(name, unknown if value is None else number(value))
     Console(highlight=False).print(table)
 
 

@@ -1,7 +1,7 @@
 """Join candidates, aspect scores and user weights; standardise, gate and fuse them into advantages.
 
-The version of the rewards is a hash of judge, aggregator, business model, policy, tokenizer, fusion settings and code:
-another judge, or another formula, makes other rows beside these.
+The version of the rewards is a hash of all that makes them: judge and what it is asked about, aggregator, business
+model, policy, tokenizer, fusion settings and code. Another judge, or another formula, makes other rows beside these.
 """
 
 import pyarrow as pa
@@ -30,14 +30,7 @@ def run(job: Job) -> None:
     weights = job.lake.read("user_weights", where={"day": job.day})
     version = version_of_day(job.lake, job.day, job.settings)
     # Rows of aspect_scores are shared by nights, so their content stands for them.
-    fingerprint = job.inputs_fingerprint(
-        {
-            "version": version,
-            "scores": digest(scores.to_pylist()),
-            "fusion": fusion.model_dump(),
-            "resolution": resolution,
-        }
-    )
+    fingerprint = job.inputs_fingerprint({"version": version, "scores": digest(scores.to_pylist())})
     partition = {"day": job.day, "reward_version": version}
     if job.skip_if_published({"rewards": partition}, fingerprint):
         return

@@ -26,7 +26,7 @@ def imports(path: Path) -> set[str]:
 
 
 FLOORS = (
-    ("errors", "settings", "hashing", "files"),
+    ("errors", "settings", "hashing", "files", "wording"),
     ("lake",),
     ("runtime",),
     ("logs",),

@@ -12,6 +12,7 @@ from rich.table import Table
 from sgrec_core.cli.app import METRICS, app, console
 from sgrec_core.cli.homes import existing_home, valid_day
 from sgrec_core.errors import InputError
+from sgrec_core.wording import metric, number, words
 
 if TYPE_CHECKING:
     from sgrec_core.registry.promotions import Promotions
@@ -55,9 +56,9 @@ def evaluate(
     for name in ("metric", "bucket", "value", "95% interval", "users"):
         table.add_column(name, justify="left" if name in ("metric", "bucket") else "right", no_wrap=True)
     for row in rows:
-        interval = "" if row["lower"] is None else f"{row['lower']:.4f} to {row['upper']:.4f}"
-        metric = f"{METRICS.get(row['metric'], row['metric'])}@{row['cutoff']}"
-        table.add_row(metric, row["bucket"].replace("_", " "), f"{row['value']:.4f}", interval, f"{row['users']:,}")
+        interval = "" if row["lower"] is None else f"{metric(row['lower'])} to {metric(row['upper'])}"
+        name = f"{METRICS.get(row['metric'], row['metric'])}@{row['cutoff']}"
+        table.add_row(name, words(row["bucket"]), metric(row["value"]), interval, number(row["users"]))
     console.print(table)
 
 
@@ -85,10 +86,10 @@ def compare_generators(
     table = Table(title=title, title_justify="left", box=None)
     for name in ("metric", "bucket", "difference", "95% interval"):
         table.add_column(name, justify="left" if name in ("metric", "bucket") else "right", no_wrap=True)
-    for (metric, cutoff, bucket), difference in found.differences.items():
+    for (kind, cutoff, bucket), difference in found.differences.items():
         interval = f"{difference.lower:+.4f} to {difference.upper:+.4f}"
-        name = f"{METRICS.get(metric, metric)}@{cutoff}"
-        table.add_row(name, bucket.replace("_", " "), f"{difference.value:+.4f}", interval)
+        name = f"{METRICS.get(kind, kind)}@{cutoff}"
+        table.add_row(name, words(bucket), f"{difference.value:+.4f}", interval)
     console.print(table)
     verdict = f"would refuse it: {', '.join(why_not)}" if why_not else f"would pass it: {found.figures()}"
     console.print(escape(f"the gate {verdict}"), soft_wrap=True)

@@ -10,6 +10,7 @@ from sgrec_core.cli.app import console
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, ROLES, SUPERVISED
 from sgrec_core.files import read_json
 from sgrec_core.settings import Settings
+from sgrec_core.wording import metric, number, words
 
 
 def read_summary(settings: Settings, day: str) -> dict[str, Any]:
@@ -29,12 +30,12 @@ def show_summary(settings: Settings, day: str) -> None:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     rows, judge, reward, paths = summary["rows"], summary["judge"], summary["reward"], summary["paths"]
-    table.add_row("rows", words(rows, "in", "accepted", "rejected"))
+    table.add_row("rows", figures_in_words(rows, "in", "accepted", "rejected"))
     if rows.get("rejected_by_reason"):
-        table.add_row("rejects", words(rows["rejected_by_reason"], *rows["rejected_by_reason"]))
+        table.add_row("rejects", figures_in_words(rows["rejected_by_reason"], *rows["rejected_by_reason"]))
     label = f"judge calls ({judge['engine']}, scores meaningless)" if judge.get("meaningless") else "judge calls"
-    table.add_row(label, words(judge, "asked", "cached", "skipped", "paid"))
-    table.add_row("fusion", words(reward, "agreement_rate", "mean_gate", "covered_groups", "groups"))
+    table.add_row(label, figures_in_words(judge, "asked", "cached", "skipped", "paid"))
+    table.add_row("fusion", figures_in_words(reward, "agreement_rate", "mean_gate", "covered_groups", "groups"))
     for role in ROLES:
         table.add_row(role, model_in_words(summary["evaluation"].get(role)))
     if summary["evaluation"].get("reason"):
@@ -48,14 +49,10 @@ def show_summary(settings: Settings, day: str) -> None:
     console.print(table)
 
 
-def words(values: Mapping[str, Any], *names: str) -> str:
+def figures_in_words(values: Mapping[str, Any], *names: str) -> str:
     """``accepted 1,234, rejected 5``; what a night did not get to is left out."""
-    shown = [f"{name.replace('_', ' ')} {number(values[name])}" for name in names if values.get(name) is not None]
+    shown = [f"{words(name)} {number(values[name])}" for name in names if values.get(name) is not None]
     return ", ".join(shown) or "not reached"
-
-
-def number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def model_in_words(model: Mapping[str, Any] | None) -> str:
@@ -63,7 +60,7 @@ def model_in_words(model: Mapping[str, Any] | None) -> str:
         return "none"
     # Popularity has the night's day for a version, which the title says already.
     name = "" if model["model"] == "popularity" else f"{model['model']} version {model['version']}: "
-    return f"{name}HR@10 {number(model['hr@10'])}, NDCG@10 {number(model['ndcg@10'])}"
+    return f"{name}HR@10 {metric(model['hr@10'])}, NDCG@10 {metric(model['ndcg@10'])}"
 
 
 def evaluation_cells(settings: Settings, day: str) -> list[str]:
@@ -71,7 +68,7 @@ def evaluation_cells(settings: Settings, day: str) -> list[str]:
     evaluation = read_summary(settings, day).get("evaluation") or {}
     figures = [(evaluation.get(role) or {}).get("ndcg@10") for role in (CHAMPION, SUPERVISED, OPTIMISED)]
     promoted = evaluation.get("serves") or {True: "yes", False: "none", None: ""}[evaluation.get("promoted")]
-    return [*("" if figure is None else number(figure) for figure in figures), promoted]
+    return [*("" if figure is None else metric(figure) for figure in figures), promoted]
 
 
 def changes_table(settings: Settings, days: list[str]) -> Table:

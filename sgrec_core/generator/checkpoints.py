@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sgrec_core.errors import InputError
+from sgrec_core.files import read_json
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -55,7 +56,7 @@ class Checkpoints:
     def newest(
         self, identity: Mapping[str, Any], device: torch.device
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and state of the newest checkpoint, or None while there is none.
+        """Tensors and state of the newest checkpoint, or None while there is none, and where its state is damaged.
 
         Raises:
             InputError: it belongs to another training; the message says what differs.
@@ -65,7 +66,9 @@ class Checkpoints:
             return None
         from safetensors.torch import load_file
 
-        state = json.loads((found[-1] / STATE).read_text())
+        state = read_json(found[-1] / STATE, otherwise="the training begins anew")
+        if not state:
+            return None
         theirs, ours = _flat(state["identity"]), _flat(json.loads(json.dumps(identity)))
         differences = [
             f"{name} {theirs.get(name, 'missing')} there, {ours.get(name, 'missing')} here"

@@ -166,6 +166,11 @@ def label_question(rubric: Rubric, aspect: Aspect) -> str:
     return _fill(rubric.prompt.label_question, words)
 
 
+def label_questions(rubric: Rubric) -> list[str]:
+    """One question an aspect, in the order in which scores are given."""
+    return [label_question(rubric, aspect) for aspect in rubric.aspects]
+
+
 def reasoning_question(rubric: Rubric) -> str:
     """Asks for the reasoning and all levels as one JSON object."""
     example = {REASONING: "..."} | {aspect.id: aspect.levels[0].label for aspect in rubric.aspects}

@@ -6,6 +6,7 @@ from sgrec_core.hashing import digest
 from sgrec_core.judge.engines import day_has_context, judge_version
 from sgrec_core.lake import Lake
 from sgrec_core.night.generators import backbone_digest
+from sgrec_core.night.rewards import choice_of_calls
 from sgrec_core.registry import ModelVersion
 from sgrec_core.runtime.code import stage_digest
 from sgrec_core.settings import Settings
@@ -37,7 +38,7 @@ def optimised_recipe(lake: Lake, day: str, settings: Settings, leave_out_history
         ("fit_business_reward", "generate_candidates", "train_aggregator", "materialize_rewards", "train_generator"),
         start=supervised_recipe(settings, leave_out_history),
         judge=judge_version(settings, day_has_context(lake, day)),
-        asked=settings.judge.model_dump(include={"sampling_ratio", "seed", "max_calls", "max_pairs"}),
+        asked=choice_of_calls(settings),
         **{
             name: getattr(settings, name).model_dump(mode="json")
             for name in ("business", "rollout", "aggregator", "fusion", "policy")

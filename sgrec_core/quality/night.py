@@ -21,7 +21,7 @@ from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_fa
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
 from sgrec_core.runtime.runs import DONE, Run, last_runs
 from sgrec_core.runtime.stages import STAGES
-from sgrec_core.settings import Settings
+from sgrec_core.settings import PROJECT_ROOT, Settings
 
 REPORT = STAGES[-1].name
 SAMPLES_PER_REASON = 3
@@ -280,7 +280,8 @@ def _stop(
             owner, runbook = broken.owner, broken.runbook
             reason = critical_failures_in_words([broken]) or reason
     elif step.name in failures and failures[step.name].get("rerun"):
-        command = str(failures[step.name]["rerun"])
+        home, root = (shlex.quote(str(path)) for path in (settings.home.resolve(), PROJECT_ROOT))
+        command = f"cd {root} && SGREC_HOME={home} {failures[step.name]['rerun']}"
     return Stop(step=step.name, reason=reason, since=step.ended, owner=owner, runbook=runbook, command=command)
 
 

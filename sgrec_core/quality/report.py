@@ -18,6 +18,7 @@ from sgrec_core.files import write_json, write_text
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.validation import short
 from sgrec_core.settings import Settings
+from sgrec_core.wording import MOST, duration, fact, metric, number, share, words
 
 TEMPLATE = "report.html.jinja"
 JUDGE_FACTS = (
@@ -48,8 +49,6 @@ REWARD_FACTS = (
 """Facts of ``materialize_rewards``."""
 ROLLOUT_FACTS = ("target_rate", "held_out_target_rate", "rolled_out_by")
 """Facts of ``generate_candidates``."""
-MAX_FACTS = 12
-"""Facts of a stage that the page shows; ``summary.json`` has all."""
 
 
 def write_report(
@@ -171,7 +170,7 @@ def page_environment() -> jinja2.Environment:
 
 def shown_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The first facts of a stage as (name, value) in words."""
-    return [(words(name), str(short(fact(value)))) for name, value in list(facts.items())[:MAX_FACTS]]
+    return [(words(name), str(short(fact(value)))) for name, value in list(facts.items())[:MOST]]
 
 
 def interval_plot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -193,62 +192,9 @@ def interval_plot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def number(value: Any) -> str:
-    """1234567 as 1,234,567; 0.12345 as 0.1235; a dash where there is nothing."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{int(value):,}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-    return str(value)
-
-
-def metric(value: float | None) -> str:
-    """A metric with four decimals, as papers print it."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def share(value: float | None) -> str:
-    """0.0123 as 1.23%; never 0.00% for something that is not zero."""
-    if value is None:
-        return "–"
-    return "<0.01%" if 0 < value < 0.0001 else f"{value:.2%}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
 def clock(moment: datetime | None) -> str:
     """A time with its day, in UTC."""
     return "–" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def words(name: str) -> str:
-    """``rows_in`` as "rows in"."""
-    return name.replace("_", " ")
-
-
-def fact(value: Any) -> str:
-    """Any JSON value in a few words."""
-    if isinstance(value, Mapping):
-        return (
-            ", ".join(f"{words(str(name))} {fact(inner)}" for name, inner in list(value.items())[:MAX_FACTS]) or "none"
-        )
-    if isinstance(value, list):
-        shown = ", ".join(fact(inner) for inner in value[:6])
-        return (f"{shown}, … ({len(value)} in all)" if len(value) > 6 else shown) or "none"
-    return number(value)
 
 
 def _row_counts(night: Night) -> dict[str, Any]:

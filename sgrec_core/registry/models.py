@@ -276,9 +276,13 @@ class Registry:
         return self.get(GENERATOR, decided.version), self.champion()
 
     def champion(self) -> ModelVersion | None:
-        """The generator that serves. MLflow's alias, for people and servers, is put right where it says otherwise."""
-        version = promotions.champion(self.promotions.read())
-        if self.aliases(GENERATOR).get(CHAMPION) != version:
+        """The generator that serves. MLflow's alias, for people and servers, is put right where it says otherwise.
+
+        Where nothing was ever decided, the alias stays: it may be all that tells whom an older sgrec promoted.
+        """
+        decisions = self.promotions.read()
+        version = promotions.champion(decisions)
+        if decisions and self.aliases(GENERATOR).get(CHAMPION) != version:
             self.set_alias_or_none(GENERATOR, CHAMPION, version)
         return None if version is None else self.get(GENERATOR, version)
 

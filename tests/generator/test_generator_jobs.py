@@ -48,6 +48,7 @@ from sgrec_core.judge.versions.accepted import accept
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.evaluation import evaluate_version
 from sgrec_core.night.generators import generator_of_day
+from sgrec_core.night.rewards import version_of_day
 from sgrec_core.registry import CHALLENGER, CHAMPION, Registry, promotions
 from sgrec_core.registry.nights import of_night
 from sgrec_core.rewards.advantages import METHODS, Fused, Groups, Method, standardise
@@ -302,6 +303,51 @@ def test_another_formula_makes_another_reward_version_beside_the_old(two_nights:
     assert run_stage(settings, "materialize_rewards", DAY)["state"] == "skipped"
 
 
+VERSION_OF_DAY = """
+import sys
+from sgrec_core.lake import Lake
+from sgrec_core.night.rewards import version_of_day
+from sgrec_core.runtime.job import load_settings
+settings = load_settings()
+print(version_of_day(Lake(settings.lake_root), sys.argv[1], settings))
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "differs"),
+    [
+        pytest.param("judge/engines/embedding.py", "resolution = 1e-5", "resolution = 0.2", True, id="resolution"),
+        pytest.param("rewards/semantic.py", "order / ratio", "order", True, id="queue of groups"),
+        pytest.param("judge/calls/plan.py", "place / len(pairs)", "place", True, id="queue of pairs"),
+        pytest.param("judge/calls/plan.py", "if len(new) > left", "if len(new) >= left", True, id="budget"),
+        pytest.param("judge/calls/estimate.py", "BLOCK = ", "BLOCK = 1 + ", False, id="estimate"),
+        pytest.param("judge/calls/drift.py", "def tell_drift(", "UNUSED = 1\n\n\ndef tell_drift(", False, id="drift"),
+    ],
+)
+def test_whatever_changes_rewards_changes_their_version(
+    two_nights: Any, tmp_path: Path, file: str, before: str, after: str, differs: bool
+) -> None:
+    home = two_nights[0].home
+
+    def edit(root: Path) -> None:
+        path = root / "sgrec_core" / file
+        assert path.read_text().count(before) == 1
+        path.write_text(path.read_text().replace(before, after))
+
+    ours, theirs = (
+        run_in(root, "-c", VERSION_OF_DAY, DAY, SGREC_HOME=str(home)) for root in (PROJECT_ROOT, copied(tmp_path, edit))
+    )
+    assert (ours != theirs) == differs
+
+
+@pytest.mark.parametrize("judge", [{"sampling_ratio": 0.5}, {"max_calls": 7}, {"seed": 1}, {"max_pairs": 3}])
+def test_what_is_asked_is_part_of_the_version_of_rewards(two_nights: Any, judge: dict[str, Any]) -> None:
+    settings, _ = two_nights
+    other = world_settings(settings.home, judge=judge)
+    lake = Lake(settings.lake_root)
+    assert version_of_day(lake, DAY, other) != version_of_day(lake, DAY, settings)
+
+
 def test_a_policy_that_leaves_its_trust_region_is_a_finding_of_the_night(two_nights: Any, tmp_path: Path) -> None:
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     far = world_settings(home, policy={"learning_rate": 0.05, "epochs": 5, "batch_size": 4})
@@ -485,6 +531,7 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
         home, policy={"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3}, judge={"sampling_ratio": 0.5}
     )
     lake = Lake(settings.lake_root)
+    run_stage(settings, "materialize_rewards", NEXT_DAY)
     scored = lake.read("aspect_scores").num_rows
 
     report = run_stage(settings, "train_generator", NEXT_DAY)
@@ -513,7 +560,9 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
 def test_on_policy_training_pays_no_more_than_it_may(two_nights: Any, tmp_path: Path) -> None:
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     policy = {"mode": "on_policy", "rollout": "sampling", "learning_rate": 1e-3}
-    limited = run_stage(world_settings(home, policy=policy, judge={"max_calls": 7}), "train_generator", NEXT_DAY)
+    settings = world_settings(home, policy=policy, judge={"max_calls": 7})
+    run_stage(settings, "materialize_rewards", NEXT_DAY)
+    limited = run_stage(settings, "train_generator", NEXT_DAY)
     assert 0 < limited["facts"]["on_policy_judge_paid"] <= 7
     no_more = world_settings(home, policy={**policy, "epochs": 2}, judge={"max_calls": 7})
     assert (

@@ -225,6 +225,21 @@ def test_a_checkpoint_that_was_being_written_is_none(tmp_path: Path) -> None:
     assert (tensors["weight/a"].tolist(), state["step"], state["losses"]) == ([1, 1], 3, [0.1])
 
 
+@pytest.mark.parametrize("left", [b"", b'{"identity"', b"\x00\xff"])
+def test_a_checkpoint_whose_state_is_damaged_is_none_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: bytes
+) -> None:
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.publish(3, {"weight/a": torch.ones(2)}, {"losses": [0.1]}, {"seed": 1})
+    path = tmp_path / "step-000000003" / "state.json"
+    path.write_bytes(left)
+    assert checkpoints.newest({"seed": 1}, torch.device("cpu")) is None
+    assert f"{path} is damaged" in caplog.text
+    assert "the training begins anew" in caplog.text
+    checkpoints.publish(3, {"weight/a": torch.ones(2)}, {"losses": [0.1]}, {"seed": 1})
+    assert checkpoints.newest({"seed": 1}, torch.device("cpu")) is not None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

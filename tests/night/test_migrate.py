@@ -46,6 +46,7 @@ from sgrec_core.night.tokenizers import current_tokenizer
 from sgrec_core.registry import GENERATOR, ModelVersion, Registry
 from sgrec_core.registry.promotions import champion, pinned, why_not
 from sgrec_core.runtime.job import Job, load_settings
+from sgrec_core.runtime.layout import LAYOUT, layout_of
 from sgrec_core.runtime.runs import last_runs
 from sgrec_core.runtime.stages import TOKENIZER
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -119,6 +120,31 @@ def test_a_home_of_before_is_refused_in_words(before: Path) -> None:
     assert "run `sgrec migrate`" in sgrec("nightly", fails=True)
     with pytest.raises(SettingsError, match="run `sgrec migrate`"):  # as every job begins
         load_settings()
+
+
+@pytest.mark.parametrize("gone", [("reports",), ("reports", "lake/aspect_scores")])
+def test_a_home_of_before_whose_reports_were_cleaned_away_is_known_and_migrated(
+    before: Path, answers: dict[str, Any], gone: tuple[str, ...]
+) -> None:
+    for folder in gone:
+        shutil.rmtree(before / folder)
+    settings = Settings(home=before)
+    aliases = Registry(settings).aliases(GENERATOR)
+    assert aliases["champion"] == answers["champion"]
+    assert "run `sgrec migrate`" in sgrec("status", fails=True)
+    assert Registry(settings).champion() is None, "nothing was decided that this version knows of"
+    assert Registry(settings).aliases(GENERATOR) == aliases
+    sgrec("migrate")
+    serving = Registry(settings).champion()
+    assert serving is not None
+    assert serving.version == answers["champion"]
+    assert layout_of(before) == LAYOUT
+
+
+def test_a_home_of_now_without_its_note_is_one_of_now(home: Path) -> None:
+    lake = Lake(home / "lake")
+    lake.append("judge_versions", pa.Table.from_pylist([{"judge_version": "v", "facts": "{}", "rubric": "r"}]))
+    assert layout_of(home) == LAYOUT
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(before: Path) -> None:
@@ -351,7 +377,9 @@ def test_the_judge_of_a_version_of_before_is_the_one_of_now(engine: str, mode: s
     """Its facts, and how it words the probe of before, make the version of before; and it has the version of now.
 
     When the judge is changed on purpose this fails, and with it what shows that scores are found again: homes of before
-    then have another judge, as all others have. Compare with the code of the digests in `CODE` from then on.
+    then have another judge, as all others have. Compare with the code of the digests in `CODE` from then on. Where the
+    judge is the same and only its code's digest is another, `KNOWN_AS` in `sgrec_core.judge.engines.judging_code` says
+    so.
     """
     settings = Settings.model_validate({"judge": {"engine": engine, "mode": mode}})
     for has_context, before in zip((True, False), VERSIONS[engine, mode], strict=True):

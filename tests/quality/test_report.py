@@ -227,11 +227,23 @@ def test_a_killed_stage_is_known_by_the_schedulers_word(good_night: Path) -> Non
         time=killed.started.isoformat(),
         stage="train_generator",
         exception="AirflowException: non-zero exit code 137",
-        rerun="cd /srv/sgrec && python -m jobs.train_generator --day 2026-01-05",
+        rerun="SGREC_INPUT=simulator python -m jobs.train_generator --day 2026-01-05",
     )
     summary, page = summary_and_page()
     assert summary["reason"] == "AirflowException: non-zero exit code 137"
-    assert "cd /srv/sgrec &amp;&amp; python -m jobs.train_generator" in page
+    assert f"&amp;&amp; SGREC_HOME={good_night} SGREC_INPUT=simulator python -m jobs.train_generator" in page
+
+
+def test_the_command_to_paste_in_a_copied_home_works_on_the_copy(good_night: Path, tmp_path: Path) -> None:
+    killed = began_again("train_generator")
+    failure(
+        Settings(), time=killed.started.isoformat(), stage="train_generator", rerun="python -m jobs.train_generator"
+    )
+    copy = shutil.copytree(good_night, tmp_path / "a copy")
+    stop = gather_night(Settings(home=copy), DAY).stop
+    assert stop is not None
+    assert str(good_night) not in stop.command
+    assert f"SGREC_HOME='{copy}' python -m jobs.train_generator" in stop.command
 
 
 def test_a_failure_of_an_earlier_run_is_history(home: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 from source import change_gate, copied, rewrite, run_in
 
 from sgrec_core.judge.engines.embedding import FORMULA
+from sgrec_core.judge.engines.judging_code import KNOWN_AS, judging_code
 from sgrec_core.judge.engines.language_model import ANSWERS, DECODING, WORDS
+from sgrec_core.judge.engines.tiny_model import RECIPE
 from sgrec_core.judge.request import ITEM_AND_STATE
 from sgrec_core.runtime import code
 from sgrec_core.runtime.stages import ALL_STAGES, STAGES
@@ -166,6 +168,110 @@ def test_neither_does_the_place_of_a_definition(tmp_path: Path) -> None:
     assert write(tmp_path / "before", SMALL) == write(tmp_path / "after", {**SMALL, **moved})
 
 
+def test_neither_does_the_place_of_one_of_two_definitions(tmp_path: Path) -> None:
+    """As in a file that is cut in two."""
+    goods, heavy = SMALL["sgrec_core/shop/goods.py"], "def heavy(unused):\n    return unused + 1\n"
+    assert heavy in goods
+    parted = {
+        "sgrec_core/shop/goods.py": "from sgrec_core.shop.weights import heavy\n" + goods.replace(heavy, ""),
+        "sgrec_core/shop/weights.py": heavy,
+    }
+    assert write(tmp_path / "before", SMALL) == write(tmp_path / "after", {**SMALL, **parted})
+
+
+@pytest.mark.parametrize("package", ["sgrec_core/__init__.py", "sgrec_core/shop/__init__.py"])
+def test_what_runs_where_a_package_is_imported_counts(tmp_path: Path, package: str) -> None:
+    runs = {**SMALL, package: SMALL[package] + "\nimport numpy\nnumpy.seterr(all='raise')\n"}
+    other = {**runs, package: runs[package].replace("raise", "ignore")}
+    digests = {write(tmp_path / name, files) for name, files in (("a", SMALL), ("b", runs), ("c", other))}
+    assert len(digests) == 3
+
+
+HINTED = {
+    "jobs/__init__.py": "",
+    "sgrec_core/__init__.py": "",
+    "jobs/work.py": """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from sgrec_core.shapes import Box
+def run(job, box: Box | None, others: "list[Box]"):
+    return box.volume() + sum(one.weight for one in others) + sum(side.length for side in box.sides) + len(box)
+""",
+    "sgrec_core/shapes.py": """
+from dataclasses import dataclass
+@dataclass
+class Side:
+    metres: float
+    @property
+    def length(self):
+        return 1 * self.metres
+class Shape:
+    density = 2.0
+    @property
+    def weight(self):
+        return self.density * self.volume()
+class Box(Shape):
+    sides: tuple[Side, ...]
+    def __init__(self, sides):
+        self.sides = sides
+    def __len__(self):
+        return len(self.sides)
+    def volume(self):
+        return helper(self.sides)
+    def unread(self):
+        return 0
+def helper(sides):
+    return 3
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "counts"),
+    [
+        pytest.param("return helper", "return 2 * helper", True, id="method"),
+        pytest.param("return 3", "return 4", True, id="what a method reads"),
+        pytest.param("return self.density *", "return 2 * self.density *", True, id="inherited property"),
+        pytest.param("density = 2.0", "density = 3.0", True, id="field"),
+        pytest.param("return 1 * self.metres", "return 2 * self.metres", True, id="class that a field's hint names"),
+        pytest.param("return len(self.sides)", "return 1 + len(self.sides)", True, id="operator"),
+        pytest.param("return 0", "return 1", False, id="method that nothing reads"),
+        pytest.param("self.sides = sides", "self.sides = tuple(sides)", False, id="made elsewhere"),
+    ],
+)
+def test_of_a_class_that_hints_alone_name_counts_what_is_read(
+    tmp_path: Path, before: str, after: str, counts: bool
+) -> None:
+    shapes = HINTED["sgrec_core/shapes.py"]
+    assert shapes.count(before) == 1
+    edited = {**HINTED, "sgrec_core/shapes.py": shapes.replace(before, after)}
+    assert (write(tmp_path / "before", HINTED) != write(tmp_path / "after", edited)) == counts
+
+
+def test_a_method_counts_by_itself_with_what_its_class_inherits(tmp_path: Path) -> None:
+    def digest(value: int) -> str:
+        text = f"class A:\n    def h(self): return {value}\nclass B(A):\n    def go(self): return self.h()\n"
+        write(tmp_path / str(value), {**SMALL, "sgrec_core/shop/more.py": text})
+        return code.code_digest("sgrec_core.shop.more:B.go", root=tmp_path / str(value))
+
+    assert digest(1) != digest(2)
+
+
+@pytest.mark.parametrize("file", ["one", "two"])
+def test_both_branches_of_an_import_count(tmp_path: Path, file: str) -> None:
+    files = {
+        **{name: text for name, text in SMALL.items() if name.endswith("__init__.py")},
+        "sgrec_core/shop/__init__.py": "",
+        "sgrec_core/one.py": "def f(): return 1",
+        "sgrec_core/two.py": "def f(): return 1",
+        "jobs/work.py": "try:\n    from sgrec_core.one import f\nexcept ImportError:\n"
+        "    from sgrec_core.two import f\ndef run(job): return f()\n",
+    }
+    edited = {**files, f"sgrec_core/{file}.py": "def f(): return 2"}
+    assert write(tmp_path / "before", files) != write(tmp_path / "after", edited)
+
+
 def test_which_of_two_definitions_is_meant_counts(tmp_path: Path) -> None:
     two = {
         **SMALL,
@@ -300,6 +406,20 @@ def test_the_environment_of_the_judge_computes_the_same_digests(ours: dict) -> N
             {1},
             id="decoding",
         ),
+        pytest.param("rubric.py", "return min(level", "return -min(level", {0}, id="lower end of a scale"),
+        pytest.param("rubric.py", "{level.label: level.value", "{level.label: -level.value", {1, 2, 3, 4}, id="values"),
+        pytest.param("rubric.py", "'reasoning' is the name", "'reasoning' is a name", set(), id="words of a validator"),
+        pytest.param("engines/language_model.py", '"role": "user"', '"role": "assistant"', {1, 2, 3, 4}, id="role"),
+        pytest.param("engines/backends.py", "room = max_model_len -", "room = -", {1, 2, 3, 4}, id="what fits"),
+        pytest.param(
+            "prompt.py", "aspect) for aspect in rubric.aspects]", "aspect) for aspect in []]", {1, 3}, id="questions"
+        ),
+        pytest.param("engines/language_model.py", "scores.append(score)", "scores.append(1.0)", {1, 3}, id="scores"),
+        pytest.param("engines/language_model.py", "scores=scores, evidence", "evidence", {2, 4}, id="reasoned scores"),
+        pytest.param("engines/vllm_backend.py", "logprobs[0][token]", "logprobs[-1][token]", {1}, id="vLLM's output"),
+        pytest.param("engines/server_backend.py", "content[0].top", "content[-1].top", {3}, id="a server's output"),
+        pytest.param("engines/tiny_model.py", "(shape) * 0.2", "(shape) * 0.3", {5}, id="weights made on the spot"),
+        pytest.param("../items/encoder.py", "np.stack([known[key]", "np.stack([-known[key]", {0}, id="encoder"),
         pytest.param("engines/server_backend.py", "SILENCE = 32", "SILENCE = 64", set(), id="client"),
         pytest.param("calls/estimate.py", "BLOCK = ", "BLOCK = 1 + ", set(), id="estimate"),
     ],
@@ -313,13 +433,42 @@ def test_a_judge_is_another_by_what_words_decodes_and_reads(
         path.write_text(path.read_text().replace(before, after))
 
     root = copied(tmp_path / "judge", edit)
-    kinds = [FORMULA, *((*WORDS, *ANSWERS[mode], *decoding) for (_, mode), decoding in DECODING.items())]
+    kinds = [FORMULA, *((*WORDS, *ANSWERS[mode], *decoding) for (_, mode), decoding in DECODING.items()), RECIPE]
     found = {
         number
         for number, kind in enumerate(kinds)
         if code.reached(*ITEM_AND_STATE, *kind) != code.reached(*ITEM_AND_STATE, *kind, root=root)
     }
     assert found == differing
+
+
+SECONDS = """
+import time
+from sgrec_core.runtime.code import stage_digest
+from sgrec_core.runtime.stages import ALL_STAGES
+begun = time.process_time()
+for stage in ALL_STAGES:
+    stage_digest(stage.name)
+print(time.process_time() - begun)
+"""
+
+
+def test_all_digests_of_a_night_together_take_less_than_a_second() -> None:
+    # The quickest of three: other work on the machine slows this one down.
+    assert min(float(run_in(PROJECT_ROOT, "-c", SECONDS)) for _ in range(3)) < 1.0
+
+
+def test_code_that_judges_as_before_is_known_as_that_and_no_other_is(tmp_path: Path, ours: dict) -> None:
+    assert judging_code(*FORMULA) in KNOWN_AS.values()
+
+    def other_formula(root: Path) -> None:
+        path = root / "sgrec_core" / "judge" / "engines" / "embedding.py"
+        path.write_text(path.read_text().replace("HALF_LIFE = 3.0", "HALF_LIFE = 2.0"))
+
+    theirs = versions(copied(tmp_path / "formula", other_formula))
+    assert [ours != theirs for ours, theirs in zip(ours["judges"], theirs["judges"], strict=True)] == [
+        True, False, False, False, False,
+    ]  # fmt: skip
 
 
 def test_what_is_not_followed_exists() -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from sgrec_core.errors import SettingsError
+from sgrec_core.judge.engines.judging_code import judging_code
 from sgrec_core.judge.prompt import describe
-from sgrec_core.judge.request import ITEM_AND_STATE, NO_TEXT, JudgeRequest, JudgeResult, Usage
+from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
 from sgrec_core.judge.rubric import Aspect, Rubric
-from sgrec_core.runtime.code import code_digest
 from sgrec_core.settings import Settings
 
-FORMULA = (f"{__name__}:EmbeddingEngine.score", "sgrec_core.items.encoder:TextEncoder._compute")
+FORMULA = (f"{__name__}:EmbeddingEngine.score", "sgrec_core.items.encoder:TextEncoder.encode")
 """What makes scores of texts; the encoder's weights have a version of their own."""
 
 
@@ -49,7 +49,7 @@ class EmbeddingEngine:
         return {
             "engine": "embedding",
             "model": self._encoder().version,
-            "code": code_digest(*FORMULA, *ITEM_AND_STATE, locks=()),
+            "code": judging_code(*FORMULA),
             "rubric": self.rubric.fingerprint,
         }
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,36 +18,36 @@ from sgrec_core.judge.engines.backends import (
     decoding_settings,
     is_known_to_the_server_alone,
 )
+from sgrec_core.judge.engines.judging_code import judging_code
 from sgrec_core.judge.engines.server_backend import Server
 from sgrec_core.judge.engines.tiny_model import tiny_model_fingerprint
 from sgrec_core.judge.engines.vllm_backend import Vllm
 from sgrec_core.judge.prompt import (
     answer_schema,
     clean,
-    label_question,
+    label_questions,
     read_answer,
     reasoning_question,
     system_message,
     user_message,
 )
-from sgrec_core.judge.request import ITEM_AND_STATE, NO_TEXT, JudgeRequest, JudgeResult, Usage
+from sgrec_core.judge.request import NO_TEXT, JudgeRequest, JudgeResult, Usage
 from sgrec_core.judge.rubric import Aspect, Rubric
-from sgrec_core.runtime.code import code_digest
 from sgrec_core.settings import JudgeSettings, Settings
 
 _PROMPT, _ENGINES = "sgrec_core.judge.prompt", "sgrec_core.judge.engines"
 WORDS = (
     f"{_PROMPT}:system_message",
-    f"{_PROMPT}:user_message",
-    f"{__name__}:fitting_chat",
+    f"{__name__}:chat_about",
     f"{_ENGINES}.backends:chat_tokens",
+    f"{_ENGINES}.backends:fits_into",
 )
 ANSWERS = {
-    "labels": (f"{_PROMPT}:label_question", f"{__name__}:expected_level"),
-    "reasoning": (f"{_PROMPT}:reasoning_question", f"{_PROMPT}:answer_schema", f"{_PROMPT}:read_answer"),
+    "labels": (f"{_PROMPT}:label_questions", f"{__name__}:read_labels"),
+    "reasoning": (f"{_PROMPT}:reasoning_question", f"{_PROMPT}:answer_schema", f"{__name__}:read_reasoned"),
 }
 DECODING = {
-    ("vllm", "labels"): (f"{_ENGINES}.vllm_backend:label_sampling",),
+    ("vllm", "labels"): (f"{_ENGINES}.vllm_backend:label_sampling", f"{_ENGINES}.vllm_backend:labels_of"),
     ("vllm", "reasoning"): (f"{_ENGINES}.vllm_backend:text_sampling", f"{_ENGINES}.vllm_backend:STRUCTURED_OUTPUTS"),
     ("server", "labels"): (f"{_ENGINES}.server_backend:asked_for_labels", f"{_ENGINES}.server_backend:labels_of"),
     ("server", "reasoning"): (f"{_ENGINES}.server_backend:asked_for_text",),
@@ -105,9 +105,7 @@ class LanguageModelEngine:
             "model": _model_identity(judge) | _adapter_identity(judge.adapter_folder),
             "decoding": decoding,
             "rubric": self.rubric.fingerprint,
-            "code": code_digest(
-                *ITEM_AND_STATE, *WORDS, *ANSWERS[self.mode], *DECODING[judge.engine, self.mode], locks=()
-            ),
+            "code": judging_code(*WORDS, *ANSWERS[self.mode], *DECODING[judge.engine, self.mode]),
         }
 
     def prompts(self, request: JudgeRequest) -> list[Chat]:
@@ -121,7 +119,7 @@ class LanguageModelEngine:
     @cached_property
     def _questions(self) -> list[str]:
         if self.mode == "labels":
-            return [label_question(self.rubric, aspect) for aspect in self.rubric.aspects]
+            return label_questions(self.rubric)
         return [reasoning_question(self.rubric)]
 
     def score(self, requests: list[JudgeRequest]) -> list[JudgeResult]:
@@ -145,20 +143,7 @@ class LanguageModelEngine:
         labels = [tuple(aspect.value_of) for aspect in aspects] * len(requests)
         found = iter(self.backend.label_log_probs(chats, labels))
         for _ in requests:
-            scores, probabilities, masses, failures = [], [], [], []
-            for aspect, log_probs in zip(aspects, [next(found) for _ in aspects], strict=True):
-                if isinstance(log_probs, Failed):
-                    failures.append(log_probs)
-                    continue
-                score, of_labels, mass = expected_level(aspect, log_probs)
-                scores.append(score)
-                probabilities += of_labels
-                masses.append(mass)
-            if failures:
-                nobody = all(failed.unanswered for failed in failures) and len(failures) == len(aspects)
-                yield JudgeResult(failure=clean(failures[0].reason, 500), unanswered=nobody)
-            else:
-                yield JudgeResult(scores=scores, probabilities=probabilities, format_mass=min(masses))
+            yield read_labels(self.rubric, [next(found) for _ in aspects])
 
     def _reasoning(self, requests: list[JudgeRequest]) -> Iterator[JudgeResult]:
         chats = [chat for request in requests for chat in self.prompts(request)]
@@ -184,16 +169,7 @@ class LanguageModelEngine:
             for place, answer in zip(again, retried, strict=True):
                 answers[place] = answer
         for place, answer in enumerate(answers):
-            mass = masses.get(place)
-            if isinstance(answer, Failed):
-                yield JudgeResult(failure=clean(answer.reason, 500), unanswered=answer.unanswered, format_mass=mass)
-                continue
-            try:
-                scores, reasoning = read_answer(self.rubric, answer)
-            except ValueError as error:
-                yield JudgeResult(failure=clean(f"{error}", 500), format_mass=mass)
-            else:
-                yield JudgeResult(scores=scores, evidence=reasoning, format_mass=mass)
+            yield read_reasoned(self.rubric, answer, masses.get(place))
 
     def _is_readable(self, answer: str) -> bool:
         try:
@@ -203,13 +179,49 @@ class LanguageModelEngine:
         return True
 
     def _chat(self, request: JudgeRequest, question: str) -> Chat:
-        def words(shorter: JudgeRequest) -> Chat:
-            return [
-                {"role": "system", "content": self._system},
-                {"role": "user", "content": user_message(self.rubric, shorter, question)},
-            ]
+        return chat_about(
+            self.rubric, self._system, request, question, lambda chat: self.backend.fits(chat, self.max_tokens)
+        )
 
-        return fitting_chat(request, self.rubric, words, lambda chat: self.backend.fits(chat, self.max_tokens))
+
+def chat_about(rubric: Rubric, system: str, request: JudgeRequest, question: str, fits: Callable[[Chat], bool]) -> Chat:
+    """What is asked about a request; as `fitting_chat` as to ``fits``. ``system`` is the rubric's `system_message`."""
+
+    def words(shorter: JudgeRequest) -> Chat:
+        return [
+            {"role": "system", "content": system},
+            {"role": "user", "content": user_message(rubric, shorter, question)},
+        ]
+
+    return fitting_chat(request, rubric, words, fits)
+
+
+def read_labels(rubric: Rubric, answers: Sequence[Mapping[str, float] | Failed]) -> JudgeResult:
+    """The result of a request from the log-probabilities of labels, or the failure, of each of the aspects."""
+    scores, probabilities, masses, failures = [], [], [], []
+    for aspect, log_probs in zip(rubric.aspects, answers, strict=True):
+        if isinstance(log_probs, Failed):
+            failures.append(log_probs)
+            continue
+        score, of_labels, mass = expected_level(aspect, log_probs)
+        scores.append(score)
+        probabilities += of_labels
+        masses.append(mass)
+    if failures:
+        nobody = all(failed.unanswered for failed in failures) and len(failures) == len(answers)
+        return JudgeResult(failure=clean(failures[0].reason, 500), unanswered=nobody)
+    return JudgeResult(scores=scores, probabilities=probabilities, format_mass=min(masses))
+
+
+def read_reasoned(rubric: Rubric, answer: str | Failed, mass: float | None) -> JudgeResult:
+    """The result of a request from its reasoned answer; ``mass`` is its `format_mass`, where that was measured."""
+    if isinstance(answer, Failed):
+        return JudgeResult(failure=clean(answer.reason, 500), unanswered=answer.unanswered, format_mass=mass)
+    try:
+        scores, reasoning = read_answer(rubric, answer)
+    except ValueError as error:
+        return JudgeResult(failure=clean(f"{error}", 500), format_mass=mass)
+    return JudgeResult(scores=scores, evidence=reasoning, format_mass=mass)
 
 
 def expected_level(aspect: Aspect, log_probs: Mapping[str, float]) -> tuple[float, list[float], float]:

@@ -49,12 +49,13 @@ def asked_for_text(schema: dict[str, Any] | None, max_tokens: int, *, is_vllm: b
     return {"temperature": 0, "max_tokens": max_tokens, "extra_body": extra, **form}
 
 
-def labels_of(likely: Sequence[Any], labels: Sequence[str], *, every: bool) -> dict[str, float]:
-    """Log-probabilities of labels among likely tokens.
+def labels_of(response: Any, labels: Sequence[str], *, every: bool) -> dict[str, float]:
+    """Log-probabilities of labels among the likely first tokens of an answer.
 
     Raises:
         ValueError: none of the labels is among them, or with ``every`` one is not.
     """
+    likely = response.choices[0].logprobs.content[0].top_logprobs
     found: dict[str, float] = {}
     for entry in likely:
         # " A" is A to a reader.
@@ -122,7 +123,7 @@ class Server:
                 model=self._model, messages=chat, **asked_for_labels(tokens)
             )
             self._count(response)
-            return labels_of(response.choices[0].logprobs.content[0].top_logprobs, of_chat, every=self._is_vllm)
+            return labels_of(response, of_chat, every=self._is_vllm)
 
         return self._in_parallel(ask, list(zip(chats, labels, strict=True)))
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from sgrec_core.errors import SettingsError
+from sgrec_core.judge.engines.judging_code import known_as
 from sgrec_core.judge.rubric import load_rubric
+from sgrec_core.runtime.code import code_digest
 
 SEED = 20260105
 VOCABULARY_SIZE = 768
@@ -48,12 +50,16 @@ CONFIG = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+RECIPE = (f"{__name__}:_weights", f"{__name__}:_train_tokenizer")
+"""The code that makes the files, besides the constants above."""
 
 
 def tiny_model_fingerprint(corpus: Sequence[str] | None = None) -> str:
     """Digest of the recipe. The files follow from it, so that they need not exist for a version to be computed."""
     text = load_rubric(True).text if corpus is None else "\n".join(corpus)
-    recipe = json.dumps([SEED, VOCABULARY_SIZE, SPECIAL_TOKENS, CHAT_TEMPLATE, CONFIG, text])
+    parts = [SEED, VOCABULARY_SIZE, SPECIAL_TOKENS, CHAT_TEMPLATE, CONFIG, text]
+    code = known_as(code_digest(*RECIPE, locks=()))
+    recipe = json.dumps([*parts, code] if code else parts)
     return hashlib.blake2b(recipe.encode(), digest_size=16).hexdigest()
 
 
@@ -77,7 +83,7 @@ def make_tiny_model(folder: Path, corpus: Sequence[str] | None = None) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
-    tokenizer = _train_tokenizer(corpus)
+    tokenizer = _train_tokenizer(load_rubric(True).text.splitlines() if corpus is None else corpus)
     tokenizer.save(str(folder / "tokenizer.json"))
     save_file(_weights(tokenizer.get_vocab_size()), folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", {**CONFIG, "vocab_size": tokenizer.get_vocab_size()})
@@ -99,8 +105,8 @@ def make_tiny_model(folder: Path, corpus: Sequence[str] | None = None) -> Path:
     return folder
 
 
-def _train_tokenizer(corpus: Sequence[str] | None):  # type: ignore[no-untyped-def]
-    """A byte-level BPE over the corpus's, by default the rubric's, own words."""
+def _train_tokenizer(corpus: Sequence[str]):  # type: ignore[no-untyped-def]
+    """A byte-level BPE over the corpus's own words."""
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError as error:
@@ -116,7 +122,7 @@ def _train_tokenizer(corpus: Sequence[str] | None):  # type: ignore[no-untyped-d
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(load_rubric(True).text.splitlines() if corpus is None else corpus, trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     return tokenizer
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 """An untrained model fills JSON with blanks until its tokens are used up."""
 
 
-# How answers are decoded: `language_model.DECODING` makes these part of the judge's version.
+# How answers are decoded and read: `language_model.DECODING` makes these part of the judge's version.
 
 
 def label_sampling(tokens: list[int]) -> Any:
@@ -34,6 +34,11 @@ def text_sampling(schema: dict[str, Any] | None, max_tokens: int) -> Any:
 
     structured = StructuredOutputsParams(json=schema) if schema else None
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, structured_outputs=structured)
+
+
+def labels_of(output: Any, tokens: Mapping[str, int]) -> dict[str, float]:
+    """Log-probabilities of labels, by their tokens, as the first token of one of vLLM's completions."""
+    return {label: output.logprobs[0][token].logprob for label, token in tokens.items()}
 
 
 class Vllm:
@@ -68,9 +73,7 @@ class Vllm:
         sampling = [label_sampling([tokens[label] for label in of_chat]) for of_chat in labels]
         outputs = self._generate(chats, sampling, answer_tokens=1)
         return [
-            output
-            if isinstance(output, Failed)
-            else {label: output.logprobs[0][tokens[label]].logprob for label in of_chat}
+            output if isinstance(output, Failed) else labels_of(output, {label: tokens[label] for label in of_chat})
             for output, of_chat in zip(outputs, labels, strict=True)
         ]
 
