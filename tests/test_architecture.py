@@ -160,7 +160,7 @@ MOST_COLUMNS = 120
 
 
 def test_prose_has_short_lines() -> None:
-    """In Markdown and in contracts; not tables, the columns of a contract, and what benchmarks write. Python is ruff's."""
+    """Markdown and contracts; not tables, a contract's columns, and what benchmarks write. Python is ruff's."""
     listed = subprocess.run(["git", "ls-files"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     written = re.compile(r"schemas/.*\.yaml|(?!benchmarks/results/).*\.md")
     names = [name for name in listed.stdout.splitlines() if written.fullmatch(name)]
