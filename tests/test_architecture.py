@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -141,6 +142,36 @@ def test_functions_have_few_parameters_or_say_why_not() -> None:
             if count > MOST_PARAMETERS and not says_why(node, "parameters"):
                 many.append(f"{path.relative_to(PROJECT_ROOT)}, {node.name}: {count} parameters")
     assert not many, "\n".join(many)
+
+
+def test_settings_are_read_from_the_environment_where_a_process_starts_alone() -> None:
+    """Elsewhere they are passed on: what runs in one process is of one mind."""
+    # The DAGs' file, the process of Spark's gateway, where a job or a command begins, and another home's name.
+    begin = {"dags.sgrec_tasks", "sgrec_core.lake.gateway", "sgrec_core.runtime.job", "sgrec_core.cli.homes"}
+    readers = set()
+    for path in own_modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Settings":
+                readers.add(module_name(path))
+    assert readers <= begin, readers - begin
+
+
+MOST_COLUMNS = 120
+
+
+def test_prose_has_short_lines() -> None:
+    """Markdown and contracts; not tables, a contract's columns, and what benchmarks write. Python is ruff's."""
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    written = re.compile(r"schemas/.*\.yaml|(?!benchmarks/results/).*\.md")
+    names = [name for name in listed.stdout.splitlines() if written.fullmatch(name)]
+    assert names
+    long = [
+        f"{name}:{number}: {len(line)} columns"
+        for name in names
+        for number, line in enumerate((PROJECT_ROOT / name).read_text().splitlines(), start=1)
+        if len(line) > MOST_COLUMNS and not line.lstrip().startswith(("|", "- {"))
+    ]
+    assert not long, "\n".join(long)
 
 
 def test_no_pickle_anywhere() -> None:

@@ -25,8 +25,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-Night = tuple[np.ndarray, np.ndarray]
-"""User ids [n] and their differences [n]."""
+Differences = tuple[np.ndarray, np.ndarray]
+"""Of one night: user ids [n] and their differences [n]."""
 
 SHARES = 2.0 ** -np.arange(10)
 """Of the capital that is bet on each user, from all to 1/512, one bettor each. Less would pay past a million users."""
@@ -75,7 +75,7 @@ def night_weights(nights: int) -> np.ndarray:
     return 1 / np.sqrt(k) - 1 / np.sqrt(k + 1)
 
 
-def evidence(nights: Sequence[Night], margin: float = 0.0) -> np.ndarray:
+def evidence(nights: Sequence[Differences], margin: float = 0.0) -> np.ndarray:
     """[K] M_1..M_K, evidence after each night that the difference is above the margin.
 
     1 / alpha or more rejects at level alpha, whenever and however often somebody looks. Order of rows does not matter.
@@ -88,7 +88,7 @@ def evidence(nights: Sequence[Night], margin: float = 0.0) -> np.ndarray:
     return _evidence(_means(nights), margin)
 
 
-def lower_bound(nights: Sequence[Night], *, alpha: float = 0.05) -> float:
+def lower_bound(nights: Sequence[Differences], *, alpha: float = 0.05) -> float:
     """The largest margin that `evidence` rejects at level ``alpha`` after these nights; -1 if it rejects none.
 
     Over all numbers of nights at once, P(bound ever above the mean) <= alpha; if the mean moves, above the largest of
@@ -130,7 +130,7 @@ def _evidence(means: Sequence[np.ndarray], margin: float) -> np.ndarray:
     return np.cumsum(night_weights(len(means)) * np.array([e_value(values, margin) for values in means]))
 
 
-def _means(nights: Sequence[Night]) -> list[np.ndarray]:
+def _means(nights: Sequence[Differences]) -> list[np.ndarray]:
     """Of each night, [users so far] the mean difference of each user over that night and those before."""
     names = [f"night {number}" for number in range(1, len(nights) + 1)]
     for name, (users, differences) in zip(names, nights, strict=True):

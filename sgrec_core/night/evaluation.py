@@ -209,7 +209,7 @@ def evidence_of_recipes(
     return found
 
 
-def _evidence(nights: Sequence[sequential.Night], alpha: float) -> Evidence:
+def _evidence(nights: Sequence[sequential.Differences], alpha: float) -> Evidence:
     # A user's score leaves [-1, 1] only by a value many times the mean; then it counts as the bound.
     inside = [(users, np.clip(scores, -1, 1)) for users, scores in nights]
     against = [(users, -scores) for users, scores in inside]

@@ -10,6 +10,7 @@ from sgrec_core.hashing import digest
 from sgrec_core.items import TextEncoder
 from sgrec_core.items.tokenizer import Kind, fit_tokenizer
 from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
+from sgrec_core.registry.nights import night_alias
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import TOKENIZER
 
@@ -50,7 +51,7 @@ def find_or_fit(
             tables={"items": job.lake.version("items")},
             tags={"sgrec.tokenizer_version": tokenizer.version, CODE_TAG: job.code_digest},
         )
-    registry.set_alias(version, _alias(job.day))
+    registry.set_alias(version, night_alias(job.day))
     return version
 
 
@@ -63,12 +64,8 @@ def current_tokenizer(registry: Registry, day: str) -> tuple[str, dict[str, Any]
     Raises:
         SgrecError: the night has not coded its items yet.
     """
-    number = registry.aliases(TOKENIZER).get(_alias(day))
+    number = registry.aliases(TOKENIZER).get(night_alias(day))
     if number is None:
         raise SgrecError(f"night {day} has no {TOKENIZER}; run `python -m jobs.tokenize_items --day {day}` first")
     _, config = registry.load(registry.get(TOKENIZER, number))
     return config["tokenizer_version"], config
-
-
-def _alias(day: str) -> str:
-    return f"night-{day}"

@@ -4,12 +4,17 @@ from sgrec_core.errors import SgrecError
 from sgrec_core.registry.models import ModelVersion, Registry
 
 
+def night_alias(day: str) -> str:
+    """The alias of the version that night ``day`` uses."""
+    return f"night-{day}"
+
+
 def mark_of_night(registry: Registry, version: ModelVersion) -> None:
     """Make ``version`` the one that night uses: its alias ``night-<day>`` is what `of_night` finds.
 
     Nights that come back to earlier inputs come back to an earlier version, so the newest is not always the one.
     """
-    registry.set_alias(version, f"night-{version.day}")
+    registry.set_alias(version, night_alias(version.day))
 
 
 def of_night(registry: Registry, name: str, day: str, *, stage: str) -> ModelVersion:
@@ -18,7 +23,7 @@ def of_night(registry: Registry, name: str, day: str, *, stage: str) -> ModelVer
     Raises:
         SgrecError: there is none; the message names the stage to run.
     """
-    number = registry.aliases(name).get(f"night-{day}")
+    number = registry.aliases(name).get(night_alias(day))
     if number is not None:
         return registry.get(name, number)
     made = [version for version in registry.versions(name) if version.day == day]

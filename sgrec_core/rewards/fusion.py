@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgrec_core.rewards.advantages import Groups, method_of
+from sgrec_core.rewards.advantages import Groups, method_of, tell_apart
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FusionFacts:
 
 def fusion_facts(fused: Advantages, judged: np.ndarray) -> FusionFacts:
     """Facts of a fusion of groups of which ``judged`` [N] have semantic rewards."""
-    varied = fused.business_advantage.any(axis=1)
+    varied = tell_apart(fused.business_advantage)
     counted = judged & varied
     biz, sem = fused.business_advantage[counted], fused.semantic_advantage[counted]
     business_size = np.abs(fused.business_advantage).mean() if varied.any() else 0.0

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sgrec_core.hashing import hash_share
-from sgrec_core.rewards.advantages import Method, standardise
+from sgrec_core.rewards.advantages import Method, standardise, tell_apart
 
 
 def holistic(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -17,7 +17,7 @@ def holistic(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def has_variance(business: np.ndarray) -> np.ndarray:
     """[N] groups whose business rewards [N, G] tell their candidates apart."""
-    return np.any(standardise(business), axis=1)
+    return tell_apart(standardise(business))
 
 
 def worth_judging(method: Method, business: np.ndarray) -> np.ndarray:

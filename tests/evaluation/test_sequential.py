@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgrec_core.evaluation.sequential import (
-    Night,
+    Differences,
     e_value,
     evidence,
     lower_bound,
@@ -106,7 +106,7 @@ def test_looking_every_night_rejects_a_true_null_at_most_as_often_as_the_level_s
     assert rejected / PANELS <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / PANELS)
 
 
-def noisy_nights(draw: np.random.Generator, mean: float, users: int, nights: int) -> list[Night]:
+def noisy_nights(draw: np.random.Generator, mean: float, users: int, nights: int) -> list[Differences]:
     """Differences of deviation .29 and the given mean; a fifth of the users is missing every night."""
     found = []
     for _ in range(nights):
@@ -186,7 +186,7 @@ def test_smallest_detectable_is_found_as_often_as_it_says() -> None:
     assert smallest_detectable(0.3, 150, power=0.9) > difference
 
 
-def night(differences: Sequence[float], users: Sequence[str] = ("a", "b")) -> list[Night]:
+def night(differences: Sequence[float], users: Sequence[str] = ("a", "b")) -> list[Differences]:
     return [(np.array(["a"]), np.zeros(1)), (np.array(users), np.array(differences))]
 
 

@@ -442,22 +442,6 @@ def test_a_judge_is_another_by_what_words_decodes_and_reads(
     assert found == differing
 
 
-SECONDS = """
-import time
-from sgrec_core.runtime.code import stage_digest
-from sgrec_core.runtime.stages import ALL_STAGES
-begun = time.process_time()
-for stage in ALL_STAGES:
-    stage_digest(stage.name)
-print(time.process_time() - begun)
-"""
-
-
-def test_all_digests_of_a_night_together_take_less_than_a_second() -> None:
-    # The quickest of three: other work on the machine slows this one down.
-    assert min(float(run_in(PROJECT_ROOT, "-c", SECONDS)) for _ in range(3)) < 1.0
-
-
 def test_code_that_judges_as_before_is_known_as_that_and_no_other_is(tmp_path: Path, ours: dict) -> None:
     assert judging_code(*FORMULA) in KNOWN_AS.values()
 

@@ -146,9 +146,9 @@ class Tuner:
 
     def engine(self) -> LanguageModelEngine:
         """The judge as the pipeline would run it, on the model as it is."""
-        settings = Settings()
-        judge = settings.judge.model_copy(update={"engine": "server", "mode": "labels"})
-        engine = LanguageModelEngine(settings.model_copy(update={"judge": judge}), self.rubric)
+        # Made of defaults, not of the environment: the model is here, and only the mode counts.
+        settings = Settings.model_construct(judge=JudgeSettings(engine="server", mode="labels"))
+        engine = LanguageModelEngine(settings, self.rubric)
         engine.backend = self._backend()
         return engine
 

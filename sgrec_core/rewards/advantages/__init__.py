@@ -4,7 +4,7 @@ from sgrec_core.rewards.advantages.a2po import A2PO
 from sgrec_core.rewards.advantages.a2po_centred import A2PO_CENTRED
 from sgrec_core.rewards.advantages.adv_sum import ADV_SUM
 from sgrec_core.rewards.advantages.business import BUSINESS
-from sgrec_core.rewards.advantages.groups import Fused, Groups, Method, standardise
+from sgrec_core.rewards.advantages.groups import Fused, Groups, Method, standardise, tell_apart
 from sgrec_core.rewards.advantages.reward_sum import REWARD_SUM
 
 METHODS: dict[str, Method] = {
@@ -27,4 +27,4 @@ def method_of(objective: str) -> Method:
     return METHODS[objective]
 
 
-__all__ = ["METHODS", "Fused", "Groups", "Method", "method_of", "standardise"]
+__all__ = ["METHODS", "Fused", "Groups", "Method", "tell_apart", "method_of", "standardise"]

@@ -123,6 +123,11 @@ def standardise(rewards: np.ndarray, resolution: float = SMALLEST_DEVIATION) -> 
     return torch.where(deviation > resolution, centred / deviation, 0.0).numpy()
 
 
+def tell_apart(standardised: np.ndarray) -> np.ndarray:
+    """[N] whether the standardised rewards [N, G] of a group tell its candidates apart: whether they have variance."""
+    return np.any(standardised, axis=1)
+
+
 def centre(values: np.ndarray) -> np.ndarray:
     """Each row of [N, G] less its mean."""
     return _centre(_tensor(values)).numpy()
