@@ -51,12 +51,15 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: bench-a2po bench-decode bench-generator bench-judge bench-night bench-tokenizers bench-training
+.PHONY: bench-a2po bench-decode bench-gate bench-generator bench-judge bench-night bench-tokenizers bench-training
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
 bench-decode: env
 	@$(BENCH) benchmarks.decode $(OPTIONS) --device $(DEVICE)
+# In pieces: with MINUTES=18 it stops after as many and exits with 75; called again it goes on.
+bench-gate: env
+	@$(BENCH) benchmarks.gate $(if $(SHORT),--short) $(if $(MINUTES),--minutes $(MINUTES))
 bench-generator: env
 	@$(BENCH) benchmarks.generator --set scientific $(OPTIONS)
 	@$(BENCH) benchmarks.generator --set beauty $(OPTIONS)

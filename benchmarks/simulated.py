@@ -60,6 +60,7 @@ class Market:
     settings: SimulatorSettings
     first_day: str
     supervised_days: int
+    evaluation_days: int = 1
 
     def days(self, start: int, count: int) -> list[str]:
         """``count`` days from the ``start``-th on (0: the first)."""
@@ -68,12 +69,12 @@ class Market:
 
     @property
     def logged_days(self) -> list[str]:
-        """The days that the logging policy filled: supervised ones, one of feedback, one of evaluation."""
-        return self.days(0, self.supervised_days + 2)
+        """The days that the logging policy filled: supervised ones, one of feedback, those of evaluation."""
+        return self.days(0, self.supervised_days + 1 + self.evaluation_days)
 
     def days_after(self, count: int) -> list[str]:
         """The ``count`` days after the logged ones."""
-        return self.days(self.supervised_days + 2, count)
+        return self.days(len(self.logged_days), count)
 
 
 # Not the seed of the default marketplace, on which the defaults were chosen. No new items: one catalogue and one trie
@@ -277,8 +278,10 @@ def _midnight(day: str) -> int:
     return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
 
 
-def world(*, short: bool, cache: Path) -> World:
+def world(*, short: bool, cache: Path, market: Market | None = None) -> World:
     """The market's days as a `World`; ``cache`` keeps text embeddings between calls.
+
+    ``market``: another than `SHORT` or `MARKET`; validation and test are of its first evaluation day.
 
     A decision is a request with a click; its target is the item clicked first; its history, strictly before the
     request, is not empty. Judges:
@@ -288,7 +291,7 @@ def world(*, short: bool, cache: Path) -> World:
       tells (`simulator.Items.quality`): an upper bound for judges, not one of them;
     - ``noisy_oracle``: the same with noise, fixed for each decision and item; see `PAIR_ACCURACY`.
     """
-    log = read_log(SHORT if short else MARKET)
+    log = read_log(market or (SHORT if short else MARKET))
     feedback, evaluation = log.market.supervised_days, log.market.supervised_days + 1
     prompts, evaluated = log.decisions(feedback), log.decisions(evaluation)
     in_validation = hash_share([log.users.ids[user] for user in log.user[evaluated]], "simulated-validation") < 0.5

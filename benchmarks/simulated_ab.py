@@ -42,13 +42,15 @@ GOALS = {"GMV": 0.0119, "CTR": 0.0116, "dislike rate": -0.0202}
 """Relative differences of the a2po arm from the business-only arm: the paper's, online."""
 
 
-def compare(models: Mapping[str, Arm], seed: int, *, short: bool = False) -> dict[str, Outcomes]:
+def compare(
+    models: Mapping[str, Arm], seed: int, *, short: bool = False, test: AB | None = None
+) -> dict[str, Outcomes]:
     """Serve all users with each arm, see `sgrec_core.evaluation.simulated_ab`; ``seed`` draws requests and responses.
 
     Arms take histories [S, `simulated.MAX_HISTORY`] and give at least ``slate`` ranked items; the users' histories
-    start with what the logs hold of them.
+    start with what the logs hold of them. ``test``: another than that of `PARAMETERS` or `SHORT_PARAMETERS`.
     """
-    parameters = SHORT_PARAMETERS if short else PARAMETERS
+    parameters = test or (SHORT_PARAMETERS if short else PARAMETERS)
     market = parameters.market
     histories = read_log(market).last_histories()
     served = {}

@@ -1,0 +1,344 @@
+"""What the measurement of the gate says: claims, tables and plain words."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED, Recommended
+from benchmarks.gate_months import EACH_NIGHT, Scenario, user_days, wilson
+from benchmarks.gate_nights import (
+    CLEAR,
+    CLOSE,
+    Power,
+    clear,
+    correlation_table,
+    truth_of,
+    user_estimates,
+)
+from benchmarks.report import Claim
+from sgrec_core.evaluation.roles import POPULARITY
+from sgrec_core.evaluation.significance import Interval, relative_difference
+from sgrec_core.evaluation.simulated_ab import METRICS
+
+PAIRS = ((OPTIMISED, NIGHT), (AGAIN, NIGHT), (NIGHT, POPULARITY))
+"""Whose differences power is computed from: a policy and its start, two trainings, a policy and the floor."""
+ASKED = (0.05, 0.10, 0.20)
+AGREEMENT, FALSE_PROMOTIONS, LEAST_NIGHTS = 0.95, 0.05, 30
+TRUTHS = ("CTR", "revenue", "GMV")
+TEXT = """\
+A simulated market of {market:,} users and {items} items. Generators are trained on its first days; optimised ones go on
+with the day after. All rank the decisions of the evaluation days, on which the logging policy filled the slates. On the
+days after those each serves all users in a simulated A/B test with common random numbers: that is the truth. No user
+is held out; what is evaluated lies on later days than all training. The gate's own functions decide, with the default
+settings.
+
+## Power
+
+Relative to the second policy's NDCG@10, at 80% power and 5%. *Lasting* is the share of the variance that is a user's
+own on all days: more nights of the same users do not take it away, more users do.
+
+{power}
+
+## Generators
+
+{generators}
+
+## Estimates and truth
+
+Rank correlation with the A/B test; intervals over users, who are resampled on both sides at once. A low dislike rate
+ranks high. *Close*: generators within 5% of the best by that truth.
+
+{correlations}
+
+## Agreement
+
+A night is a candidate, a champion, an evaluation day and a draw of users. The gate is right if it promotes what has the
+higher true figure and keeps what has not. Only pairs whose true difference is sure count. Wilson's intervals take
+nights as independent, though many share their pair and their users.
+
+{agreement}
+
+## Months
+
+Months of {nights} nights with the same users, drawn from the market with replacement: the gate's evidence on both
+candidates, then the one-night margins against a champion that is either of them by coin. Differences are those of real
+lists, the coin says whose they are. *+10%*: the coin is loaded so that the optimised policy's NDCG@10 is truly 10%
+higher. One coin for a whole night is a training that went well or badly, which the evidence does not claim to see.
+
+{months}
+
+## A new supervised policy and the champion
+
+By the one-night rule, without evidence over nights. Users and coins are drawn anew for each night, so a month is as
+many independent tries. Where both are truly alike (+0%) a replacement changes nothing for users.
+
+{refreshes}
+"""
+
+
+@dataclass(frozen=True)
+class PowerTable:
+    found: dict[tuple[str, str], Power]
+    lines: list[str]
+    """Markdown."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All results."""
+
+    recommended: Recommended
+    power: PowerTable
+    nights: dict[str, np.ndarray]
+    """Columns of `agreement_nights`."""
+    months: dict[Scenario, dict[str, np.ndarray]]
+    out_of_reach: list[str]
+    refreshes: dict[tuple[int, float], np.ndarray]
+    """By users and effect: of each night, whether the champion was replaced."""
+    nights_of_month: int
+
+
+def power(recommended: Recommended, sizes: tuple[int, ...]) -> PowerTable:
+    """Before any verdict: what a night of so many users can see, and what it would take to see more."""
+    lines = [
+        "| difference of | deviation | lasting | " + " | ".join(f"{users:,} users" for users in sizes),
+        "| --- | --- | --- | " + " | ".join("---" for _ in sizes),
+    ]
+    lines[0] += " | " + " | ".join(f"users for {effect:.0%}" for effect in ASKED) + " |"
+    lines[1] += " | " + " | ".join("---" for _ in ASKED) + " |"
+    found = {}
+    for ours, theirs in PAIRS:
+        one = Power.of(*(user_days(recommended, name, "ndcg", 10) for name in (ours, theirs)))
+        found[ours, theirs] = one
+        cells = [f"{ours} - {theirs}", f"{one.deviation:.3f}", f"{one.lasting:.2f}"]
+        cells += [f"{one.detectable(users):.1%}" for users in sizes]
+        cells += [f"{one.users_for(effect):,}" for effect in ASKED]
+        lines.append("| " + " | ".join(cells) + " |")
+    largest = max(sizes)
+    for (ours, theirs), one in found.items():
+        takes = [one.nights_for(effect, largest) for effect in ASKED]
+        words = ", ".join(
+            f"{effect:.0%} " + (f"{nights:.0f} nights" if np.isfinite(nights) else "no number of nights")
+            for effect, nights in zip(ASKED, takes, strict=True)
+        )
+        lines.append(f"\nWith {largest:,} users, looked at once, {ours} - {theirs} takes: {words}.")
+    return PowerTable(found, lines)
+
+
+def true_differences(recommended: Recommended, metric: str, pairs: set[tuple[str, str]]) -> dict[Any, Interval]:
+    """Relative difference of candidate from champion in the A/B test."""
+    return {
+        (one, other): relative_difference(
+            METRICS[metric](recommended.truth[one]), METRICS[metric](recommended.truth[other]), seed=0, resamples=500
+        )
+        for one, other in sorted(pairs)
+    }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the gate stands to the truth over nights."""
+
+    metric: str
+    truth: np.ndarray
+    """Relative true difference of each night's pair."""
+    sure: np.ndarray
+    """Bool: whether its interval leaves 0 out."""
+    clear: np.ndarray
+    right: np.ndarray
+    """Bool: promoted what is better, or kept what is not."""
+
+
+def agreements(found: Measured) -> list[Agreement]:
+    nights = found.nights
+    pairs = list(zip(nights["candidate"].tolist(), nights["champion"].tolist(), strict=True))
+    result = []
+    for metric in TRUTHS:
+        of_pair = true_differences(found.recommended, metric, set(pairs))
+        truth = np.array([of_pair[pair].value for pair in pairs])
+        sure = np.array([of_pair[pair].lower > 0 or of_pair[pair].upper < 0 for pair in pairs])
+        right = nights["promoted"] == (truth > 0)
+        result.append(Agreement(metric, truth, sure, sure & clear(truth, nights["detectable"]), right))
+    return result
+
+
+def claims(found: Measured) -> list[Claim]:
+    result = []
+    for (ours, theirs), one in found.power.found.items():
+        for users in sorted(set(found.nights["users"].tolist())):
+            result.append(
+                Claim(
+                    name=f"smallest detectable difference, {ours} - {theirs}, one night of {users} users",
+                    value=100 * one.detectable(users), interval=None, unit="% of NDCG@10", goal="", met=None,
+                )
+            )  # fmt: skip
+    for estimate, metric, which, count, spearman, kendall in tables_of(found):
+        if metric in TRUTHS:
+            for name, value in (("Spearman", spearman), ("Kendall", kendall)):
+                words = "all" if which == "all" else f"within {CLOSE:.0%} of the best:"
+                result.append(
+                    Claim(
+                        name=f"{name}, {estimate} and true {metric}, {words} {count} generators",
+                        value=value.value, interval=(value.lower, value.upper), unit="", goal="", met=None,
+                    )
+                )  # fmt: skip
+    for one in agreements(found):
+        chosen = one.clear
+        share = wilson(int(one.right[chosen].sum()), int(chosen.sum()))
+        enough = chosen.sum() >= LEAST_NIGHTS
+        first = one.metric == TRUTHS[0]
+        result.append(
+            Claim.percent(
+                f"nights in which the gate agrees with a clear truth ({one.metric}), {chosen.sum()} nights",
+                share,
+                goal=f">= {AGREEMENT:.0%} of at least {LEAST_NIGHTS}" if first else "",
+                met=bool(enough and share.value >= AGREEMENT) if first else None,
+            )
+        )
+    for scenario, columns in found.months.items():
+        result += _month_claims(scenario, columns)
+    for (users, effect), served in found.refreshes.items():
+        result.append(
+            Claim.percent(
+                f"nights in which a supervised policy {effect:+.0%} replaces the champion, {users} users",
+                wilson(int(served.sum()), len(served)),
+            )
+        )
+    return result
+
+
+def _month_claims(scenario: Scenario, columns: Mapping[str, np.ndarray]) -> list[Claim]:
+    shown, promoted = columns["shown"], columns["promoted"]
+    if scenario.effect > 0:
+        share = wilson(int((shown > 0).sum()), len(shown))
+        return [Claim.percent(f"months that show an optimised policy that is better: {scenario}", share)]
+    share = wilson(int((promoted > 0).sum()), len(promoted))
+    null = scenario.effect == 0 and scenario.coin == EACH_NIGHT
+    goal = f"<= {FALSE_PROMOTIONS:.0%}" if null else ""
+    met = share.value <= FALSE_PROMOTIONS if null else None
+    return [Claim.percent(f"months that promote an optimised policy: {scenario}", share, goal=goal, met=met)]
+
+
+def tables_of(found: Measured) -> list[tuple[str, str, str, int, Interval, Interval]]:
+    """Rank correlations of one night's estimates and of all days' ones."""
+    every = {f"{name}, one day": values for name, values in user_estimates(found.recommended, slice(1)).items()}
+    every |= {f"{name}, all days": values for name, values in user_estimates(found.recommended, slice(None)).items()}
+    return correlation_table(every, found.recommended)
+
+
+def text(found: Measured) -> str:
+    def lines(of_part: list[str]) -> str:
+        return "\n".join(of_part).strip()
+
+    return TEXT.format(
+        market=len(found.recommended.truth[NIGHT].clicks),
+        items=len(found.recommended.catalogue),
+        nights=found.nights_of_month,
+        power=lines(found.power.lines),
+        generators=lines(_generators(found.recommended)),
+        correlations=lines(_correlations(found)),
+        agreement=lines(_agreement(found)),
+        months=lines(_months(found)),
+        refreshes=lines(_refreshes(found)),
+    )
+
+
+def _generators(recommended: Recommended) -> list[str]:
+    lines = ["", "| generator | NDCG@10 | HR@50 | true CTR | revenue | GMV | dislike rate |", "| --- " * 7 + "|"]
+    for name, outcomes in recommended.truth.items():
+        values = [truth_of(outcomes, metric) for metric in ("CTR", "revenue", "GMV", "dislike rate")]
+        measures = [np.nanmean(user_days(recommended, name, *one)) for one in (("ndcg", 10), ("hit_rate", 50))]
+        cells = [f"{value:.4f}" for value in (*measures, *values)]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return [*lines, ""]
+
+
+def _correlations(found: Measured) -> list[str]:
+    lines = ["", "| estimate | truth | generators | Spearman | Kendall |", "| --- | --- | --- | --- | --- |"]
+    for estimate, metric, which, count, *both in tables_of(found):
+        cells = [f"{one.value:+.2f} [{one.lower:+.2f}, {one.upper:+.2f}]" for one in both]
+        lines.append("| " + " | ".join([estimate, metric, f"{count} {which}", *cells]) + " |")
+    return [*lines, ""]
+
+
+BANDS = ((0, 0.5), (0.5, 1), (1, 2), (2, np.inf))
+
+
+def _agreement(found: Measured) -> list[str]:
+    nights = found.nights
+    lines = [
+        "",
+        "| truth | true difference over detectable one | nights | pairs | agrees | better: promoted, kept |"
+        " worse: kept, promoted |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in agreements(found):
+        ratio = np.abs(one.truth) / nights["detectable"]
+        for low, high in BANDS:
+            chosen = one.sure & (ratio > low) & (ratio <= high)
+            if chosen.any():
+                lines.append(_band(one, nights, chosen, f"{low:g} to {high:g}"))
+    lines += ["", "Nights of clear truth in which the gate disagrees, by what it said:", ""]
+    for one in agreements(found):
+        wrong = one.clear & ~one.right
+        said = Counter(reason or "promoted" for reason in nights["reason"][wrong].tolist())
+        words = ", ".join(f"{reason} {count}" for reason, count in said.most_common())
+        lines.append(f"- {one.metric}: {words or 'none'}")
+    return [*lines, f"\nClear: above {CLEAR:g} times what the night detects.", ""]
+
+
+def _band(one: Agreement, nights: Mapping[str, np.ndarray], chosen: np.ndarray, words: str) -> str:
+    better, promoted = chosen & (one.truth > 0), nights["promoted"]
+    worse = chosen & (one.truth <= 0)
+    share = wilson(int(one.right[chosen].sum()), int(chosen.sum()))
+    pairs = set(zip(nights["candidate"][chosen].tolist(), nights["champion"][chosen].tolist(), strict=True))
+    return (
+        f"| {one.metric} | {words} | {chosen.sum():,} | {len(pairs)}"
+        f" | {share.value:.1%} [{share.lower:.1%}, {share.upper:.1%}]"
+        f" | {(better & promoted).sum()}, {(better & ~promoted).sum()}"
+        f" | {(worse & ~promoted).sum()}, {(worse & promoted).sum()} |"
+    )
+
+
+def _months(found: Measured) -> list[str]:
+    lines = [
+        "",
+        "| months | evidence is enough | by which night (median) | promoted |",
+        "| --- | --- | --- | --- |",
+    ]
+    for scenario, columns in found.months.items():
+        shown, promoted = columns["shown"], columns["promoted"]
+        looked = promoted >= 0
+        median = f"{np.median(shown[shown > 0]):.0f}" if (shown > 0).any() else ""
+        cells = [f"{(shown > 0).mean():.1%}", median, f"{(promoted > 0).sum()} of {looked.sum()}"]
+        lines.append("| " + " | ".join([str(scenario), *cells]) + " |")
+    return [*lines, "", *(f"Out of reach: {one}." for one in found.out_of_reach), ""]
+
+
+def _refreshes(found: Measured) -> list[str]:
+    lines = ["", "| users | truly | replaces, a night | at least once a month |", "| --- | --- | --- | --- |"]
+    for (users, effect), served in found.refreshes.items():
+        share = wilson(int(served.sum()), len(served))
+        monthly = 1 - (1 - share.value) ** found.nights_of_month
+        lines.append(
+            f"| {users:,} | {effect:+.0%} | {share.value:.1%} [{share.lower:.1%}, {share.upper:.1%}] | {monthly:.1%} |"
+        )
+    return lines
+
+
+def details(found: Measured) -> dict[str, Any]:
+    """What the text has no room for."""
+    truth = {
+        name: {metric: truth_of(outcomes, metric) for metric in METRICS}
+        for name, outcomes in found.recommended.truth.items()
+    }
+    months = {
+        str(scenario): {
+            name: np.bincount(np.maximum(column, 0), minlength=31).tolist() for name, column in both.items()
+        }
+        for scenario, both in found.months.items()
+    }
+    return {"truth": truth, "months": months, "nights": {"reasons": dict(Counter(found.nights["reason"].tolist()))}}
