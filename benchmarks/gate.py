@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import gate_report
-from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED, Kept, OutOfTimeError, Recommended, Workshop, code_key
+from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED, Kept, OutOfTimeError, Workshop, code_key
 from benchmarks.gate_months import (
     EACH_NIGHT,
     HELD,
@@ -30,24 +30,25 @@ from benchmarks.gate_months import (
     Panel,
     Scenario,
     draw_month,
-    evidence_by_night,
     first_night,
     loading,
     nights_of,
 )
-from benchmarks.gate_nights import agreement_nights, pairs_of
+from benchmarks.gate_nights import agreement_nights
+from benchmarks.gate_requests import Recommended
 from benchmarks.report import write
 from sgrec_core.hashing import digest
-from sgrec_core.night.evaluation import margins_of, resampling
+from sgrec_core.night.evaluation import evidence_by_night, margins_of, resampling, weights_of
 from sgrec_core.settings import EvaluationSettings
 
 SETTINGS = EvaluationSettings()
-JUDGING = Judging(margins_of(SETTINGS), resampling(SETTINGS), SETTINGS.alpha)
+JUDGING = Judging(margins_of(SETTINGS), resampling(SETTINGS), weights_of(SETTINGS), SETTINGS.alpha)
 DEFINITIONS = (
     "sgrec_core.evaluation.gate:compare",
     "sgrec_core.evaluation.gate:decide",
     "sgrec_core.evaluation.sequential:evidence",
     "sgrec_core.evaluation.ranking:Ranking",
+    "sgrec_core.night.evaluation:evidence_by_night",
 )
 EFFECTS = (0.0, 0.05, 0.10, 0.20, -0.05)
 """Of the optimised policy, relative to the supervised one's NDCG@10."""
@@ -85,7 +86,7 @@ def months(recommended: Recommended, scenario: Scenario, size: Size) -> dict[str
 
     The second is -1 for months that were not put through the one-night margins.
     """
-    panel = Panel.of(recommended, scenario.ours, scenario.theirs)
+    panel = Panel.of(recommended, scenario.ours, scenario.theirs, JUDGING.weights)
     coins = Coins(recommended, scenario.ours, scenario.theirs)
     draw = np.random.default_rng([1, scenario.users])
     shown, promoted = np.zeros(size.months, dtype=int), np.zeros(size.months, dtype=int)
@@ -101,20 +102,18 @@ def months(recommended: Recommended, scenario: Scenario, size: Size) -> dict[str
                 continue
         promoted[number] = first_night(
             found,
-            lambda night, month=month, found=found, number=number: coins.optimised_serves(
-                month, night, found[night], JUDGING, number
-            ),
+            lambda night, month=month, found=found: coins.optimised_serves(month, night, found[night], JUDGING),
         )
     return {"shown": shown, "promoted": promoted}
 
 
 def refreshes(recommended: Recommended, effect: float, users: int, size: Size) -> dict[str, np.ndarray]:
     """Of each night, its users drawn anew: whether the supervised policy replaces the champion; two trainings."""
-    panel, coins = Panel.of(recommended, AGAIN, NIGHT), Coins(recommended, AGAIN, NIGHT)
+    panel = Panel.of(recommended, AGAIN, NIGHT, JUDGING.weights)
+    coins = Coins(recommended, AGAIN, NIGHT)
     draw = np.random.default_rng([2, users])
     served = [
-        coins.refreshes(draw_month(panel, users, effect, EACH_NIGHT, draw), 0, JUDGING, number)
-        for number in range(size.refreshes)
+        coins.refreshes(draw_month(panel, users, effect, EACH_NIGHT, draw), 0, JUDGING) for _ in range(size.refreshes)
     ]
     return {"served": np.array(served)}
 
@@ -123,27 +122,28 @@ def measure(options: argparse.Namespace, kept: Kept) -> gate_report.Measured:
     size = BRIEF if options.short else FULL
     workshop = Workshop(kept, options.cache, short=options.short)
     recommended = workshop.recommended()
-    power = gate_report.power(recommended, size.users)
+    power = gate_report.power(recommended, size.users, JUDGING.weights)
     print("\n".join(power.lines), flush=True)
-    key = code_key(*DEFINITIONS, files=("gate", "gate_months", "gate_nights"))
+    key = code_key(*DEFINITIONS, files=("gate", "gate_months", "gate_nights", "gate_requests"))
 
     def named(*parts: object) -> str:
         return digest(key, workshop.key, repr(SETTINGS), size, *parts)
 
-    pairs = pairs_of(list(recommended.items))
     days = [
         kept.piece(
-            f"agreement on day {day}",
-            named("agreement", day),
-            lambda day=day: agreement_nights(recommended, day, size.users, JUDGING, pairs),
+            f"agreement on day {day} with {users} users",
+            named("agreement", day, users),
+            lambda day=day, users=users: agreement_nights(recommended, day, users, JUDGING),
         )
+        for users in size.users
         for day in range(recommended.days)
     ]
     of_months, out_of_reach = {}, []
     for scenario in scenarios(size):
         try:
             if scenario.coin != WHOLE_NIGHT:
-                loading(Panel.of(recommended, scenario.ours, scenario.theirs), scenario.effect, scenario.coin)
+                panel = Panel.of(recommended, scenario.ours, scenario.theirs, JUDGING.weights)
+                loading(panel, scenario.effect, scenario.coin)
         except ValueError as error:
             out_of_reach.append(f"{scenario}: {error}")
             continue

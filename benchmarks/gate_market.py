@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.gate_requests import Recommended
+from benchmarks.gate_values import Appraisal
 from benchmarks.simulated import Log, Market, read_log, world
 from benchmarks.simulated_ab import AB, compare
 from benchmarks.world import World
 from sgrec_core.evaluation.metrics import CUTOFFS
-from sgrec_core.evaluation.ranking import Ranking
 from sgrec_core.evaluation.roles import POPULARITY
-from sgrec_core.evaluation.simulated_ab import Outcomes
+from sgrec_core.evaluation.simulated_ab import Outcomes, pooled
 from sgrec_core.generator import Generator, GeneratorConfig, TrainingConfig, rank_items, train_supervised
 from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import digest
@@ -31,7 +32,7 @@ from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
 from sgrec_core.rewards.advantages import Groups
 from sgrec_core.rewards.fusion import fuse
 from sgrec_core.runtime.code import code_digest
-from sgrec_core.settings import SimulatorSettings
+from sgrec_core.settings import EvaluationSettings, SimulatorSettings
 
 # Not the seed of a market on which anything was chosen. Smaller than that of the A2PO benchmark, with more evaluation
 # days: sixteen generators have to be trained, ranked and served.
@@ -39,7 +40,7 @@ MARKET = Market(
     SimulatorSettings(seed=23, users=2000, items=300, new_items_per_day=0, requests_per_user=4.0, slate=8),
     first_day="2026-01-02",
     supervised_days=3,
-    evaluation_days=4,
+    evaluation_days=3,
 )
 SHORT = Market(
     SimulatorSettings(seed=23, users=200, items=80, new_items_per_day=0, requests_per_user=4.0, slate=6),
@@ -52,7 +53,7 @@ SHORT_TRUTH = AB(market=SHORT, days=1, seeds=(0,), resamples=100)
 """The A/B tests that tell the truth: every generator serves all users, with common random numbers."""
 GROUP, GROUPS = 16, 2048
 BEAM, SERVED_BEAM = max(CUTOFFS), 16
-OUTCOME = "outcome:"
+OUTCOME, LOGGED = "outcome:", ("shown", "propensity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,40 +140,6 @@ def code_key(*definitions: str, files: tuple[str, ...]) -> str:
     return digest(code_digest(*definitions), *((folder / f"{name}.py").read_text() for name in files))
 
 
-@dataclass(frozen=True)
-class Recommended:
-    """N held-out decisions of all evaluation days, sorted by day and user, and what generators make of them."""
-
-    day: np.ndarray
-    """[N] number of the evaluation day, from 0."""
-    user: np.ndarray
-    """[N] user numbers."""
-    row: np.ndarray
-    """[N] number of the request in the log."""
-    histories: np.ndarray
-    """[N, n]"""
-    targets: np.ndarray
-    """[N]"""
-    catalogue: Catalogue
-    items: dict[str, np.ndarray]
-    """By generator: [N, 50] ranked items."""
-    truth: dict[str, Outcomes]
-    """By generator: what all users of the market did in the A/B test [U]."""
-
-    @property
-    def days(self) -> int:
-        return int(self.day.max()) + 1
-
-    def ranking(self, name: str, rows: np.ndarray, users: np.ndarray | None = None) -> Ranking:
-        """Of decisions ``rows``; ``users`` are other names for the users of these."""
-        return self.as_ranking(name, self.items[name][rows], rows, users)
-
-    def as_ranking(self, name: str, items: np.ndarray, rows: np.ndarray, users: np.ndarray | None = None) -> Ranking:
-        """Of lists ``items`` for decisions ``rows``."""
-        users = self.user[rows] if users is None else users
-        return Ranking(name, "1", items, self.targets[rows], self.histories[rows], self.catalogue, users)
-
-
 class Workshop:
     """Makes generators, their lists and their truth, each piece once."""
 
@@ -185,39 +152,41 @@ class Workshop:
             *(f"sgrec_core.simulator:{name}" for name in ("simulate_day", "day_requests", "event_rows")),
             "sgrec_core.policy:train_stored",
             "sgrec_core.rewards.business:EcpmModel",
+            "sgrec_core.rewards.responses:ResponseModel",
             "sgrec_core.rewards.fusion:fuse",
             "sgrec_core.items.fitting:fit_quantiser",
             "sgrec_core.judge.engines.embedding:EmbeddingEngine.score",
             "sgrec_core.aggregator.network:fit",
             "sgrec_core.evaluation.simulated_ab:serve",
         )
-        self.key = code_key(*definitions, files=("gate_market", "simulated", "simulated_ab"))
+        self.key = code_key(*definitions, files=("gate_market", "gate_values", "simulated", "simulated_ab"))
         self._models: dict[Recipe, Generator] = {}
 
     def recommended(self) -> Recommended:
-        decisions = self.kept.piece("market", self._key("market"), self._decisions)
+        requests = self.kept.piece("market", self._key("market"), self._requests)
         made = {
             recipe.name: self.kept.piece(
-                f"generator {recipe.name}", self._key(recipe), lambda recipe=recipe: self._made(recipe, decisions)
+                f"generator {recipe.name}", self._key(recipe), lambda recipe=recipe: self._made(recipe, requests)
             )
             for recipe in self.recipes
         }
-        codes = decisions.pop("codes")
-        catalogue = Catalogue(
-            pa.array([f"i{item:06d}" for item in range(len(codes))]),
-            codes,
-            int(decisions.pop("codebook_size")),
-            "gate",
-        )
-        fields = Outcomes.__dataclass_fields__
+        codes, fields = requests["codes"], Outcomes.__dataclass_fields__
         return Recommended(
-            **decisions,
-            catalogue=catalogue,
+            **{name: requests[name] for name in ("day", "user", "histories", "targets")},
+            logged={name: requests[name] for name in requests if name in LOGGED or ":" in name},
+            catalogue=Catalogue(
+                pa.array([f"i{item:06d}" for item in range(len(codes))]), codes, int(requests["codebook_size"]), "gate"
+            ),
             items={name: found["items"] for name, found in made.items()},
+            expected={
+                name: {key.split(":")[1]: values for key, values in found.items() if key.startswith("expected:")}
+                for name, found in made.items()
+            },
             truth={
                 name: Outcomes(**{field: found[f"{OUTCOME}{field}"] for field in fields})
                 for name, found in made.items()
             },
+            clip=EvaluationSettings().weight_limit,
         )
 
     @cached_property
@@ -231,29 +200,37 @@ class Workshop:
     def _key(self, part: object) -> str:
         return digest(self.key, self.short, part)
 
-    def _decisions(self) -> dict[str, np.ndarray]:
-        first = self.market.supervised_days + 1
-        rows = np.concatenate([self.log.decisions(first + day) for day in range(self.market.evaluation_days)])
+    @cached_property
+    def appraisal(self) -> Appraisal:
+        log = read_log(self.market, propensities=True)
+        rows = np.flatnonzero(log.day > self.market.supervised_days)
+        return Appraisal(log, rows[log.histories(rows)[:, 0] >= 0])
+
+    def _requests(self) -> dict[str, np.ndarray]:
+        log, rows = self.appraisal.log, self.appraisal.rows
         return {
-            "day": self.log.day[rows] - first,
-            "user": self.log.user[rows],
-            "row": rows,
-            "histories": self.log.histories(rows).astype(np.int32),
-            "targets": self.log.targets(rows),
+            "day": log.day[rows] - self.market.supervised_days - 1,
+            "user": log.user[rows],
+            "histories": log.histories(rows).astype(np.int32),
+            "targets": np.where(log.clicked[rows].any(axis=1), log.targets(rows), -1),
             "codes": self.world.trie.codes.numpy(),
             "codebook_size": np.array(self.world.trie.codebook_size),
+            **self.appraisal.logged(),
         }
 
-    def _made(self, recipe: Recipe, decisions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Lists of all decisions and outcomes of the A/B test."""
+    def _made(self, recipe: Recipe, requests: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Lists for all requests, what is expected of them, and outcomes of the A/B test."""
         ranked = self._popular() if recipe.name == POPULARITY else self._ranked(recipe)
-        found = {"items": ranked(decisions["histories"], BEAM).astype(np.int16)}
+        items = ranked(requests["histories"], BEAM)
+        found = {"items": items.astype(np.int16)}
+        slates = items[:, : requests["shown"].shape[1]]
+        found |= {f"expected:{name}": values for name, values in self.appraisal.expected(slates).items()}
 
         def arm(histories: np.ndarray) -> np.ndarray:
             return ranked(histories, SERVED_BEAM)
 
         runs = [compare({recipe.name: arm}, seed, test=self.test)[recipe.name] for seed in self.test.seeds]
-        outcomes = sum(runs[1:], start=runs[0])
+        outcomes = pooled(runs)
         return found | {f"{OUTCOME}{field}": values for field, values in vars(outcomes).items()}
 
     def _popular(self) -> Callable[[np.ndarray, int], np.ndarray]:

@@ -8,16 +8,19 @@ share of NDCG@10 that is known. The gate's own functions then look at such night
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
 
-from benchmarks.gate_market import Recommended
+from benchmarks.gate_requests import Recommended
 from sgrec_core.evaluation.gate import Comparison, Evidence, Margins, compare, decide
 from sgrec_core.evaluation.ranking import Ranking, Resampling
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
-from sgrec_core.evaluation.sequential import Night, evidence
+from sgrec_core.evaluation.score import SIGNS, OfUsers, Weights, score_differences
+from sgrec_core.evaluation.sequential import Night
 from sgrec_core.evaluation.significance import Interval
+from sgrec_core.evaluation.value import DOUBLY_ROBUST
 
 NIGHTS = 30
 EACH_NIGHT, HELD, WHOLE_NIGHT = "each user and night", "each user, held for the month", "each night, for all users"
@@ -27,33 +30,60 @@ coin for a whole night is a training that went well or badly."""
 
 @dataclass(frozen=True)
 class Panel:
-    """NDCG@10 of two generators, mean of each user's decisions of a day; NaN where a user has none. Both [D, U]."""
+    """What each day says of two generators; all arrays [D, U], NaN where a user tells nothing."""
 
-    ours: np.ndarray
-    theirs: np.ndarray
+    ours: dict[str, np.ndarray]
+    """By name as in `sgrec_core.evaluation.score.SIGNS`."""
+    theirs: dict[str, np.ndarray]
+    weights: Weights
 
     @classmethod
-    def of(cls, recommended: Recommended, ours: str, theirs: str) -> "Panel":
-        return cls(*(user_days(recommended, name, "ndcg", 10) for name in (ours, theirs)))
+    def of(
+        cls, recommended: Recommended, ours: str, theirs: str, weights: Weights, estimator: str = DOUBLY_ROBUST
+    ) -> "Panel":
+        """With the figures that ``weights`` ask for; ``estimator`` of the values: the gate's, or another."""
 
-    @property
+        def figures(name: str) -> dict[str, np.ndarray]:
+            of = recommended.figures[name]
+            told = {which: f"{which} {estimator}" if which != "ndcg" else "ndcg@10" for which in SIGNS}
+            return {which: of[told[which]] for which in told if getattr(weights, which) and told[which] in of}
+
+        return cls(figures(ours), figures(theirs), weights)
+
+    def scores(self, day: int, users: np.ndarray, swapped: np.ndarray | None = None) -> Night:
+        """The score of ours minus theirs: of users [S] of the market, called 0 to S - 1, who are there on that day.
+
+        For whom ``swapped`` [S] says so the two change places.
+        """
+        there = np.flatnonzero(self.present[day, users])
+        swap = np.zeros(len(there), dtype=bool) if swapped is None else swapped[there]
+        sides = []
+        for first, second in ((self.ours, self.theirs), (self.theirs, self.ours)):
+            figures = {
+                name: np.where(swap, second[name][day, users[there]], first[name][day, users[there]]) for name in first
+            }
+            sides.append(OfUsers(there, figures))
+        return score_differences(*sides, self.weights)
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """Bool [D, U]: who decided or asked."""
+        return np.any([np.isfinite(values) for values in self.ours.values()], axis=0)
+
+    @cached_property
     def differences(self) -> np.ndarray:
-        return self.ours - self.theirs
+        """Scores of all users of each day."""
+        days, market = self.ours["ndcg"].shape
+        found = np.full((days, market), np.nan)
+        for day in range(days):
+            users, scores = self.scores(day, np.arange(market))
+            found[day, users] = scores
+        return found
 
     @property
     def level(self) -> float:
-        """Mean of both."""
-        return float(np.nanmean((self.ours + self.theirs) / 2))
-
-
-def user_days(recommended: Recommended, name: str, metric: str, cutoff: int) -> np.ndarray:
-    """[D, U] mean of a measure over each user's decisions of each day, NaN where there are none."""
-    found = np.full((recommended.days, len(recommended.truth[name].clicks)), np.nan)
-    for day in range(recommended.days):
-        rows = np.flatnonzero(recommended.day == day)
-        ranking = recommended.ranking(name, rows)
-        found[day, np.unique(ranking.users)] = ranking.per_user(metric, cutoff)
-    return found
+        """Mean NDCG@10 of both, the unit of scores."""
+        return float(np.nanmean((self.ours["ndcg"] + self.theirs["ndcg"]) / 2))
 
 
 @dataclass(frozen=True)
@@ -99,7 +129,7 @@ def loading(panel: Panel, effect: float, coin: str) -> float:
 
 def draw_month(panel: Panel, users: int, effect: float, coin: str, draw: np.random.Generator) -> Month:
     """Users with replacement, days too; coins by `loading`, fair ones where a whole night has one."""
-    days, market = panel.ours.shape
+    days, market = panel.differences.shape
     chosen, of_night = draw.integers(0, market, users), draw.integers(0, days, NIGHTS)
     if coin == WHOLE_NIGHT:
         return Month(chosen, of_night, np.tile(draw.random((NIGHTS, 1)) < 0.5, (1, users)))
@@ -114,33 +144,32 @@ def draw_month(panel: Panel, users: int, effect: float, coin: str, draw: np.rand
 
 def nights_of(panel: Panel, month: Month) -> list[Night]:
     """Optimised minus supervised, of the users who are there each night."""
-    found = panel.differences[month.days[:, None], month.users]
-    found = np.where(month.swapped, -found, found)
-    return [(np.flatnonzero(np.isfinite(night)), night[np.isfinite(night)]) for night in found]
+    return [panel.scores(day, month.users, swapped) for day, swapped in zip(month.days, month.swapped, strict=True)]
 
 
-def evidence_by_night(nights: Sequence[Night], alpha: float) -> list[Evidence]:
-    """What `sgrec_core.night.evaluation.evidence_of_recipes` has after each night."""
-    against = [(users, -differences) for users, differences in nights]
-    values, worse = evidence(nights), evidence(against)
-    return [
-        Evidence(nights=number + 1, users=len(users), value=float(value), against=float(other), needed=1 / alpha)
-        for number, ((users, _), value, other) in enumerate(zip(nights, values, worse, strict=True))
-    ]
+@dataclass(frozen=True)
+class Judging:
+    """The gate's settings of a night."""
+
+    margins: Margins
+    draws: Resampling
+    weights: Weights
+    alpha: float
 
 
 class Lazy(Mapping[tuple[str, str], Comparison]):
     """Comparisons that are made when the gate asks for them: most refusals need the first alone."""
 
-    def __init__(self, rankings: Mapping[str, Ranking], pairs: Sequence[tuple[str, str]], draws: Resampling) -> None:
-        self.rankings, self.pairs, self.draws = rankings, pairs, draws
+    def __init__(self, rankings: Mapping[str, Ranking], pairs: Sequence[tuple[str, str]], judging: Judging) -> None:
+        self.rankings, self.pairs, self.judging = rankings, pairs, judging
         self.made: dict[tuple[str, str], Comparison] = {}
 
     def __getitem__(self, pair: tuple[str, str]) -> Comparison:
         if pair not in self.pairs:
             raise KeyError(pair)
         if pair not in self.made:
-            self.made[pair] = compare(self.rankings[pair[0]], self.rankings[pair[1]], self.draws)
+            one, other = (self.rankings[role] for role in pair)
+            self.made[pair] = compare(one, other, self.judging.draws, self.judging.weights)
         return self.made[pair]
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
@@ -150,58 +179,38 @@ class Lazy(Mapping[tuple[str, str], Comparison]):
         return len(self.pairs)
 
 
-@dataclass(frozen=True)
-class Judging:
-    """The gate's settings of a night."""
-
-    margins: Margins
-    draws: Resampling
-    alpha: float
-
-
 class Coins:
     """Nights of rankings by coin, as the gate compares them."""
 
     def __init__(self, recommended: Recommended, ours: str, theirs: str) -> None:
-        self.recommended, self.names = recommended, (ours, theirs)
-        days, market = recommended.days, len(recommended.truth[ours].clicks)
-        # Decisions are sorted by day and user.
-        keys, wanted = recommended.day * market + recommended.user, np.arange(days * market + 1)
-        self.first = np.searchsorted(keys, wanted)
-        self.market = market
+        self.recommended, self.pair = recommended, (ours, theirs)
 
     def rankings(self, month: Month, night: int, draw: np.random.Generator) -> dict[str, Ranking]:
         """Optimised, supervised and popularity; the champion has either list of each user by a fair coin."""
-        start = self.first[month.days[night] * self.market + month.users]
-        end = self.first[month.days[night] * self.market + month.users + 1]
-        slot = np.repeat(np.arange(len(month.users)), end - start)
-        before = np.cumsum(end - start) - (end - start)
-        rows = start[slot] + np.arange(len(slot)) - before[slot]
-        ours, theirs = (self.recommended.items[name][rows] for name in self.names)
+        rows, slot = self.recommended.requests(int(month.days[night]), month.users)
         coins = {
             OPTIMISED: month.swapped[night],
             SUPERVISED: ~month.swapped[night],
             CHAMPION: draw.random(len(month.users)) < 0.5,
         }
-        found = {
-            role: self.recommended.as_ranking(role, np.where(coin[slot, None], theirs, ours), rows, slot)
-            for role, coin in coins.items()
-        }
-        return found | {POPULARITY: self.recommended.ranking(POPULARITY, rows, slot)}
+        found = {role: self.recommended.mixed(role, self.pair, rows, slot, coin[slot]) for role, coin in coins.items()}
+        popular = np.zeros(len(slot), dtype=bool)
+        return found | {POPULARITY: self.recommended.mixed(POPULARITY, (POPULARITY, POPULARITY), rows, slot, popular)}
 
-    def optimised_serves(self, month: Month, night: int, found: Evidence, judging: Judging, seed: int) -> bool:
-        """Whether a night that has a champion promotes the optimised policy."""
-        rankings = self.rankings(month, night, np.random.default_rng([seed, night]))
+    def optimised_serves(self, month: Month, night: int, found: Evidence, judging: Judging) -> bool:
+        """Whether a night that has a champion, of the supervised recipe, promotes the optimised policy."""
+        rankings = self.rankings(month, night, np.random.default_rng([int(month.users[0]), night]))
         pairs = [(OPTIMISED, SUPERVISED)]
         pairs += [(one, other) for one in (OPTIMISED, SUPERVISED) for other in (CHAMPION, POPULARITY)]
-        return decide(Lazy(rankings, pairs, judging.draws), judging.margins, found).serves == OPTIMISED
+        choice = decide(Lazy(rankings, pairs, judging), judging.margins, {(OPTIMISED, SUPERVISED): found})
+        return choice.serves == OPTIMISED
 
-    def refreshes(self, month: Month, night: int, judging: Judging, seed: int) -> bool:
+    def refreshes(self, month: Month, night: int, judging: Judging) -> bool:
         """Whether a supervised policy that is the month's optimised one replaces the other, which is the champion."""
-        found = self.rankings(month, night, np.random.default_rng([seed, night]))
+        found = self.rankings(month, night, np.random.default_rng(night))
         rankings = {SUPERVISED: found[OPTIMISED], CHAMPION: found[SUPERVISED], POPULARITY: found[POPULARITY]}
         pairs = [(SUPERVISED, CHAMPION), (SUPERVISED, POPULARITY)]
-        return decide(Lazy(rankings, pairs, judging.draws), judging.margins, None).serves == SUPERVISED
+        return decide(Lazy(rankings, pairs, judging), judging.margins, {}).serves == SUPERVISED
 
 
 def first_night(evidences: Sequence[Evidence], serves: Callable[[int], bool]) -> int:

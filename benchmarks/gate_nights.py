@@ -4,20 +4,24 @@ The truth of a pair is the relative difference of a figure of the simulated A/B 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
 
-from benchmarks.gate_market import Recommended
-from benchmarks.gate_months import Judging, Lazy, user_days
-from sgrec_core.evaluation.gate import decide
+from benchmarks.gate_market import NIGHT
+from benchmarks.gate_months import Judging, Lazy, Panel
+from benchmarks.gate_requests import Recommended
+from sgrec_core.evaluation.gate import Comparison, decide
+from sgrec_core.evaluation.ranking import Ranking
 from sgrec_core.evaluation.roles import CHAMPION, POPULARITY, SUPERVISED
+from sgrec_core.evaluation.score import OfUsers, Weights, score_differences
 from sgrec_core.evaluation.sequential import smallest_detectable
-from sgrec_core.evaluation.significance import Interval
+from sgrec_core.evaluation.significance import Interval, bootstrap
 from sgrec_core.evaluation.simulated_ab import METRICS, Outcomes
+from sgrec_core.evaluation.value import DIRECT, DOUBLY_ROBUST
 
-ESTIMATES = {"NDCG@10": ("ndcg", 10), "HR@10": ("hit_rate", 10), "HR@50": ("hit_rate", 50)}
+TRUTHS = ("CTR", "revenue", "GMV", "dislike rate")
 LOWER_IS_BETTER = ("dislike rate",)
 CLOSE = 0.05
 """Generators whose truth is within this share of the best one's stand apart too."""
@@ -30,24 +34,23 @@ class Power:
     """What the paired differences of two generators let one night see."""
 
     deviation: float
-    """Of a user's difference in NDCG@10 on one day."""
+    """Of a user's difference on one day, in units of NDCG@10."""
     level: float
-    """NDCG@10 of the second."""
+    """NDCG@10, of which differences are shares."""
     lasting: float
     """Share of the variance that is a user's own on all days: nights add nothing to it, users do."""
 
     @classmethod
-    def of(cls, ours: np.ndarray, theirs: np.ndarray) -> "Power":
-        """From users' NDCG@10 by day [D, U], NaN where a user has no decision."""
-        found = ours - theirs
-        variance = float(np.nanmean(np.nanvar(found, axis=1)))
+    def of(cls, differences: np.ndarray, level: float) -> "Power":
+        """From users' differences by day [D, U], NaN where a user was not there."""
+        variance = float(np.nanmean(np.nanvar(differences, axis=1)))
         # The mean product of a user's differences on two days, less the squared mean.
-        products = [found[a] * found[b] for a in range(len(found)) for b in range(a)]
-        shared = float(np.nanmean(products)) - float(np.nanmean(found)) ** 2 if products else 0.0
-        return cls(variance**0.5, float(np.nanmean(theirs)), float(np.clip(shared / max(variance, 1e-12), 0, 1)))
+        products = [differences[one] * differences[other] for one in range(len(differences)) for other in range(one)]
+        shared = float(np.nanmean(products)) - float(np.nanmean(differences)) ** 2 if products else 0.0
+        return cls(variance**0.5, level, float(np.clip(shared / max(variance, 1e-12), 0, 1)))
 
     def detectable(self, users: int, nights: int = 1) -> float:
-        """Relative to the second's NDCG@10, by the mean over so many nights of the same users."""
+        """A share of NDCG@10, by the mean over so many nights of the same users."""
         over_nights = self.deviation * ((1 - self.lasting) / nights + self.lasting) ** 0.5
         return smallest_detectable(over_nights, users) / self.level
 
@@ -71,44 +74,93 @@ def clear(truth: np.ndarray, detectable: np.ndarray, times: float = CLEAR) -> np
     return np.abs(truth) > times * detectable
 
 
-def agreement_nights(
-    recommended: Recommended, day: int, sizes: Sequence[int], judging: Judging, pairs: Sequence[tuple[str, str]]
-) -> dict[str, np.ndarray]:
-    """Every pair of candidate and champion on an evaluation day, with users drawn anew for each night.
+@dataclass(frozen=True)
+class Variant:
+    """A score that may decide."""
 
-    Columns [nights]: candidate, champion, day, users, detectable (relative to the champion's NDCG@10), estimate (the
-    night's own relative difference), promoted, reason.
+    ecpm: float
+    """Weight of expected eCPM beside that of NDCG@10, which is 1."""
+    estimator: str
+
+    def __str__(self) -> str:
+        return f"eCPM {self.ecpm:g}, {self.estimator}" if self.ecpm else "NDCG@10 alone"
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(ndcg=1.0, ecpm=self.ecpm, gmv=0.0, dislikes=0.0)
+
+
+VARIANTS = (
+    Variant(0.0, DOUBLY_ROBUST),
+    *(Variant(weight, how) for how in (DOUBLY_ROBUST, DIRECT) for weight in (0.25, 0.5, 1.0, 2.0)),
+)
+DEFAULT = "default"
+
+
+class Reweighted(Lazy):
+    """The comparisons of another, by another score."""
+
+    def __init__(self, base: Lazy, variant: Variant) -> None:
+        super().__init__(base.rankings, base.pairs, base.judging)
+        self.base, self.variant = base, variant
+
+    def __getitem__(self, pair: tuple[str, str]) -> Comparison:
+        if pair not in self.made:
+            found = self.base[pair]
+            _, scores = score_differences(
+                self._of_users(found.ours), self._of_users(found.theirs), self.variant.weights
+            )
+            score = bootstrap(scores, seed=self.judging.draws.seed, resamples=self.judging.draws.resamples)
+            self.made[pair] = replace(found, score=score, scores=scores)
+        return self.made[pair]
+
+    def _of_users(self, ranking: Ranking) -> OfUsers:
+        """The figures that count, where the variant's estimator is taken for the doubly robust one."""
+        if ranking.worth is None:
+            return ranking.of_users()
+        told = {
+            (outcome, DOUBLY_ROBUST): values
+            for (outcome, how), values in ranking.worth.per_user.items()
+            if how == self.variant.estimator
+        }
+        return replace(ranking, worth=replace(ranking.worth, per_user=told, effective=float("inf"))).of_users()
+
+
+def agreement_nights(recommended: Recommended, day: int, users: int, judging: Judging) -> dict[str, np.ndarray]:
+    """Every pair of candidate and champion on an evaluation day, with one draw of users for all.
+
+    Columns [nights]: candidate, champion, day, users, and of the gate's own score and of every variant (as
+    ``promoted:...``): promoted, reason, detectable and estimate, the night's own difference, both shares of the
+    champion's NDCG@10.
     """
-    rows: list[tuple[object, ...]] = []
-    draw = np.random.default_rng([0, day])
-    of_day = np.flatnonzero(recommended.day == day)
-    present = np.unique(recommended.user[of_day])
-    for users in sorted({min(size, len(present)) for size in sizes}):
-        for candidate, champion in pairs:
-            drawn = draw.choice(present, users, replace=False)
-            chosen = of_day[np.isin(recommended.user[of_day], drawn)]
-            rows.append((candidate, champion, day, users, *_night(recommended, candidate, champion, chosen, judging)))
-    names = ("candidate", "champion", "day", "users", "detectable", "estimate", "promoted", "reason")
-    return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def _night(
-    recommended: Recommended, candidate: str, champion: str, chosen: np.ndarray, judging: Judging
-) -> tuple[float, float, bool, str]:
-    rankings = {
-        SUPERVISED: recommended.ranking(candidate, chosen),
-        CHAMPION: recommended.ranking(champion, chosen),
-        POPULARITY: recommended.ranking(POPULARITY, chosen),
-    }
-    # Where popularity is what serves, there is no champion beside it.
-    others = [POPULARITY] if champion == POPULARITY else [CHAMPION, POPULARITY]
-    comparisons = Lazy(rankings, [(SUPERVISED, other) for other in others], judging.draws)
-    choice = decide(comparisons, judging.margins, None)
-    against = comparisons[SUPERVISED, others[0]]
-    ours, theirs = (ranking.per_user("ndcg") for ranking in (against.ours, against.theirs))
-    level = max(float(theirs.mean()), 1e-12)
-    found = smallest_detectable(float((ours - theirs).std()), len(ours)) / level
-    return found, float(ours.mean()) / level - 1, choice.serves == SUPERVISED, why_not(choice.reason)
+    present = np.unique(recommended.user[recommended.day == day])
+    drawn = np.random.default_rng([day, users]).choice(present, min(users, len(present)), replace=False)
+    rows, _ = recommended.requests(day, np.sort(drawn))
+    rankings = {name: recommended.ranking(name, rows) for name in recommended.items}
+    floors: dict[str, Comparison] = {}
+    nights: list[dict[str, object]] = []
+    for candidate, champion in pairs_of(list(rankings)):
+        roles = {SUPERVISED: candidate, CHAMPION: champion, POPULARITY: POPULARITY}
+        # Where popularity is what serves, there is no champion beside it.
+        pairs = [(SUPERVISED, other) for other in (CHAMPION, POPULARITY) if other != CHAMPION or champion != POPULARITY]
+        base = Lazy({role: rankings[name] for role, name in roles.items()}, pairs, judging)
+        if candidate in floors:
+            base.made[SUPERVISED, POPULARITY] = floors[candidate]
+        night: dict[str, object] = {"candidate": candidate, "champion": champion, "day": day, "users": len(drawn)}
+        for name, asked in ((DEFAULT, base), *((str(one), Reweighted(base, one)) for one in VARIANTS)):
+            choice = decide(asked, judging.margins, {})
+            against = asked[pairs[0]]
+            unit = max(against.unit, 1e-12)
+            night |= {
+                f"promoted:{name}": choice.serves == SUPERVISED,
+                f"reason:{name}": why_not(choice.reason),
+                f"detectable:{name}": smallest_detectable(float(against.scores.std()), len(against.scores)) / unit,
+                f"estimate:{name}": against.score.value / unit,
+            }
+        if (SUPERVISED, POPULARITY) in base.made:
+            floors[candidate] = base.made[SUPERVISED, POPULARITY]
+        nights.append(night)
+    return {name: np.array([night[name] for night in nights]) for name in nights[0]}
 
 
 def why_not(reason: str) -> str:
@@ -116,6 +168,7 @@ def why_not(reason: str) -> str:
     if "policy not:" not in reason:
         return ""
     kinds = ("better, but not surely", "not better", "of targets in bucket", "@50 surely worse", "coverage")
+    kinds += ("surely worse than",)  # a value: the others name no figure of the other one
     return next((kind for kind in kinds if kind in reason), "other")
 
 
@@ -162,28 +215,43 @@ def close_to_best(truths: np.ndarray, metric: str) -> np.ndarray:
 
 
 def user_estimates(recommended: Recommended, days: slice) -> dict[str, np.ndarray]:
-    """By estimate: [G, U] mean over the days that a user came, NaN for who never did."""
-    found = {}
-    for name, (metric, cutoff) in ESTIMATES.items():
-        by_day = np.stack([user_days(recommended, one, metric, cutoff)[days] for one in recommended.items])
-        came = np.isfinite(by_day).sum(axis=1)
-        found[name] = np.where(came > 0, np.nansum(by_day, axis=1) / np.maximum(came, 1), np.nan)
-    return found
+    """By estimate: [G, U] mean over the days that a user came, NaN for who never did.
+
+    Figures, and scores against a night's supervised policy, which ranks generators as the gate does.
+    """
+    names = [name.replace("ndcg", "NDCG").replace("hit_rate", "HR") for name in recommended.figures[NIGHT]]
+    found = {
+        name: np.stack([recommended.figures[one][which][days] for one in recommended.items])
+        for name, which in zip(names, recommended.figures[NIGHT], strict=True)
+    }
+    for variant in VARIANTS[1:]:
+        found[f"score, {variant}"] = np.stack(
+            [
+                Panel.of(recommended, one, NIGHT, variant.weights, variant.estimator).differences[days]
+                for one in recommended.items
+            ]
+        )
+    came = {name: np.isfinite(values).sum(axis=1) for name, values in found.items()}
+    return {
+        name: np.where(came[name] > 0, np.nansum(values, axis=1) / np.maximum(came[name], 1), np.nan)
+        for name, values in found.items()
+    }
 
 
 def correlation_table(
     estimates: Mapping[str, np.ndarray], recommended: Recommended
 ) -> list[tuple[str, str, str, int, Interval, Interval]]:
-    """Rows: estimate, truth, which generators, how many, Spearman, Kendall; a lower dislike rate counts as better."""
+    """Rows: estimate, truth, which generators, how many, Spearman, Kendall; few dislikes are better on both sides."""
     rows = []
     outcomes = list(recommended.truth.values())
-    for metric in ("CTR", "GMV", "revenue", "dislike rate"):
+    for metric in TRUTHS:
         above, below = (np.stack(side) for side in zip(*(METRICS[metric](one) for one in outcomes), strict=True))
         close = close_to_best(above.sum(axis=1) / below.sum(axis=1), metric)
         above = -above if metric in LOWER_IS_BETTER else above
         for name, values in estimates.items():
+            signed = -values if name.startswith("dislikes") else values
             for which, chosen in (("all", np.arange(len(outcomes))), ("close", close)):
                 if len(chosen) > 2:
-                    found = correlations(values[chosen], above[chosen], below[chosen])
+                    found = correlations(signed[chosen], above[chosen], below[chosen])
                     rows.append((name, metric, which, len(chosen), *found))
     return rows

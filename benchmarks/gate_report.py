@@ -3,31 +3,40 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED, Recommended
-from benchmarks.gate_months import EACH_NIGHT, Scenario, user_days, wilson
+from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED
+from benchmarks.gate_months import EACH_NIGHT, Panel, Scenario, wilson
 from benchmarks.gate_nights import (
     CLEAR,
     CLOSE,
+    DEFAULT,
+    TRUTHS,
+    VARIANTS,
     Power,
     clear,
     correlation_table,
     truth_of,
     user_estimates,
 )
+from benchmarks.gate_requests import Recommended
 from benchmarks.report import Claim
 from sgrec_core.evaluation.roles import POPULARITY
+from sgrec_core.evaluation.score import Weights
 from sgrec_core.evaluation.significance import Interval, relative_difference
 from sgrec_core.evaluation.simulated_ab import METRICS
 
+Row = tuple[str, str, str, int, Interval, Interval]
 PAIRS = ((OPTIMISED, NIGHT), (AGAIN, NIGHT), (NIGHT, POPULARITY))
 """Whose differences power is computed from: a policy and its start, two trainings, a policy and the floor."""
 ASKED = (0.05, 0.10, 0.20)
 AGREEMENT, FALSE_PROMOTIONS, LEAST_NIGHTS = 0.95, 0.05, 30
-TRUTHS = ("CTR", "revenue", "GMV")
+DECIDED = ("CTR", "revenue", "GMV")
+"""Truths that the gate is held against."""
+NDCG = Weights(ndcg=1.0, ecpm=0.0, gmv=0.0, dislikes=0.0)
 TEXT = """\
 A simulated market of {market:,} users and {items} items. Generators are trained on its first days; optimised ones go on
 with the day after. All rank the decisions of the evaluation days, on which the logging policy filled the slates. On the
@@ -37,8 +46,9 @@ settings.
 
 ## Power
 
-Relative to the second policy's NDCG@10, at 80% power and 5%. *Lasting* is the share of the variance that is a user's
-own on all days: more nights of the same users do not take it away, more users do.
+In shares of the second policy's NDCG@10, at 80% power and 5%. *Lasting* is the share of the variance that is a user's
+own on all days: more nights of the same users do not take it away, more users do. *Nights* are of the same users,
+looked at once, together.
 
 {power}
 
@@ -48,8 +58,9 @@ own on all days: more nights of the same users do not take it away, more users d
 
 ## Estimates and truth
 
-Rank correlation with the A/B test; intervals over users, who are resampled on both sides at once. A low dislike rate
-ranks high. *Close*: generators within 5% of the best by that truth.
+Spearman's rank correlation with the A/B test (Kendall's in the claims); intervals over users, who are resampled on both
+sides at once. A low dislike rate ranks high. *Close*: generators within 5% of the best by that truth. A score is that
+against `night`, with the weight of eCPM beside NDCG@10, which weighs 1.
 
 {correlations}
 
@@ -81,7 +92,8 @@ many independent tries. Where both are truly alike (+0%) a replacement changes n
 
 @dataclass(frozen=True)
 class PowerTable:
-    found: dict[tuple[str, str], Power]
+    found: dict[tuple[str, str, str], Power]
+    """By both generators and what is compared."""
     lines: list[str]
     """Markdown."""
 
@@ -100,31 +112,34 @@ class Measured:
     """By users and effect: of each night, whether the champion was replaced."""
     nights_of_month: int
 
+    @cached_property
+    def correlations(self) -> list[Row]:
+        """Rank correlations of one night's estimates, and of those of all days."""
+        every = {}
+        for words, days in (("one day", slice(1)), ("all days", slice(None))):
+            every |= {f"{name}, {words}": values for name, values in user_estimates(self.recommended, days).items()}
+        return correlation_table(every, self.recommended)
 
-def power(recommended: Recommended, sizes: tuple[int, ...]) -> PowerTable:
+    @cached_property
+    def agreements(self) -> list["Agreement"]:
+        return agreements(self)
+
+
+def power(recommended: Recommended, sizes: tuple[int, ...], weights: Weights) -> PowerTable:
     """Before any verdict: what a night of so many users can see, and what it would take to see more."""
-    lines = [
-        "| difference of | deviation | lasting | " + " | ".join(f"{users:,} users" for users in sizes),
-        "| --- | --- | --- | " + " | ".join("---" for _ in sizes),
-    ]
-    lines[0] += " | " + " | ".join(f"users for {effect:.0%}" for effect in ASKED) + " |"
-    lines[1] += " | " + " | ".join("---" for _ in ASKED) + " |"
-    found = {}
+    columns = ["difference of", "by", "deviation", "lasting", *(f"{users:,} users" for users in sizes)]
+    columns += [f"users for {effect:.0%}" for effect in ASKED] + [f"nights for 10%, {max(sizes):,} users"]
+    lines, found = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"], {}
     for ours, theirs in PAIRS:
-        one = Power.of(*(user_days(recommended, name, "ndcg", 10) for name in (ours, theirs)))
-        found[ours, theirs] = one
-        cells = [f"{ours} - {theirs}", f"{one.deviation:.3f}", f"{one.lasting:.2f}"]
-        cells += [f"{one.detectable(users):.1%}" for users in sizes]
-        cells += [f"{one.users_for(effect):,}" for effect in ASKED]
-        lines.append("| " + " | ".join(cells) + " |")
-    largest = max(sizes)
-    for (ours, theirs), one in found.items():
-        takes = [one.nights_for(effect, largest) for effect in ASKED]
-        words = ", ".join(
-            f"{effect:.0%} " + (f"{nights:.0f} nights" if np.isfinite(nights) else "no number of nights")
-            for effect, nights in zip(ASKED, takes, strict=True)
-        )
-        lines.append(f"\nWith {largest:,} users, looked at once, {ours} - {theirs} takes: {words}.")
+        for by, asked in (("NDCG@10", NDCG), ("score", weights)):
+            panel = Panel.of(recommended, ours, theirs, asked)
+            one = found[ours, theirs, by] = Power.of(panel.differences, float(np.nanmean(panel.theirs["ndcg"])))
+            cells = [f"{ours} - {theirs}", by, f"{one.deviation:.3f}", f"{one.lasting:.2f}"]
+            cells += [f"{one.detectable(users):.1%}" for users in sizes]
+            cells += [f"{one.users_for(effect):,}" for effect in ASKED]
+            nights = one.nights_for(0.10, max(sizes))
+            cells.append(f"{nights:.0f}" if np.isfinite(nights) else "none do")
+            lines.append("| " + " | ".join(cells) + " |")
     return PowerTable(found, lines)
 
 
@@ -140,43 +155,54 @@ def true_differences(recommended: Recommended, metric: str, pairs: set[tuple[str
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the gate stands to the truth over nights."""
+    """How a gate with some score stands to a truth over nights; arrays [nights]."""
 
+    score: str
     metric: str
     truth: np.ndarray
     """Relative true difference of each night's pair."""
     sure: np.ndarray
     """Bool: whether its interval leaves 0 out."""
-    clear: np.ndarray
-    right: np.ndarray
-    """Bool: promoted what is better, or kept what is not."""
+    detectable: np.ndarray
+    promoted: np.ndarray
+    reason: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Bool: promoted what is better, or kept what is not."""
+        return self.promoted == (self.truth > 0)
+
+    @property
+    def clear(self) -> np.ndarray:
+        return self.sure & clear(self.truth, self.detectable)
 
 
 def agreements(found: Measured) -> list[Agreement]:
     nights = found.nights
     pairs = list(zip(nights["candidate"].tolist(), nights["champion"].tolist(), strict=True))
     result = []
-    for metric in TRUTHS:
+    for metric in DECIDED:
         of_pair = true_differences(found.recommended, metric, set(pairs))
         truth = np.array([of_pair[pair].value for pair in pairs])
         sure = np.array([of_pair[pair].lower > 0 or of_pair[pair].upper < 0 for pair in pairs])
-        right = nights["promoted"] == (truth > 0)
-        result.append(Agreement(metric, truth, sure, sure & clear(truth, nights["detectable"]), right))
+        for score in (DEFAULT, *map(str, VARIANTS)):
+            columns = (nights[f"{name}:{score}"] for name in ("detectable", "promoted", "reason"))
+            result.append(Agreement(score, metric, truth, sure, *columns))
     return result
 
 
 def claims(found: Measured) -> list[Claim]:
     result = []
-    for (ours, theirs), one in found.power.found.items():
+    for (ours, theirs, by), one in found.power.found.items():
         for users in sorted(set(found.nights["users"].tolist())):
             result.append(
                 Claim(
-                    name=f"smallest detectable difference, {ours} - {theirs}, one night of {users} users",
+                    name=f"smallest detectable difference in {by}, {ours} - {theirs}, one night of {users} users",
                     value=100 * one.detectable(users), interval=None, unit="% of NDCG@10", goal="", met=None,
                 )
             )  # fmt: skip
-    for estimate, metric, which, count, spearman, kendall in tables_of(found):
-        if metric in TRUTHS:
+    for estimate, metric, which, count, spearman, kendall in found.correlations:
+        if "one day" in estimate:
             for name, value in (("Spearman", spearman), ("Kendall", kendall)):
                 words = "all" if which == "all" else f"within {CLOSE:.0%} of the best:"
                 result.append(
@@ -185,14 +211,14 @@ def claims(found: Measured) -> list[Claim]:
                         value=value.value, interval=(value.lower, value.upper), unit="", goal="", met=None,
                     )
                 )  # fmt: skip
-    for one in agreements(found):
+    for one in found.agreements:
         chosen = one.clear
         share = wilson(int(one.right[chosen].sum()), int(chosen.sum()))
         enough = chosen.sum() >= LEAST_NIGHTS
-        first = one.metric == TRUTHS[0]
+        first = (one.score, one.metric) == (DEFAULT, DECIDED[0])
         result.append(
             Claim.percent(
-                f"nights in which the gate agrees with a clear truth ({one.metric}), {chosen.sum()} nights",
+                f"nights that agree with a clear truth ({one.metric}; {one.score}; {chosen.sum()} nights)",
                 share,
                 goal=f">= {AGREEMENT:.0%} of at least {LEAST_NIGHTS}" if first else "",
                 met=bool(enough and share.value >= AGREEMENT) if first else None,
@@ -222,19 +248,12 @@ def _month_claims(scenario: Scenario, columns: Mapping[str, np.ndarray]) -> list
     return [Claim.percent(f"months that promote an optimised policy: {scenario}", share, goal=goal, met=met)]
 
 
-def tables_of(found: Measured) -> list[tuple[str, str, str, int, Interval, Interval]]:
-    """Rank correlations of one night's estimates and of all days' ones."""
-    every = {f"{name}, one day": values for name, values in user_estimates(found.recommended, slice(1)).items()}
-    every |= {f"{name}, all days": values for name, values in user_estimates(found.recommended, slice(None)).items()}
-    return correlation_table(every, found.recommended)
-
-
 def text(found: Measured) -> str:
     def lines(of_part: list[str]) -> str:
         return "\n".join(of_part).strip()
 
     return TEXT.format(
-        market=len(found.recommended.truth[NIGHT].clicks),
+        market=found.recommended.users,
         items=len(found.recommended.catalogue),
         nights=found.nights_of_month,
         power=lines(found.power.lines),
@@ -247,21 +266,29 @@ def text(found: Measured) -> str:
 
 
 def _generators(recommended: Recommended) -> list[str]:
-    lines = ["", "| generator | NDCG@10 | HR@50 | true CTR | revenue | GMV | dislike rate |", "| --- " * 7 + "|"]
+    names = ["ndcg@10", "hit_rate@50", "ecpm direct", "ecpm doubly_robust", "ecpm inverse_propensity"]
+    columns = ["generator", *names, "true eCPM", "true CTR", "true GMV", "true dislike rate"]
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for name, outcomes in recommended.truth.items():
-        values = [truth_of(outcomes, metric) for metric in ("CTR", "revenue", "GMV", "dislike rate")]
-        measures = [np.nanmean(user_days(recommended, name, *one)) for one in (("ndcg", 10), ("hit_rate", 50))]
-        cells = [f"{value:.4f}" for value in (*measures, *values)]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return [*lines, ""]
+        values = [float(np.nanmean(recommended.figures[name].get(which, np.nan))) for which in names]
+        values.append(1000 * float(outcomes.revenue.sum() / outcomes.impressions.sum()))
+        values += [truth_of(outcomes, metric) for metric in ("CTR", "GMV", "dislike rate")]
+        lines.append("| " + " | ".join([name, *(f"{value:.4g}" for value in values)]) + " |")
+    return lines
 
 
 def _correlations(found: Measured) -> list[str]:
-    lines = ["", "| estimate | truth | generators | Spearman | Kendall |", "| --- | --- | --- | --- | --- |"]
-    for estimate, metric, which, count, *both in tables_of(found):
-        cells = [f"{one.value:+.2f} [{one.lower:+.2f}, {one.upper:+.2f}]" for one in both]
-        lines.append("| " + " | ".join([estimate, metric, f"{count} {which}", *cells]) + " |")
-    return [*lines, ""]
+    kinds = [(metric, which) for metric in TRUTHS for which in ("all", "close")]
+    cells: dict[str, dict[tuple[str, str], str]] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for estimate, metric, which, count, spearman, _ in found.correlations:
+        counts[metric, which] = count
+        text = f"{spearman.value:+.2f} [{spearman.lower:+.2f}, {spearman.upper:+.2f}]"
+        cells.setdefault(estimate, {})[metric, which] = text
+    kinds = [kind for kind in kinds if kind in counts]
+    columns = ["estimate", *(f"{metric}, {counts[metric, which]} {which}" for metric, which in kinds)]
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    return lines + ["| " + " | ".join([name, *(of[kind] for kind in kinds)]) + " |" for name, of in cells.items()]
 
 
 BANDS = ((0, 0.5), (0.5, 1), (1, 2), (2, np.inf))
@@ -270,33 +297,42 @@ BANDS = ((0, 0.5), (0.5, 1), (1, 2), (2, np.inf))
 def _agreement(found: Measured) -> list[str]:
     nights = found.nights
     lines = [
-        "",
         "| truth | true difference over detectable one | nights | pairs | agrees | better: promoted, kept |"
         " worse: kept, promoted |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for one in agreements(found):
-        ratio = np.abs(one.truth) / nights["detectable"]
+    own = [one for one in found.agreements if one.score == DEFAULT]
+    for one in own:
+        ratio = np.abs(one.truth) / one.detectable
         for low, high in BANDS:
             chosen = one.sure & (ratio > low) & (ratio <= high)
             if chosen.any():
-                lines.append(_band(one, nights, chosen, f"{low:g} to {high:g}"))
-    lines += ["", "Nights of clear truth in which the gate disagrees, by what it said:", ""]
-    for one in agreements(found):
-        wrong = one.clear & ~one.right
-        said = Counter(reason or "promoted" for reason in nights["reason"][wrong].tolist())
+                lines.append(_band(one, nights, chosen, f"{one.metric} | {low:g} to {high:g}"))
+    lines += [f"\nClear: above {CLEAR:g} times what the night detects. What the gate said where it was wrong then:\n"]
+    for one in own:
+        said = Counter(reason or "promoted" for reason in one.reason[one.clear & ~one.right].tolist())
         words = ", ".join(f"{reason} {count}" for reason, count in said.most_common())
-        lines.append(f"- {one.metric}: {words or 'none'}")
-    return [*lines, f"\nClear: above {CLEAR:g} times what the night detects.", ""]
+        lines.append(f"- {one.metric}: {words or 'nothing'}")
+    largest = nights["users"] == nights["users"].max()
+    lines += [
+        f"\nBy the score that decides: nights of {nights['users'].max():,} users, all pairs whose truth is sure.\n",
+        "| truth | score | nights | pairs | agrees | better: promoted, kept | worse: kept, promoted |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        _band(one, nights, one.sure & largest, f"{one.metric} | {one.score}")
+        for one in found.agreements
+        if one.score != DEFAULT
+    ]
+    return lines
 
 
 def _band(one: Agreement, nights: Mapping[str, np.ndarray], chosen: np.ndarray, words: str) -> str:
-    better, promoted = chosen & (one.truth > 0), nights["promoted"]
-    worse = chosen & (one.truth <= 0)
+    better, worse, promoted = chosen & (one.truth > 0), chosen & (one.truth <= 0), one.promoted
     share = wilson(int(one.right[chosen].sum()), int(chosen.sum()))
     pairs = set(zip(nights["candidate"][chosen].tolist(), nights["champion"][chosen].tolist(), strict=True))
     return (
-        f"| {one.metric} | {words} | {chosen.sum():,} | {len(pairs)}"
+        f"| {words} | {chosen.sum():,} | {len(pairs)}"
         f" | {share.value:.1%} [{share.lower:.1%}, {share.upper:.1%}]"
         f" | {(better & promoted).sum()}, {(better & ~promoted).sum()}"
         f" | {(worse & ~promoted).sum()}, {(worse & promoted).sum()} |"
@@ -341,4 +377,4 @@ def details(found: Measured) -> dict[str, Any]:
         }
         for scenario, both in found.months.items()
     }
-    return {"truth": truth, "months": months, "nights": {"reasons": dict(Counter(found.nights["reason"].tolist()))}}
+    return {"truth": truth, "months": months, "reasons": dict(Counter(found.nights[f"reason:{DEFAULT}"].tolist()))}

@@ -205,16 +205,19 @@ def evidence_of_recipes(
             if ours.num_rows and ours["user_id"].equals(theirs["user_id"]):
                 nights.append(score_differences(_of_users(ours), _of_users(theirs), weights))
         nights.append(score_differences(tonight[pair[0]].of_users(), tonight[pair[1]].of_users(), weights))
-        found[pair] = _evidence(nights, settings.alpha)
+        found[pair] = evidence_by_night(nights, settings.alpha)[-1]
     return found
 
 
-def _evidence(nights: Sequence[sequential.Differences], alpha: float) -> Evidence:
+def evidence_by_night(nights: Sequence[sequential.Differences], alpha: float) -> list[Evidence]:
+    """What each night, with those before it, says of one recipe against another, by the users' scores."""
     # A user's score leaves [-1, 1] only by a value many times the mean; then it counts as the bound.
     inside = [(users, np.clip(scores, -1, 1)) for users, scores in nights]
-    against = [(users, -scores) for users, scores in inside]
-    value, worse = (float(sequential.evidence(one)[-1]) for one in (inside, against))
-    return Evidence(nights=len(nights), users=len(nights[-1][0]), value=value, against=worse, needed=1 / alpha)
+    values, worse = (sequential.evidence(one) for one in (inside, [(users, -scores) for users, scores in inside]))
+    return [
+        Evidence(nights=number, users=len(users), value=float(value), against=float(against), needed=1 / alpha)
+        for number, ((users, _), value, against) in enumerate(zip(inside, values, worse, strict=True), start=1)
+    ]
 
 
 def _of_users(rows: pa.Table) -> OfUsers:
