@@ -63,14 +63,17 @@ class Size:
     users: tuple[int, ...]
     """Held-out users of a night: those of the default night, and more."""
     months: int
+    """Of candidates that a coin makes the same."""
+    planted: int
+    """Months of every other kind."""
     checked: int
     """Months of a policy that truly is better whose nights go through the one-night margins as well."""
     refreshes: int
     """Nights of a supervised policy against the champion."""
 
 
-FULL = Size(users=(139, 500, 1500), months=1000, checked=40, refreshes=200)
-BRIEF = Size(users=(60, 150), months=20, checked=5, refreshes=10)
+FULL = Size(users=(139, 500, 1500), months=1000, planted=200, checked=30, refreshes=100)
+BRIEF = Size(users=(60, 150), months=20, planted=10, checked=5, refreshes=10)
 
 
 def scenarios(size: Size) -> Iterable[Scenario]:
@@ -89,9 +92,10 @@ def months(recommended: Recommended, scenario: Scenario, size: Size) -> dict[str
     panel = Panel.of(recommended, scenario.ours, scenario.theirs, JUDGING.weights)
     coins = Coins(recommended, scenario.ours, scenario.theirs)
     draw = np.random.default_rng([1, scenario.users])
-    shown, promoted = np.zeros(size.months, dtype=int), np.zeros(size.months, dtype=int)
+    count = size.months if scenario.effect == 0 and scenario.coin != WHOLE_NIGHT else size.planted
+    shown, promoted = np.zeros(count, dtype=int), np.zeros(count, dtype=int)
     checked = 0
-    for number in range(size.months):
+    for number in range(count):
         month = draw_month(panel, scenario.users, scenario.effect, scenario.coin, draw)
         found = evidence_by_night(nights_of(panel, month), JUDGING.alpha)
         shown[number] = first_night(found, lambda night: True)
