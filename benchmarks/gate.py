@@ -24,6 +24,7 @@ from benchmarks.gate_months import (
     EACH_NIGHT,
     HELD,
     NIGHTS,
+    TURN,
     WHOLE_NIGHT,
     Coins,
     Judging,
@@ -33,6 +34,7 @@ from benchmarks.gate_months import (
     first_night,
     loading,
     nights_of,
+    turned,
 )
 from benchmarks.gate_nights import agreement_nights
 from benchmarks.gate_requests import Recommended
@@ -122,13 +124,34 @@ def refreshes(recommended: Recommended, effect: float, users: int, size: Size) -
     return {"served": np.array(served)}
 
 
+def turns(recommended: Recommended, users: int, size: Size) -> dict[str, np.ndarray]:
+    """Of months whose optimised policy is 20% better, and from night `TURN` on 20% worse: nights of it [months, 30].
+
+    ``enough``: whether evidence is; ``served``: whether the gate promotes it.
+    """
+    panel, coins = Panel.of(recommended, OPTIMISED, NIGHT, JUDGING.weights), Coins(recommended, OPTIMISED, NIGHT)
+    draw = np.random.default_rng([3, users])
+    enough, served = (np.zeros((size.checked, NIGHTS), dtype=bool) for _ in range(2))
+    for number in range(size.checked):
+        month = turned(draw_month(panel, users, 0.2, EACH_NIGHT, draw), TURN)
+        found = evidence_by_night(nights_of(panel, month), JUDGING.alpha)
+        for night in range(TURN, NIGHTS):
+            enough[number, night] = found[night].is_enough
+            served[number, night] = enough[number, night] and coins.optimised_serves(
+                month, night, found[night], JUDGING
+            )
+        enough[number, :TURN] = [one.is_enough for one in found[:TURN]]
+    return {"enough": enough, "served": served}
+
+
 def measure(options: argparse.Namespace, kept: Kept) -> gate_report.Measured:
     size = BRIEF if options.short else FULL
+    # First of all: the code that is running is that of the files only as long as nobody edits them.
+    key = code_key(*DEFINITIONS, files=("gate", "gate_months", "gate_nights", "gate_requests"))
     workshop = Workshop(kept, options.cache, short=options.short)
     recommended = workshop.recommended()
     power = gate_report.power(recommended, size.users, JUDGING.weights)
     print("\n".join(power.lines), flush=True)
-    key = code_key(*DEFINITIONS, files=("gate", "gate_months", "gate_nights", "gate_requests"))
 
     def named(*parts: object) -> str:
         return digest(key, workshop.key, repr(SETTINGS), size, *parts)
@@ -165,8 +188,16 @@ def measure(options: argparse.Namespace, kept: Kept) -> gate_report.Measured:
         for users in size.users
         for effect in REFRESHES
     }
+    of_turns = {
+        users: kept.piece(
+            f"a recipe that turns, {users} users",
+            named("turns", users),
+            lambda users=users: turns(recommended, users, size),
+        )
+        for users in size.users
+    }
     nights = {name: np.concatenate([day[name] for day in days]) for name in days[0]}
-    return gate_report.Measured(recommended, power, nights, of_months, out_of_reach, of_nights, NIGHTS)
+    return gate_report.Measured(recommended, power, nights, of_months, out_of_reach, of_nights, of_turns)
 
 
 def main() -> None:

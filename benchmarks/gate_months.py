@@ -7,7 +7,7 @@ share of NDCG@10 that is known. The gate's own functions then look at such night
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 
@@ -23,6 +23,8 @@ from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.value import DOUBLY_ROBUST
 
 NIGHTS = 30
+TURN = 10
+"""The night, from 0, from which a policy that was better is worse."""
 EACH_NIGHT, HELD, WHOLE_NIGHT = "each user and night", "each user, held for the month", "each night, for all users"
 """What has a coin of its own. Users who keep their coin are alike on all nights, as those who like a policy are; one
 coin for a whole night is a training that went well or badly."""
@@ -140,6 +142,12 @@ def draw_month(panel: Panel, users: int, effect: float, coin: str, draw: np.rand
     gets_better = tosses < 0.5 + loading(panel, effect, coin)
     swapped = np.where(np.nan_to_num(gain) >= 0, ~gets_better, gets_better)
     return Month(chosen, of_night, np.broadcast_to(swapped, (NIGHTS, users)))
+
+
+def turned(month: Month, night: int) -> Month:
+    """The same month, but that from ``night`` (from 0) on the optimised policy is as much worse as it was better."""
+    after = np.arange(len(month.days)) >= night
+    return replace(month, swapped=month.swapped ^ after[:, None])
 
 
 def nights_of(panel: Panel, month: Month) -> list[Night]:

@@ -17,11 +17,13 @@ from sgrec_core.evaluation.ranking import Ranking
 from sgrec_core.evaluation.roles import CHAMPION, POPULARITY, SUPERVISED
 from sgrec_core.evaluation.score import OfUsers, Weights, score_differences
 from sgrec_core.evaluation.sequential import smallest_detectable
-from sgrec_core.evaluation.significance import Interval, bootstrap
+from sgrec_core.evaluation.significance import Interval, bootstrap, relative_difference
 from sgrec_core.evaluation.simulated_ab import METRICS, Outcomes
 from sgrec_core.evaluation.value import DIRECT, DOUBLY_ROBUST
 
 TRUTHS = ("CTR", "revenue", "GMV", "dislike rate")
+DECIDED = TRUTHS[:3]
+"""Truths that the gate is held against."""
 LOWER_IS_BETTER = ("dislike rate",)
 CLOSE = 0.05
 """Generators whose truth is within this share of the best one's stand apart too."""
@@ -175,6 +177,56 @@ def why_not(reason: str) -> str:
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     """Candidate and champion; popularity is the floor and no candidate."""
     return [(one, other) for one, other in permutations(names, 2) if one != POPULARITY]
+
+
+def true_differences(
+    recommended: Recommended, metric: str, pairs: set[tuple[str, str]]
+) -> dict[tuple[str, str], Interval]:
+    """Relative difference of candidate from champion in the A/B test."""
+    return {
+        (one, other): relative_difference(
+            METRICS[metric](recommended.truth[one]), METRICS[metric](recommended.truth[other]), seed=0, resamples=500
+        )
+        for one, other in sorted(pairs)
+    }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a gate with some score stands to a truth over nights; arrays [nights]."""
+
+    score: str
+    metric: str
+    truth: np.ndarray
+    """Relative true difference of each night's pair."""
+    sure: np.ndarray
+    """Bool: whether its interval leaves 0 out."""
+    detectable: np.ndarray
+    promoted: np.ndarray
+    reason: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Bool: promoted what is better, or kept what is not."""
+        return self.promoted == (self.truth > 0)
+
+    @property
+    def clear(self) -> np.ndarray:
+        return self.sure & clear(self.truth, self.detectable)
+
+
+def agreements(recommended: Recommended, nights: Mapping[str, np.ndarray]) -> list[Agreement]:
+    """Of every score that may decide, with every truth that the gate is held against."""
+    pairs = list(zip(nights["candidate"].tolist(), nights["champion"].tolist(), strict=True))
+    result = []
+    for metric in DECIDED:
+        of_pair = true_differences(recommended, metric, set(pairs))
+        truth = np.array([of_pair[pair].value for pair in pairs])
+        sure = np.array([of_pair[pair].lower > 0 or of_pair[pair].upper < 0 for pair in pairs])
+        for score in (DEFAULT, *map(str, VARIANTS)):
+            columns = (nights[f"{name}:{score}"] for name in ("detectable", "promoted", "reason"))
+            result.append(Agreement(score, metric, truth, sure, *columns))
+    return result
 
 
 def rank_correlations(estimates: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED
-from benchmarks.gate_months import EACH_NIGHT, Panel, Scenario, wilson
+from benchmarks.gate_months import EACH_NIGHT, NIGHTS, TURN, Panel, Scenario, wilson
 from benchmarks.gate_nights import (
     CLEAR,
     CLOSE,
+    DECIDED,
     DEFAULT,
     TRUTHS,
-    VARIANTS,
+    Agreement,
     Power,
-    clear,
+    agreements,
     correlation_table,
     truth_of,
     user_estimates,
@@ -26,7 +27,7 @@ from benchmarks.gate_requests import Recommended
 from benchmarks.report import Claim
 from sgrec_core.evaluation.roles import POPULARITY
 from sgrec_core.evaluation.score import Weights
-from sgrec_core.evaluation.significance import Interval, relative_difference
+from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.simulated_ab import METRICS
 
 Row = tuple[str, str, str, int, Interval, Interval]
@@ -34,8 +35,6 @@ PAIRS = ((OPTIMISED, NIGHT), (AGAIN, NIGHT), (NIGHT, POPULARITY))
 """Whose differences power is computed from: a policy and its start, two trainings, a policy and the floor."""
 ASKED = (0.05, 0.10, 0.20)
 AGREEMENT, FALSE_PROMOTIONS, LEAST_NIGHTS = 0.95, 0.05, 30
-DECIDED = ("CTR", "revenue", "GMV")
-"""Truths that the gate is held against."""
 NDCG = Weights(ndcg=1.0, ecpm=0.0, gmv=0.0, dislikes=0.0)
 TEXT = """\
 A simulated market of {market:,} users and {items} items. Generators are trained on its first days; optimised ones go on
@@ -81,6 +80,13 @@ higher. One coin for a whole night is a training that went well or badly, which 
 
 {months}
 
+## A recipe that turns
+
+The optimised policy is 20% better for {turn} nights, then 20% worse: what remains of the evidence, and whether the
+one-night margins refuse it.
+
+{turns}
+
 ## A new supervised policy and the champion
 
 By the one-night rule, without evidence over nights. Users and coins are drawn anew for each night, so a month is as
@@ -110,7 +116,8 @@ class Measured:
     out_of_reach: list[str]
     refreshes: dict[tuple[int, float], np.ndarray]
     """By users and effect: of each night, whether the champion was replaced."""
-    nights_of_month: int
+    turns: dict[int, dict[str, np.ndarray]]
+    """By users: of months whose optimised policy turns, nights [months, 30] with enough evidence, and served."""
 
     @cached_property
     def correlations(self) -> list[Row]:
@@ -121,8 +128,8 @@ class Measured:
         return correlation_table(every, self.recommended)
 
     @cached_property
-    def agreements(self) -> list["Agreement"]:
-        return agreements(self)
+    def agreements(self) -> list[Agreement]:
+        return agreements(self.recommended, self.nights)
 
 
 def power(recommended: Recommended, sizes: tuple[int, ...], weights: Weights) -> PowerTable:
@@ -141,54 +148,6 @@ def power(recommended: Recommended, sizes: tuple[int, ...], weights: Weights) ->
             cells.append(f"{nights:.0f}" if np.isfinite(nights) else "none do")
             lines.append("| " + " | ".join(cells) + " |")
     return PowerTable(found, lines)
-
-
-def true_differences(recommended: Recommended, metric: str, pairs: set[tuple[str, str]]) -> dict[Any, Interval]:
-    """Relative difference of candidate from champion in the A/B test."""
-    return {
-        (one, other): relative_difference(
-            METRICS[metric](recommended.truth[one]), METRICS[metric](recommended.truth[other]), seed=0, resamples=500
-        )
-        for one, other in sorted(pairs)
-    }
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How a gate with some score stands to a truth over nights; arrays [nights]."""
-
-    score: str
-    metric: str
-    truth: np.ndarray
-    """Relative true difference of each night's pair."""
-    sure: np.ndarray
-    """Bool: whether its interval leaves 0 out."""
-    detectable: np.ndarray
-    promoted: np.ndarray
-    reason: np.ndarray
-
-    @property
-    def right(self) -> np.ndarray:
-        """Bool: promoted what is better, or kept what is not."""
-        return self.promoted == (self.truth > 0)
-
-    @property
-    def clear(self) -> np.ndarray:
-        return self.sure & clear(self.truth, self.detectable)
-
-
-def agreements(found: Measured) -> list[Agreement]:
-    nights = found.nights
-    pairs = list(zip(nights["candidate"].tolist(), nights["champion"].tolist(), strict=True))
-    result = []
-    for metric in DECIDED:
-        of_pair = true_differences(found.recommended, metric, set(pairs))
-        truth = np.array([of_pair[pair].value for pair in pairs])
-        sure = np.array([of_pair[pair].lower > 0 or of_pair[pair].upper < 0 for pair in pairs])
-        for score in (DEFAULT, *map(str, VARIANTS)):
-            columns = (nights[f"{name}:{score}"] for name in ("detectable", "promoted", "reason"))
-            result.append(Agreement(score, metric, truth, sure, *columns))
-    return result
 
 
 def claims(found: Measured) -> list[Claim]:
@@ -255,12 +214,14 @@ def text(found: Measured) -> str:
     return TEXT.format(
         market=found.recommended.users,
         items=len(found.recommended.catalogue),
-        nights=found.nights_of_month,
+        nights=NIGHTS,
         power=lines(found.power.lines),
         generators=lines(_generators(found.recommended)),
         correlations=lines(_correlations(found)),
         agreement=lines(_agreement(found)),
         months=lines(_months(found)),
+        turn=TURN,
+        turns=lines(_turns(found)),
         refreshes=lines(_refreshes(found)),
     )
 
@@ -354,11 +315,21 @@ def _months(found: Measured) -> list[str]:
     return [*lines, "", *(f"Out of reach: {one}." for one in found.out_of_reach), ""]
 
 
+def _turns(found: Measured) -> list[str]:
+    columns = ["users", "months shown before", "evidence still enough on the last night", "nights served after, of 20"]
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for users, nights in found.turns.items():
+        before, last = nights["enough"][:, TURN - 1].mean(), nights["enough"][:, -1].mean()
+        served = nights["served"].sum(axis=1)
+        lines.append(f"| {users:,} | {before:.1%} | {last:.1%} | mean {served.mean():.1f}, most {served.max()} |")
+    return lines
+
+
 def _refreshes(found: Measured) -> list[str]:
     lines = ["", "| users | truly | replaces, a night | at least once a month |", "| --- | --- | --- | --- |"]
     for (users, effect), served in found.refreshes.items():
         share = wilson(int(served.sum()), len(served))
-        monthly = 1 - (1 - share.value) ** found.nights_of_month
+        monthly = 1 - (1 - share.value) ** NIGHTS
         lines.append(
             f"| {users:,} | {effect:+.0%} | {share.value:.1%} [{share.lower:.1%}, {share.upper:.1%}] | {monthly:.1%} |"
         )

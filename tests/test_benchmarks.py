@@ -18,6 +18,7 @@ from benchmarks.gate_months import (
     first_night,
     loading,
     nights_of,
+    turned,
     wilson,
 )
 from benchmarks.gate_nights import Power, clear, close_to_best, correlations, rank_correlations, why_not
@@ -77,6 +78,14 @@ def test_swapping_changes_signs_alone_and_leaves_out_who_is_not_there() -> None:
     nights = nights_of(lists, Month(np.array([0, 1, 2]), np.zeros(2, dtype=int), swapped))
     assert [users.tolist() for users, _ in nights] == [[0, 2], [0, 2]]
     np.testing.assert_allclose([differences for _, differences in nights], [[0.4, 0.1], [-0.4, -0.1]])
+
+
+def test_what_turns_is_as_much_worse_as_it_was_better() -> None:
+    lists = panel()
+    month = draw_month(lists, 500, 0.2, EACH_NIGHT, np.random.default_rng(5))
+    before, after = nights_of(lists, month), nights_of(lists, turned(month, 10))
+    for number, (one, other) in enumerate(zip(before, after, strict=True)):
+        np.testing.assert_allclose(one[1], other[1] if number < 10 else -other[1])
 
 
 def test_no_coin_makes_more_of_two_lists_than_they_differ() -> None:
