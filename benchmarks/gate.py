@@ -43,7 +43,8 @@ from sgrec_core.hashing import digest
 from sgrec_core.night.evaluation import evidence_by_night, margins_of, resampling, weights_of
 from sgrec_core.settings import EvaluationSettings
 
-SETTINGS = EvaluationSettings()
+# A third of a night's resamples: the bounds of an interval then scatter by a tenth of its deviation.
+SETTINGS = EvaluationSettings(bootstrap_samples=300)
 JUDGING = Judging(margins_of(SETTINGS), resampling(SETTINGS), weights_of(SETTINGS), SETTINGS.alpha)
 DEFINITIONS = (
     "sgrec_core.evaluation.gate:compare",
@@ -72,10 +73,12 @@ class Size:
     """Months of a policy that truly is better whose nights go through the one-night margins as well."""
     refreshes: int
     """Nights of a supervised policy against the champion."""
+    turns: int
+    """Months of a recipe that turns."""
 
 
-FULL = Size(users=(139, 500, 1500), months=1000, planted=200, checked=30, refreshes=100)
-BRIEF = Size(users=(60, 150), months=20, planted=10, checked=5, refreshes=10)
+FULL = Size(users=(139, 500, 1500), months=1000, planted=200, checked=30, refreshes=100, turns=20)
+BRIEF = Size(users=(60, 150), months=20, planted=10, checked=5, refreshes=10, turns=5)
 
 
 def scenarios(size: Size) -> Iterable[Scenario]:
@@ -131,8 +134,8 @@ def turns(recommended: Recommended, users: int, size: Size) -> dict[str, np.ndar
     """
     panel, coins = Panel.of(recommended, OPTIMISED, NIGHT, JUDGING.weights), Coins(recommended, OPTIMISED, NIGHT)
     draw = np.random.default_rng([3, users])
-    enough, served = (np.zeros((size.checked, NIGHTS), dtype=bool) for _ in range(2))
-    for number in range(size.checked):
+    enough, served = (np.zeros((size.turns, NIGHTS), dtype=bool) for _ in range(2))
+    for number in range(size.turns):
         month = turned(draw_month(panel, users, 0.2, EACH_NIGHT, draw), TURN)
         found = evidence_by_night(nights_of(panel, month), JUDGING.alpha)
         for night in range(TURN, NIGHTS):

@@ -41,7 +41,7 @@ A simulated market of {market:,} users and {items} items. Generators are trained
 with the day after. All rank the decisions of the evaluation days, on which the logging policy filled the slates. On the
 days after those each serves all users in a simulated A/B test with common random numbers: that is the truth. No user
 is held out; what is evaluated lies on later days than all training. The gate's own functions decide, with the default
-settings.
+settings but for fewer resamples.
 
 ## Power
 
