@@ -51,7 +51,8 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: bench-a2po bench-decode bench-gate bench-generator bench-judge bench-night bench-tokenizers bench-training
+.PHONY: bench-a2po bench-decode bench-gate bench-generator bench-judge bench-lake bench-night bench-tokenizers \
+	bench-training bench-updates
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
@@ -74,6 +75,8 @@ bench-tokenizers: env
 	@$(BENCH) benchmarks.tokenizers $(OPTIONS)
 bench-training: env
 	@$(BENCH) benchmarks.training $(OPTIONS) --device $(DEVICE) --size $(SIZE)
+bench-updates: env
+	@$(BENCH) benchmarks.updates $(if $(SHORT),--short)
 
 # docs/tables.md from the contracts
 table-docs: env

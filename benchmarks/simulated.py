@@ -165,12 +165,18 @@ class Log:
         users = np.arange(len(self.profiles))
         return self.clicks.histories(users, np.full(len(users), self.clicks.time.max() + 1))
 
-    def windows(self) -> Windows:
-        """The clicks of the supervised days as training windows: all of a user but the first are targets."""
-        kept = self.clicks.time < _midnight(self.market.logged_days[self.market.supervised_days])
+    def windows(self, *, feedback: bool = False) -> Windows:
+        """The clicks of the supervised days as training windows: all of a user but the first are targets.
+
+        Those of the feedback day instead, with what came before them to read, where ``feedback`` is set.
+        """
+        days, last = self.market.logged_days, self.market.supervised_days + feedback
+        kept = self.clicks.time < _midnight(days[last])
+        known = self.clicks.time[kept] < _midnight(days[last - 1 if feedback else 0])
         user, item = self.clicks.user[kept], self.clicks.item[kept]
-        sequences = [part for part in np.split(item, np.flatnonzero(np.diff(user)) + 1) if len(part) > 1]
-        return cut_windows(sequences, [1] * len(sequences), MAX_HISTORY)
+        ends = np.flatnonzero(np.diff(user)) + 1
+        first_target = [max(1, int(part.sum())) for part in np.split(known, ends)]
+        return cut_windows(np.split(item, ends), first_target, MAX_HISTORY)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Preference pairs of the supervised days: requests, preferred items and others, each [P].
@@ -278,6 +284,13 @@ def _midnight(day: str) -> int:
     return int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
 
 
+def evaluated(log: Log) -> tuple[np.ndarray, np.ndarray]:
+    """Decisions of the first evaluation day: of half of the users for validation, of the others for the test."""
+    rows = log.decisions(log.market.supervised_days + 1)
+    in_validation = hash_share([log.users.ids[user] for user in log.user[rows]], "simulated-validation") < 0.5
+    return rows[in_validation], rows[~in_validation]
+
+
 def world(*, short: bool, cache: Path, market: Market | None = None) -> World:
     """The market's days as a `World`; ``cache`` keeps text embeddings between calls.
 
@@ -292,9 +305,8 @@ def world(*, short: bool, cache: Path, market: Market | None = None) -> World:
     - ``noisy_oracle``: the same with noise, fixed for each decision and item; see `PAIR_ACCURACY`.
     """
     log = read_log(market or (SHORT if short else MARKET))
-    feedback, evaluation = log.market.supervised_days, log.market.supervised_days + 1
-    prompts, evaluated = log.decisions(feedback), log.decisions(evaluation)
-    in_validation = hash_share([log.users.ids[user] for user in log.user[evaluated]], "simulated-validation") < 0.5
+    prompts = log.decisions(log.market.supervised_days)
+    validation, test = evaluated(log)
 
     tokens = ItemSettings()
     vectors = TextEncoder(embeddings_cache(_settings(cache)), threads=1).encode(log.texts)
@@ -317,8 +329,8 @@ def world(*, short: bool, cache: Path, market: Market | None = None) -> World:
             "oracle": lambda rows, items: oracle[rows[:, None], items],
             "noisy_oracle": lambda rows, items: noisy_oracle[rows[:, None], items],
         },
-        validation=_decisions(log, evaluated[in_validation]),
-        test=_decisions(log, evaluated[~in_validation]),
+        validation=_decisions(log, validation),
+        test=_decisions(log, test),
     )
 
 
