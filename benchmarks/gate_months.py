@@ -18,7 +18,7 @@ from sgrec_core.evaluation.gate import Comparison, Evidence, Margins, compare, d
 from sgrec_core.evaluation.ranking import Ranking, Resampling
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
 from sgrec_core.evaluation.score import SIGNS, OfUsers, Weights, score_differences
-from sgrec_core.evaluation.sequential import Night
+from sgrec_core.evaluation.sequential import Differences
 from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.value import DOUBLY_ROBUST
 
@@ -52,7 +52,7 @@ class Panel:
 
         return cls(figures(ours), figures(theirs), weights)
 
-    def scores(self, day: int, users: np.ndarray, swapped: np.ndarray | None = None) -> Night:
+    def scores(self, day: int, users: np.ndarray, swapped: np.ndarray | None = None) -> Differences:
         """The score of ours minus theirs: of users [S] of the market, called 0 to S - 1, who are there on that day.
 
         For whom ``swapped`` [S] says so the two change places.
@@ -150,7 +150,7 @@ def turned(month: Month, night: int) -> Month:
     return replace(month, swapped=month.swapped ^ after[:, None])
 
 
-def nights_of(panel: Panel, month: Month) -> list[Night]:
+def nights_of(panel: Panel, month: Month) -> list[Differences]:
     """Optimised minus supervised, of the users who are there each night."""
     return [panel.scores(day, month.users, swapped) for day, swapped in zip(month.days, month.swapped, strict=True)]
 
