@@ -33,6 +33,7 @@ from sgrec_core.generator import Beams, Generator, rank_items
 from sgrec_core.generator.dataset import Catalogue, history_matrix, whole_histories
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.queries import decisions
+from sgrec_core.night import supervised
 from sgrec_core.night.generators import as_generator, generator_of_day
 from sgrec_core.night.rollouts import fold_of, rollout_policies, why_cross_fit
 from sgrec_core.registry import ModelVersion, Registry
@@ -260,7 +261,7 @@ def test_a_night_killed_between_its_trainings_goes_on(
     """In the second of three trainings: the first is not done again, and all are as if nothing had happened."""
     settings = new_world(tmp_path, supervised={"checkpoint_steps": 10})
     start_day(settings, DAY)
-    train, begun = jobs.train_supervised.train_supervised, []
+    train, begun = supervised.train_supervised, []
 
     def dies_in_the_second(*arguments: Any, progress: Any, **options: Any) -> list[float]:
         begun.append(0)
@@ -273,7 +274,7 @@ def test_a_night_killed_between_its_trainings_goes_on(
 
         return train(*arguments, progress=step, **options)
 
-    monkeypatch.setattr(jobs.train_supervised, "train_supervised", dies_in_the_second)
+    monkeypatch.setattr(supervised, "train_supervised", dies_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         run_stage(settings, "train_supervised", DAY)
     assert len(Registry(settings).versions(ROLLOUT)) == 1
