@@ -18,14 +18,12 @@ if not hasattr(sys.modules["__main__"], "__file__"):
 
 SLOW = {
     # They train models,
-    "aggregator/test_aggregator.py",
     "aggregator/test_aggregator_job.py",
     "generator/test_generator_jobs.py",
     "generator/test_generator_training.py",
     "generator/test_language_model.py",
     "generator/test_rollout_policies.py",
     "items/test_items_job.py",
-    "items/test_items_quantiser.py",
     "judge/test_judge_training.py",
     "judge/test_judge_training_job.py",
     "rewards/test_business_reward.py",
@@ -47,15 +45,10 @@ SLOW = {
     "judge/test_accepted_judges.py",
     "judge/test_judge_job.py",
     "judge/test_judge_server.py",
-    "judge/test_ledger.py",
-    "lake/test_lake_elsewhere.py",
-    "lake/test_maintenance.py",
     "night/test_migrate.py",
     "quality/test_quality.py",
     "quality/test_report.py",
     "runtime/test_job.py",
-    "runtime/test_stage_runs.py",
-    "simulator/test_simulated_world.py",
     "simulator/test_simulator.py",
 }
 """Files that `make test-fast` leaves out, below this folder."""

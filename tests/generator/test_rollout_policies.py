@@ -26,7 +26,6 @@ from small_world import (
 )
 
 import jobs.train_generator
-import jobs.train_supervised
 from sgrec_core.errors import SgrecError
 from sgrec_core.evaluation.significance import two_proportions
 from sgrec_core.generator import Beams, Generator, rank_items
