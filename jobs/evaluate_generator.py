@@ -34,7 +34,7 @@ from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
 from sgrec_core.runtime.job import Job, stage_command
-from sgrec_core.runtime.stages import GENERATOR
+from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR
 from sgrec_core.runtime.stages import SUPERVISED as SUPERVISED_MODEL
 
 Versions = dict[str, ModelVersion]
@@ -58,6 +58,7 @@ def run(job: Job) -> None:
         {
             "versions": {role: [version.version, version.fingerprint] for role, version in versions.items()},
             "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
+            "responses": of_night(registry, BUSINESS_REWARD, job.day, stage="fit_business_reward").fingerprint,
             "evaluation": settings.model_dump(),
             "leave_out_history": leave_out,
             # What evidence over nights is made of.

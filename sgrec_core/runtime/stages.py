@@ -138,9 +138,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="evaluate_generator",
         engine="torch",
-        reads=("user_states", "item_codes", "events"),
+        reads=("user_states", "item_codes", "events", "items", "users", "candidate_results"),
         publishes=("evaluations", "candidate_results"),
-        uses=(GENERATOR, SUPERVISED),
+        uses=(GENERATOR, SUPERVISED, BUSINESS_REWARD),
         summary="compare the night's candidates with the champion on held-out decisions and promote one that is better",
     ),
     Stage(
