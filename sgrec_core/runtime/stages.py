@@ -138,7 +138,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="evaluate_generator",
         engine="torch",
-        reads=("user_states", "item_codes", "events", "items", "users", "candidate_results"),
+        reads=("user_states", "item_codes", "events", "items", "users"),
         publishes=("evaluations", "candidate_results"),
         uses=(GENERATOR, SUPERVISED, BUSINESS_REWARD),
         summary="compare the night's candidates with the champion on held-out decisions and promote one that is better",
