@@ -5,7 +5,6 @@ from typing import Any
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.files import read_json, write_json
-from sgrec_core.lake import Lake, table_names
 
 LAYOUT = 1
 """Runs, promotions and what the judge was paid are tables; before, in layout 0, they were files, tags and commits."""
@@ -26,6 +25,8 @@ def layout_of(home: Path) -> int:
 
 def _tables_are_of_before(home: Path) -> bool:
     """Whether layout 0 made the tables of a home: the scores lie otherwise, or no run is noted beside older tables."""
+    from sgrec_core.lake import Lake, table_names  # heavy, and most homes are told without it
+
     lake = Lake(str(home / "lake"))  # then it was nowhere else
     scores = lake.open("aspect_scores")
     if scores is not None and "day" not in scores.metadata().partition_columns:
