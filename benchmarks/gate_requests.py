@@ -102,7 +102,7 @@ class Recommended:
         weights = importance_weights(
             same.reshape(-1).astype(float), self.logged["propensity"][rows].reshape(-1), clip=self.clip
         )
-        worth = Values(unique, per_user, effective_sample_size(weights), same.shape[1])
+        worth = Values(unique, per_user, effective_sample_size(weights), float(weights.mean()), same.shape[1])
         return self._ranking(name, items, rows, users, worth)
 
     def _ranking(

@@ -320,7 +320,10 @@ class EvaluationSettings(Section):
     gmv_weight: float = Field(0.0, ge=0, description="the same of expected GMV")
     dislikes_weight: float = Field(0.0, ge=0, description="the same of expected dislikes, of which fewer are better")
     weight_limit: float = Field(
-        50.0, gt=0, description="largest importance weight of a logged impression, one over its propensity"
+        1000.0,
+        gt=0,
+        description="largest importance weight of a logged impression, one over its propensity; a smaller one leaves"
+        " more to the reward model (docs/lab-notes.md)",
     )
     value_tolerance: float = Field(
         0.02,

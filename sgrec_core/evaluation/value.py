@@ -26,8 +26,11 @@ DIRECT, DOUBLY_ROBUST, INVERSE_PROPENSITY, SELF_NORMALISED = ESTIMATORS = (
     "self_normalised",
 )
 OUTCOMES = ("ecpm", "gmv", "dislikes")
-LEAST_EFFECTIVE = 30
+LEAST_EFFECTIVE = 100
 """Impressions of equal weight that logged answers must be worth before they correct the direct method."""
+LEAST_COVERED = 0.8
+"""Mean importance weight, 1 where the logging policy shows all that a policy would, from which on they do: what lacks
+of it is told by the reward model alone, whatever the estimate is called."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,16 @@ class Values:
     """(outcome, estimator) -> [U], whose mean is the estimate."""
     effective: float
     """Impressions of equal weight that the logged answers are worth; 0 where propensities are not known."""
+    covered: float
+    """Mean importance weight; 0 where propensities are not known."""
     places: int
     """Of the longest slate that was logged."""
 
     @property
     def estimator(self) -> str:
         """The one that decides: doubly robust where logged answers tell enough, else the direct method."""
-        return DOUBLY_ROBUST if self.effective >= LEAST_EFFECTIVE else DIRECT
+        told = self.effective >= LEAST_EFFECTIVE and self.covered >= LEAST_COVERED
+        return DOUBLY_ROBUST if told else DIRECT
 
 
 def estimate(logged: Logged, same: np.ndarray, expected: Mapping[str, np.ndarray], clip: float | None) -> Values:
@@ -75,15 +81,15 @@ def estimate(logged: Logged, same: np.ndarray, expected: Mapping[str, np.ndarray
     """
     users = logged.users
     found = {(outcome, DIRECT): direct_method(values, users) for outcome, values in expected.items()}
-    effective = 0.0
+    effective = covered = 0.0
     # A policy cannot be weighed where the chance of what was shown is not known, if only of some.
     if np.isfinite(logged.propensities).all():
         weights = importance_weights(same.astype(np.float64), logged.propensities, clip=clip)
-        effective = effective_sample_size(weights)
+        effective, covered = effective_sample_size(weights), float(weights.mean())
         for outcome, values in expected.items():
             rewards, predicted = logged.rewards[outcome], logged.predicted[outcome]
             found[outcome, DOUBLY_ROBUST] = doubly_robust(rewards, weights, predicted, values, users)
             found[outcome, INVERSE_PROPENSITY] = inverse_propensity(rewards, weights, users)
             if weights.any():
                 found[outcome, SELF_NORMALISED] = self_normalised(rewards, weights, users)
-    return Values(np.unique(users), found, effective, logged.places)
+    return Values(np.unique(users), found, effective, covered, logged.places)

@@ -231,7 +231,7 @@ def worth(model: Ranking, effective: float = 0.0, **means: float) -> Ranking:
     spread = np.random.default_rng(7).normal(1, 0.1, len(users))
     estimators = [DIRECT, DOUBLY_ROBUST] if effective else [DIRECT]
     told = {(outcome, estimator): mean * spread for outcome, mean in means.items() for estimator in estimators}
-    return replace(model, worth=Values(users, told, effective, 8))
+    return replace(model, worth=Values(users, told, effective, 1.0, 8))
 
 
 @pytest.mark.parametrize("effective", [0.0, 500.0])

@@ -61,6 +61,17 @@ def test_one_unknown_propensity_leaves_the_direct_method() -> None:
     assert set(found.per_user) == {("ecpm", DIRECT)}
 
 
+def test_weights_that_are_cut_leave_the_rest_to_the_model_and_do_not_count() -> None:
+    """Items that stood where they do once in five to fifteen slates, cut to a weight of 2."""
+    log, items, positions = logged(CLICK)
+    ours = np.array([2, 1])[positions]
+    expected = {"ecpm": CLICK[ours] * POSITION[positions]}
+    whole, cut = (estimate(log, ours == items, expected, clip) for clip in (None, 2.0))
+    assert (whole.covered, whole.estimator) == (pytest.approx(1), DOUBLY_ROBUST)
+    assert cut.covered < 0.8
+    assert cut.estimator == DIRECT
+
+
 def test_a_policy_that_shows_what_was_hardly_ever_shown_is_told_by_the_direct_method() -> None:
     log, items, positions = logged(CLICK)
     same = np.zeros(len(items), dtype=bool)

@@ -112,7 +112,7 @@ def test_without_bids_or_impressions_the_ranking_rule_is_declared(registry_home,
 @pytest.mark.parametrize("known", [True, False])
 def test_lists_of_what_users_like_are_worth_more_and_logged_answers_say_how_much(registry_home, rows, known):  # noqa: F811
     """Users click 40% in their favourite category and 5% elsewhere; slates were drawn alike, 1 of 24 at any place."""
-    settings = Settings(home=registry_home, states={"validation_share": 0.3})
+    settings = Settings(home=registry_home, states={"validation_share": 0.6})
     propensity = pa.array([1 / ITEMS if known else None] * len(rows), pa.float64())
     publish(settings, events_table(rows).append_column("propensity", propensity))
     run(settings)
