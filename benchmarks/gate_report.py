@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import gate_clipping
 from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED
 from benchmarks.gate_months import EACH_NIGHT, NIGHTS, TURN, Panel, Scenario, wilson
 from benchmarks.gate_nights import (
@@ -30,6 +31,7 @@ from sgrec_core.evaluation.score import Weights
 from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.simulated_ab import METRICS
 
+ONE_DAY = ", one day"
 Row = tuple[str, str, str, int, Interval, Interval]
 PAIRS = ((OPTIMISED, NIGHT), (AGAIN, NIGHT), (NIGHT, POPULARITY))
 """Whose differences power is computed from: a policy and its start, two trainings, a policy and the floor."""
@@ -62,6 +64,16 @@ sides at once. A low dislike rate ranks high. *Close*: generators within 5% of t
 against `night`, with the weight of eCPM beside NDCG@10, which weighs 1.
 
 {correlations}
+
+{few}
+
+## What clipping does to expected eCPM
+
+All days together, against the A/B test. The mean weight is 1 where propensities are right and nothing is clipped away:
+what lacks of it is what logged answers do not tell, and there the doubly robust estimate is the model's. The model has
+learnt from slates that the logging policy filled with what it knew users would like, and takes other items for as good.
+
+{clipping}
 
 ## Agreement
 
@@ -123,8 +135,8 @@ class Measured:
     def correlations(self) -> list[Row]:
         """Rank correlations of one night's estimates, and of those of all days."""
         every = {}
-        for words, days in (("one day", slice(1)), ("all days", slice(None))):
-            every |= {f"{name}, {words}": values for name, values in user_estimates(self.recommended, days).items()}
+        for words, days in ((ONE_DAY, slice(1)), (", all days", slice(None))):
+            every |= {name + words: values for name, values in user_estimates(self.recommended, days).items()}
         return correlation_table(every, self.recommended)
 
     @cached_property
@@ -161,7 +173,7 @@ def claims(found: Measured) -> list[Claim]:
                 )
             )  # fmt: skip
     for estimate, metric, which, count, spearman, kendall in found.correlations:
-        if "one day" in estimate:
+        if estimate.endswith(ONE_DAY):
             for name, value in (("Spearman", spearman), ("Kendall", kendall)):
                 words = "all" if which == "all" else f"within {CLOSE:.0%} of the best:"
                 result.append(
@@ -218,6 +230,8 @@ def text(found: Measured) -> str:
         power=lines(found.power.lines),
         generators=lines(_generators(found.recommended)),
         correlations=lines(_correlations(found)),
+        few=_few(found),
+        clipping=lines(gate_clipping.table(found.recommended)),
         agreement=lines(_agreement(found)),
         months=lines(_months(found)),
         turn=TURN,
@@ -243,6 +257,8 @@ def _correlations(found: Measured) -> list[str]:
     cells: dict[str, dict[tuple[str, str], str]] = {}
     counts: dict[tuple[str, str], int] = {}
     for estimate, metric, which, count, spearman, _ in found.correlations:
+        if not estimate.endswith(ONE_DAY):
+            continue
         counts[metric, which] = count
         text = f"{spearman.value:+.2f} [{spearman.lower:+.2f}, {spearman.upper:+.2f}]"
         cells.setdefault(estimate, {})[metric, which] = text
@@ -250,6 +266,23 @@ def _correlations(found: Measured) -> list[str]:
     columns = ["estimate", *(f"{metric}, {counts[metric, which]} {which}" for metric, which in kinds)]
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     return lines + ["| " + " | ".join([name, *(of[kind] for kind in kinds)]) + " |" for name, of in cells.items()]
+
+
+def _few(found: Measured) -> str:
+    """What so few generators can tell."""
+    close = {metric: count for _, metric, which, count, *_ in found.correlations if which == "close"}
+    count = len(found.recommended.items)
+
+    def deviation(n: int) -> float:
+        """Of Kendall's tau without any relation."""
+        return (2 * (2 * n + 5) / (9 * n * (n - 1))) ** 0.5
+
+    few = max(close.values(), default=0)
+    words = f"Without any relation Kendall's tau of {count} generators scatters by {deviation(count):.2f}"
+    if few > 1:
+        words += f", of {few} by {deviation(few):.2f}: of those close to the best nothing is shown"
+    needed = next(n for n in range(2, 1000) if 2.8 * deviation(n) <= 0.5)
+    return f"{words}. It takes {needed} generators to tell a tau of .5 from none."
 
 
 BANDS = ((0, 0.5), (0.5, 1), (1, 2), (2, np.inf))
@@ -348,4 +381,14 @@ def details(found: Measured) -> dict[str, Any]:
         }
         for scenario, both in found.months.items()
     }
-    return {"truth": truth, "months": months, "reasons": dict(Counter(found.nights[f"reason:{DEFAULT}"].tolist()))}
+    correlations = [
+        {"estimate": estimate, "truth": metric, "which": which, "generators": count, "spearman": vars(spearman)}
+        | {"kendall": vars(kendall)}
+        for estimate, metric, which, count, spearman, kendall in found.correlations
+    ]
+    return {
+        "truth": truth,
+        "correlations": correlations,
+        "months": months,
+        "reasons": dict(Counter(found.nights[f"reason:{DEFAULT}"].tolist())),
+    }

@@ -4,9 +4,11 @@ import importlib
 import pkgutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import benchmarks
+from benchmarks import gate_clipping
 from benchmarks.gate_months import (
     EACH_NIGHT,
     HELD,
@@ -22,8 +24,11 @@ from benchmarks.gate_months import (
     wilson,
 )
 from benchmarks.gate_nights import Power, clear, close_to_best, correlations, rank_correlations, why_not
+from benchmarks.gate_requests import Recommended
 from sgrec_core.evaluation.gate import Evidence
 from sgrec_core.evaluation.score import Weights
+from sgrec_core.evaluation.simulated_ab import Outcomes
+from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.night.evaluation import evidence_by_night
 
 NDCG = Weights(ndcg=1.0, ecpm=0.0, gmv=0.0, dislikes=0.0)
@@ -165,3 +170,57 @@ def test_refusals_are_told_apart() -> None:
     assert why_not("supervised policy not: not better: NDCG@10 .1") == "not better"
     assert why_not("supervised policy not: better, but not surely: NDCG") == "better, but not surely"
     assert why_not("supervised policy not: hit_rate@50 surely worse: -0.1") == "@50 surely worse"
+
+
+def small_market() -> Recommended:
+    """Two users, two days; generator a shows item 0 first, b item 1; user 1 comes on the second day only."""
+    day, user = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+    shown = np.array([[0, 2], [1, 2], [0, 1], [1, 0]])
+    clicked = np.array([[1, 0], [1, 0], [0, 0], [1, 0]])
+    logged = {"shown": shown, "propensity": np.full((4, 2), 0.5), "reward:ecpm": 10.0 * clicked}
+    logged["predicted:ecpm"] = np.full((4, 2), 5.0)
+    lists = {"a": np.tile([0, 1, 2], (4, 1)), "b": np.tile([1, 0, 2], (4, 1))}
+    zeros = np.zeros(2)
+    return Recommended(
+        day=day,
+        user=user,
+        histories=np.full((4, 1), 2),
+        targets=np.array([0, 1, -1, 1]),
+        logged=logged,
+        catalogue=Catalogue(pa.array(["x", "y", "z"]), np.array([[0, 0], [0, 1], [1, 0]]), 2, "t"),
+        items=lists,
+        expected={name: {"ecpm": np.full((4, 2), 5.0)} for name in lists},
+        truth={name: Outcomes(*[zeros] * 6) for name in lists},
+        clip=50.0,
+    )
+
+
+def test_requests_of_users_who_are_drawn_twice_or_are_not_there() -> None:
+    market = small_market()
+    rows, slot = market.requests(0, np.array([1, 0, 0]))
+    assert (rows.tolist(), slot.tolist()) == ([0, 1, 0, 1], [1, 1, 2, 2])
+    rows, slot = market.requests(1, np.array([1, 0, 0]))
+    assert (rows.tolist(), slot.tolist()) == ([3, 2, 2], [0, 1, 2])
+
+
+def test_a_mixed_policy_answers_as_the_coin_says_and_is_worth_as_much() -> None:
+    market = small_market()
+    rows, slot = market.requests(1, np.array([1, 0, 0]))
+    mixed = market.mixed("m", ("a", "b"), rows, slot, np.array([True, False, True]))
+    assert mixed.items[:, 0].tolist() == [1]  # the one decision of that day, of user 1, who has b's lists
+    assert mixed.worth is not None
+    told = {name: market.figures[name]["ecpm doubly_robust"][1] for name in ("a", "b")}
+    # Slots are user 1 with b's lists, user 0 with a's and user 0 with b's.
+    np.testing.assert_allclose(
+        mixed.worth.per_user["ecpm", "doubly_robust"], [told["b"][1], told["a"][0], told["b"][0]]
+    )
+    # a shows both logged items of request 2 at their places, with weights of 2: (5 + 2 * (0 - 5) + ...) / 2.
+    assert told["a"][0] == pytest.approx(-5.0)
+    assert told["b"][0] == pytest.approx(5.0)
+
+
+def test_the_largest_weight_takes_from_the_mean_weight() -> None:
+    found = {(one.clip, one.estimator): one for one in gate_clipping.estimates(small_market())}
+    assert found[50.0, "doubly robust"].weight == found[None, "doubly robust"].weight
+    assert found[None, "direct"].value.tolist() == [5.0, 5.0]
+    assert len(found) == 1 + 3 * len(gate_clipping.CLIPS)
