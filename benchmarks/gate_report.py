@@ -10,7 +10,8 @@ import numpy as np
 
 from benchmarks import gate_clipping
 from benchmarks.gate_market import AGAIN, NIGHT, OPTIMISED
-from benchmarks.gate_months import EACH_NIGHT, NIGHTS, TURN, Panel, Scenario, wilson
+from benchmarks.gate_months import EACH_NIGHT, NIGHTS, TURN, Panel, Scenario
+from benchmarks.gate_months import wilson as of_wilson
 from benchmarks.gate_nights import (
     CLEAR,
     CLOSE,
@@ -142,6 +143,12 @@ class Measured:
     @cached_property
     def agreements(self) -> list[Agreement]:
         return agreements(self.recommended, self.nights)
+
+
+def wilson(successes: int, trials: int) -> Interval:
+    """A share and its interval, without the dust of rounding."""
+    found = of_wilson(successes, trials)
+    return Interval(*(round(value, 9) for value in (found.value, found.lower, found.upper)))
 
 
 def power(recommended: Recommended, sizes: tuple[int, ...], weights: Weights) -> PowerTable:
@@ -334,18 +341,15 @@ def _band(one: Agreement, nights: Mapping[str, np.ndarray], chosen: np.ndarray, 
 
 
 def _months(found: Measured) -> list[str]:
-    lines = [
-        "",
-        "| months | evidence is enough | by which night (median) | promoted |",
-        "| --- | --- | --- | --- |",
-    ]
-    for scenario, columns in found.months.items():
-        shown, promoted = columns["shown"], columns["promoted"]
-        looked = promoted >= 0
-        median = f"{np.median(shown[shown > 0]):.0f}" if (shown > 0).any() else ""
-        cells = [f"{(shown > 0).mean():.1%}", median, f"{(promoted > 0).sum()} of {looked.sum()}"]
-        lines.append("| " + " | ".join([str(scenario), *cells]) + " |")
-    return [*lines, "", *(f"Out of reach: {one}." for one in found.out_of_reach), ""]
+    columns = ["months", "evidence is enough", "by which night (median)", "promoted, of those with evidence and tried"]
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for scenario, months in found.months.items():
+        shown, promoted = months["shown"], months["promoted"]
+        median = f"{np.median(shown[shown > 0]):.0f}" if shown.any() else ""
+        tried = int(((shown > 0) & (promoted >= 0)).sum())
+        cells = [str(scenario), f"{(shown > 0).mean():.1%}", median, f"{(promoted > 0).sum()} of {tried}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *(f"Out of reach: {one}." for one in found.out_of_reach)]
 
 
 def _turns(found: Measured) -> list[str]:
