@@ -29,7 +29,7 @@ from sgrec_core.night.evaluation import (
     weights_of,
 )
 from sgrec_core.night.generators import as_generator, day_catalogue
-from sgrec_core.night.recipes import RECIPE_TAG, is_optimised
+from sgrec_core.night.recipes import RECIPE_TAG
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
@@ -82,12 +82,11 @@ def run(job: Job) -> None:
     rows = [row for role in rankings for row in evaluation_rows(rankings[role], role, "validation", draws)]
     rows += unmasked_rows(unmasked, draws)
     recipes = {role: version.tags.get(RECIPE_TAG, "") for role, version in versions.items()}
-    shown = {role: recipe for role, recipe in recipes.items() if role != CHAMPION or is_optimised(versions[role])}
     serves, reason = None, "no held-out decisions to compare on"
     if rankings:
         comparisons = _comparisons(rankings, job)
         rows += _difference_rows(comparisons)
-        evidence = evidence_of_recipes(job.lake, job.day, shown, rankings, settings)
+        evidence = evidence_of_recipes(job.lake, job.day, recipes, rankings, settings)
         choice = decide(comparisons, margins_of(settings), evidence)
         serves, reason = _promote(job, registry, versions, choice)
         of_optimised = evidence.get((OPTIMISED, SUPERVISED))

@@ -5,7 +5,8 @@ users, with the champion, or where there is none with popularity, which is the f
 when its score (`score`: next items, and expected business value where logged answers tell it) is above that of both,
 surely not far below, and nothing beside it is surely worse than the champion's. The optimised policy comes first, but
 only where its recipe was shown to be better over nights (`sequential`), and where this night's users do not say that it
-has lost what its own start, the supervised policy, had.
+has lost what its own start, the supervised policy, had. Either has to be of the champion's recipe, or of one that was
+shown to be better than that.
 """
 
 from collections.abc import Mapping
@@ -223,8 +224,8 @@ def decide(
     Args:
         comparisons: (candidate, other) -> candidate minus other, of all that the night has.
         evidence: (candidate, other) -> of the candidate's recipe against the other's. An optimised policy needs that
-            against its start. Against the champion it is there where that is of another recipe and optimised: such a
-            recipe was shown, so what follows it has to be.
+            against its start. Against the champion it is there where that is of another recipe: a night's margins alone
+            would let a recipe that is worse in by patience.
     """
     reasons: list[str] = []
     for candidate in (OPTIMISED, SUPERVISED):

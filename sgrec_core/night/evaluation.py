@@ -28,6 +28,9 @@ from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import EvaluationSettings, Settings
 
+RECENT = 7
+"""Nights that tell whether a recipe has turned."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -181,7 +184,7 @@ def evidence_of_recipes(
 
     For the optimised policy against the supervised one, and for both against a champion of another recipe. Nothing
     where the night lacks one of the two, or it is not known what made it. A champion was trained on earlier days than
-    what it is compared with; that counts as part of what is new.
+    what it is compared with: that counts as part of what is new.
     """
     pairs = [(OPTIMISED, SUPERVISED), (OPTIMISED, CHAMPION), (SUPERVISED, CHAMPION)]
     pairs = [
@@ -210,14 +213,28 @@ def evidence_of_recipes(
 
 
 def evidence_by_night(nights: Sequence[sequential.Differences], alpha: float) -> list[Evidence]:
-    """What each night, with those before it, says of one recipe against another, by the users' scores."""
+    """What each night, with those before it, says of one recipe against another, by the users' scores.
+
+    Against it speak all nights or the last `RECENT`, whichever say more: what was better for long and has turned stays
+    better on average for as long again. A further reason to refuse promotes nobody by chance.
+    """
     # A user's score leaves [-1, 1] only by a value many times the mean; then it counts as the bound.
     inside = [(users, np.clip(scores, -1, 1)) for users, scores in nights]
-    values, worse = (sequential.evidence(one) for one in (inside, [(users, -scores) for users, scores in inside]))
-    return [
-        Evidence(nights=number, users=len(users), value=float(value), against=float(against), needed=1 / alpha)
-        for number, ((users, _), value, against) in enumerate(zip(inside, values, worse, strict=True), start=1)
-    ]
+    negated = [(users, -scores) for users, scores in inside]
+    values, worse = sequential.evidence(inside), sequential.evidence(negated)
+    found = []
+    for number, (users, _) in enumerate(inside, start=1):
+        lately = float(sequential.evidence(negated[max(number - RECENT, 0) : number])[-1])
+        found.append(
+            Evidence(
+                nights=number,
+                users=len(users),
+                value=float(values[number - 1]),
+                against=max(float(worse[number - 1]), lately),
+                needed=1 / alpha,
+            )
+        )
+    return found
 
 
 def _of_users(rows: pa.Table) -> OfUsers:
