@@ -125,7 +125,9 @@ class Reweighted(Lazy):
             for (outcome, how), values in ranking.worth.per_user.items()
             if how == self.variant.estimator
         }
-        return replace(ranking, worth=replace(ranking.worth, per_user=told, effective=float("inf"))).of_users()
+        return replace(
+            ranking, worth=replace(ranking.worth, per_user=told, effective=float("inf"), covered=1.0)
+        ).of_users()
 
 
 def agreement_nights(recommended: Recommended, day: int, users: int, judging: Judging) -> dict[str, np.ndarray]:
