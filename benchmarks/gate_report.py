@@ -178,7 +178,7 @@ def claims(found: Measured) -> list[Claim]:
     for users in sorted(set(found.nights["users"].tolist())):
         result.append(
             Claim(
-                name=f"smallest difference in the score that a night of {users:,} users detects, {' - '.join(PAIRS[0])}",
+                name=f"smallest difference in the score that a night of {users:,} users tells, {' - '.join(PAIRS[0])}",
                 value=100 * one.detectable(users), interval=None, unit="% of NDCG@10", goal="", met=None,
             )
         )  # fmt: skip
