@@ -32,7 +32,7 @@ from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.simulated_ab import METRICS
 
 ONE_DAY = ", one day"
-CLAIMED = ("NDCG@10", "ecpm direct", "ecpm doubly_robust", "score, eCPM 0.5, doubly_robust")
+CLAIMED = ("NDCG@10", "ecpm direct", "ecpm doubly_robust", "score, eCPM 0.25, doubly_robust")
 """Estimates of which the claims tell; the tables tell of all."""
 Row = tuple[str, str, str, int, Interval, Interval]
 PAIRS = ((OPTIMISED, NIGHT), (AGAIN, NIGHT), (NIGHT, POPULARITY))

@@ -312,7 +312,7 @@ class EvaluationSettings(Section):
     bootstrap_samples: int = Field(1000, ge=100)
     ndcg_weight: float = Field(1.0, gt=0, description="of NDCG@10 in the score by which candidates are compared")
     ecpm_weight: float = Field(
-        0.5,
+        0.25,
         ge=0,
         description="the same of expected eCPM; values count where the source logs propensities, elsewhere they only"
         " refuse",

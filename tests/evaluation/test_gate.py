@@ -234,7 +234,7 @@ def worth(model: Ranking, effective: float = 0.0, **means: float) -> Ranking:
     return replace(model, worth=Values(users, told, effective, 1.0, 8))
 
 
-@pytest.mark.parametrize("effective", [0.0, 500.0])
+@pytest.mark.parametrize("effective", [0.0, 5000.0])
 @pytest.mark.parametrize(
     ("before", "after"),
     [({"ecpm": 200}, {"ecpm": 180}), ({"gmv": 900}, {"gmv": 800}), ({"dislikes": 0.01}, {"dislikes": 0.02})],
@@ -254,7 +254,7 @@ def test_value_told_by_a_reward_model_alone_promotes_nobody_and_logged_answers_d
     """Next items the same but for a user; eCPM half as much again."""
     same, one_less = hits(0.5), hits(0.5)
     one_less[np.flatnonzero(one_less < LIST)[0]] = LIST
-    for effective, serves in ((0.0, None), (500.0, SUPERVISED)):
+    for effective, serves in ((0.0, None), (5000.0, SUPERVISED)):
         rankings = {
             SUPERVISED: worth(ranking(one_less), effective, ecpm=300),
             CHAMPION: worth(ranking(same), effective, ecpm=200),
@@ -271,6 +271,6 @@ def test_a_model_alone_does_not_defend_what_was_optimised_for_it() -> None:
     flattered = replace(worth(ranking(hits(0.3)), ecpm=250), optimised=True)
     rankings = {SUPERVISED: worth(ranking(hits(0.9)), ecpm=200), CHAMPION: flattered, POPULARITY: FLOOR}
     assert choose(rankings, None).serves == SUPERVISED
-    answered = replace(worth(ranking(hits(0.3)), 500, ecpm=250), optimised=True)
-    rankings |= {SUPERVISED: worth(ranking(hits(0.9)), 500, ecpm=200), CHAMPION: answered}
+    answered = replace(worth(ranking(hits(0.3)), 5000, ecpm=250), optimised=True)
+    rankings |= {SUPERVISED: worth(ranking(hits(0.9)), 5000, ecpm=200), CHAMPION: answered}
     assert "ecpm surely worse" in choose(rankings, None).reason

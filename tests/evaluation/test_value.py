@@ -21,11 +21,11 @@ def logged(predicted: np.ndarray, propensities: np.ndarray | None = None) -> tup
     at = np.zeros((2, 3))
     for slate, share in zip(slates, chance, strict=True):
         at[[0, 1], slate] += share
-    repeats = np.rint(chance * 15 * 20).astype(int)
+    repeats = np.rint(chance * 15 * 600).astype(int)
     items = np.repeat(np.array(slates), repeats, axis=0).reshape(-1)
     positions = np.tile([0, 1], repeats.sum())
     log = Logged(
-        users=np.repeat([f"u{number:03d}" for number in range(repeats.sum())], 2),
+        users=np.repeat([f"u{number:05d}" for number in range(repeats.sum())], 2),
         propensities=at[positions, items] if propensities is None else propensities,
         rewards={"ecpm": CLICK[items] * POSITION[positions]},
         predicted={"ecpm": predicted[items] * POSITION[positions]},
