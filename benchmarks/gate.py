@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,9 @@ from sgrec_core.settings import EvaluationSettings
 # A third of a night's resamples: the bounds of an interval then scatter by a tenth of its deviation.
 SETTINGS = EvaluationSettings(bootstrap_samples=300)
 JUDGING = Judging(margins_of(SETTINGS), resampling(SETTINGS), weights_of(SETTINGS), SETTINGS.alpha)
+COUNTED = replace(JUDGING.weights, ecpm=0.0, gmv=0.0, dislikes=0.0)
+"""What decides in nights of these sizes: their logged answers are worth less than `LEAST_EFFECTIVE` impressions, so that
+values can only refuse."""
 DEFINITIONS = (
     "sgrec_core.evaluation.gate:compare",
     "sgrec_core.evaluation.gate:decide",
@@ -94,7 +97,7 @@ def months(recommended: Recommended, scenario: Scenario, size: Size) -> dict[str
 
     The second is -1 for months that were not put through the one-night margins.
     """
-    panel = Panel.of(recommended, scenario.ours, scenario.theirs, JUDGING.weights)
+    panel = Panel.of(recommended, scenario.ours, scenario.theirs, COUNTED)
     coins = Coins(recommended, scenario.ours, scenario.theirs)
     draw = np.random.default_rng([1, scenario.users])
     count = size.months if scenario.effect == 0 and scenario.coin != WHOLE_NIGHT else size.planted
@@ -118,7 +121,7 @@ def months(recommended: Recommended, scenario: Scenario, size: Size) -> dict[str
 
 def refreshes(recommended: Recommended, effect: float, users: int, size: Size) -> dict[str, np.ndarray]:
     """Of each night, its users drawn anew: whether the supervised policy replaces the champion; two trainings."""
-    panel = Panel.of(recommended, AGAIN, NIGHT, JUDGING.weights)
+    panel = Panel.of(recommended, AGAIN, NIGHT, COUNTED)
     coins = Coins(recommended, AGAIN, NIGHT)
     draw = np.random.default_rng([2, users])
     served = [
@@ -132,7 +135,7 @@ def turns(recommended: Recommended, users: int, size: Size) -> dict[str, np.ndar
 
     ``enough``: whether evidence is; ``served``: whether the gate promotes it.
     """
-    panel, coins = Panel.of(recommended, OPTIMISED, NIGHT, JUDGING.weights), Coins(recommended, OPTIMISED, NIGHT)
+    panel, coins = Panel.of(recommended, OPTIMISED, NIGHT, COUNTED), Coins(recommended, OPTIMISED, NIGHT)
     draw = np.random.default_rng([3, users])
     enough, served = (np.zeros((size.turns, NIGHTS), dtype=bool) for _ in range(2))
     for number in range(size.turns):
@@ -172,7 +175,7 @@ def measure(options: argparse.Namespace, kept: Kept) -> gate_report.Measured:
     for scenario in scenarios(size):
         try:
             if scenario.coin != WHOLE_NIGHT:
-                panel = Panel.of(recommended, scenario.ours, scenario.theirs, JUDGING.weights)
+                panel = Panel.of(recommended, scenario.ours, scenario.theirs, COUNTED)
                 loading(panel, scenario.effect, scenario.coin)
         except ValueError as error:
             out_of_reach.append(f"{scenario}: {error}")

@@ -174,11 +174,11 @@ def power(recommended: Recommended, sizes: tuple[int, ...], weights: Weights) ->
 def claims(found: Measured) -> list[Claim]:
     """What a reader asks first; everything else stands in the tables."""
     result = []
-    one = found.power.found[PAIRS[0][0], PAIRS[0][1], "score"]
+    one = found.power.found[PAIRS[0][0], PAIRS[0][1], "NDCG@10"]
     for users in sorted(set(found.nights["users"].tolist())):
         result.append(
             Claim(
-                name=f"smallest difference in the score that a night of {users:,} users tells, {' - '.join(PAIRS[0])}",
+                name=f"smallest difference in NDCG@10 that a night of {users:,} users tells, {' - '.join(PAIRS[0])}",
                 value=100 * one.detectable(users), interval=None, unit="% of NDCG@10", goal="", met=None,
             )
         )  # fmt: skip
