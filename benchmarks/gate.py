@@ -47,7 +47,7 @@ from sgrec_core.settings import EvaluationSettings
 SETTINGS = EvaluationSettings(bootstrap_samples=300)
 JUDGING = Judging(margins_of(SETTINGS), resampling(SETTINGS), weights_of(SETTINGS), SETTINGS.alpha)
 COUNTED = replace(JUDGING.weights, ecpm=0.0, gmv=0.0, dislikes=0.0)
-"""What decides in nights of these sizes: their logged answers are worth less than `LEAST_EFFECTIVE` impressions, so that
+"""What decides in nights of these sizes: their logged answers are worth less than `LEAST_EFFECTIVE` impressions, so
 values can only refuse."""
 DEFINITIONS = (
     "sgrec_core.evaluation.gate:compare",
