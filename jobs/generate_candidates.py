@@ -93,7 +93,7 @@ def run(job: Job) -> None:
 
 def _tell_target_rates(job: Job, training: tuple[int, int], held_out: tuple[int, int]) -> None:
     """How often groups hold the chosen item, (with it, in all): of decisions that nobody learnt from about as often."""
-    job.fact("groupswith_target", training[0])
+    job.fact("groups_with_target", training[0])
     job.fact("target_rate", training[0] / training[1])
     job.fact("held_out_groups", held_out[1])
     job.fact("held_out_target_rate", held_out[0] / held_out[1] if held_out[1] else None)
