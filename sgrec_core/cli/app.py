@@ -25,6 +25,7 @@ JUDGE_INTERPRETER = ".venv-judge/bin/python"
 
 METRICS = {"hit_rate": "HR", "ndcg": "NDCG", "id_hit_rate": "HR, id-level ", "id_ndcg": "NDCG, id-level "}
 """How people call what the table ``evaluations`` names."""
+OUTCOME_NAMES = {"ecpm": "eCPM", "gmv": "GMV per thousand", "dislikes": "dislikes"}
 
 Input = Annotated[
     str | None,

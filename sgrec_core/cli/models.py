@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sgrec_core.cli.app import METRICS, app, console
+from sgrec_core.cli.app import METRICS, OUTCOME_NAMES, app, console
 from sgrec_core.cli.homes import existing_home, valid_day
 from sgrec_core.errors import InputError
 from sgrec_core.wording import metric, number, words
@@ -90,6 +90,10 @@ def compare_generators(
         interval = f"{difference.lower:+.4f} to {difference.upper:+.4f}"
         name = f"{METRICS.get(kind, kind)}@{cutoff}"
         table.add_row(name, words(bucket), f"{difference.value:+.4f}", interval)
+    for outcome, difference in found.values.items():
+        # Of other sizes than shares of users: an eCPM of 150, a dislike rate of .01.
+        interval = f"{difference.lower:+.4g} to {difference.upper:+.4g}"
+        table.add_row(OUTCOME_NAMES[outcome], words(found.estimator), f"{difference.value:+.4g}", interval)
     console.print(table)
     verdict = f"would refuse it: {', '.join(why_not)}" if why_not else f"would pass it: {found.figures()}"
     console.print(escape(f"the gate {verdict}"), soft_wrap=True)
