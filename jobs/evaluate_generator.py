@@ -15,7 +15,7 @@ from sgrec_core.errors import InputError
 from sgrec_core.evaluation.gate import Choice, Comparison, compare, decide
 from sgrec_core.evaluation.ranking import Ranking, evaluation_rows, figures
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
-from sgrec_core.evaluation.value import DIRECT, DOUBLY_ROBUST
+from sgrec_core.evaluation.value import common_estimator
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import load_contract
 from sgrec_core.lake.queries import days_until
@@ -114,8 +114,7 @@ def run(job: Job) -> None:
         job.fact(f"{role}_version", versions[role].version if role in versions else None)
     models = [ranking.worth for role, ranking in rankings.items() if role != POPULARITY and ranking.worth is not None]
     if models:
-        robust = all(worth.estimator == DOUBLY_ROBUST for worth in models)
-        job.fact("values_by", DOUBLY_ROBUST if robust else DIRECT)
+        job.fact("values_by", common_estimator(models))
         job.fact("logged_answers_worth", min(worth.effective for worth in models))
     job.fact("decisions", len(rankings[SUPERVISED].targets) if rankings else 0)
     job.fact("history", "left out of lists" if leave_out else "kept in lists")

@@ -21,7 +21,7 @@ from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVI
 from sgrec_core.evaluation.score import Weights, score_differences
 from sgrec_core.evaluation.sequential import smallest_detectable
 from sgrec_core.evaluation.significance import Interval, bootstrap, paired_bootstrap
-from sgrec_core.evaluation.value import DIRECT, OUTCOMES
+from sgrec_core.evaluation.value import DIRECT, OUTCOMES, common_estimator
 
 LEAST_USERS = 30
 """With held-out targets in a novelty bucket, below which it has no say: a bootstrap over few users is sure too soon."""
@@ -196,8 +196,7 @@ def compare(ours: Ranking, theirs: Ranking, resampling: Resampling, weights: Wei
     draws: dict[str, Any] = vars(resampling)
     values, estimator = {}, DIRECT
     if ours.worth is not None and theirs.worth is not None:
-        if DIRECT not in (ours.worth.estimator, theirs.worth.estimator):
-            estimator = ours.worth.estimator
+        estimator = common_estimator([ours.worth, theirs.worth])
         for outcome in OUTCOMES:
             if (outcome, estimator) in ours.worth.per_user:
                 both = (one.per_user[outcome, estimator] for one in (ours.worth, theirs.worth))

@@ -5,7 +5,7 @@ arXiv 1804.10488): what an item does at a position does not hang on what stands 
 have shown the same item at the same place is told by the logged answer, weighed by one over the chance of that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,11 @@ class Values:
         """The one that decides: doubly robust where logged answers tell enough, else the direct method."""
         told = self.effective >= LEAST_EFFECTIVE and self.covered >= LEAST_COVERED
         return DOUBLY_ROBUST if told else DIRECT
+
+
+def common_estimator(policies: Iterable[Values]) -> str:
+    """By which policies are compared: what each of them has enough logged answers for."""
+    return DIRECT if any(one.estimator == DIRECT for one in policies) else DOUBLY_ROBUST
 
 
 def estimate(logged: Logged, same: np.ndarray, expected: Mapping[str, np.ndarray], clip: float | None) -> Values:

@@ -79,7 +79,7 @@ class HeldOut:
         model, catalogue = generator_of_day(self.lake, self.registry, version, self.day)
         asked, settings = self.asked, self.settings.evaluation
         histories = history_matrix(asked["history"], catalogue, model.config.max_items)
-        whole = whole_histories(asked["history"], catalogue)
+        whole = whole_histories(asked["history"], catalogue) if any(leave_out) else None
         found = []
         for without in leave_out:
             beams = rank_items(
