@@ -293,7 +293,7 @@ class PolicySettings(Section):
     updates: int = Field(1, ge=1, description="optimiser steps on each batch of fresh groups")
     epochs: int = Field(1, ge=1, description="passes over the rollout groups, or over their prompts")
     batch_size: int = Field(64, ge=1, description="groups per step")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-5, gt=0)
     clip: float = Field(0.2, gt=0, lt=1)
     kl_weight: float = Field(1e-3, ge=0)
     loss: Literal["clip"] = "clip"
