@@ -1,6 +1,6 @@
 """Turn the day's events into decision points, and slates into preference pairs (`sgrec_core.states`)."""
 
-from sgrec_core.lake.queries import days_until
+from sgrec_core.lake.queries import days_until, has_labels
 from sgrec_core.lake.spark import publish_spark, read_spark, spark_session
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.states.decisions import chosen_items, decision_points, history_lengths, with_split, with_states
@@ -22,7 +22,6 @@ def run(job: Job) -> None:
 
     from pyspark.sql import functions as F
 
-    has_labels = job.lake.count("events", where={**partition, "role": "validation"}) > 0
     with job.starting_engine():
         spark = spark_session(job.settings, "build_states")
     try:
@@ -34,7 +33,7 @@ def run(job: Job) -> None:
         chosen = chosen_items(before, items).cache()
         decisions = decision_points(today, job.day).join(history_lengths(today, chosen), ["user_id", "as_of"], "left")
         everything = with_states(decisions, chosen, profiles, settings)
-        everything = with_split(everything, settings, has_labels).cache()
+        everything = with_split(everything, settings, has_labels(job.lake, job.day)).cache()
         states = everything.where(F.size("history") >= settings.min_history)
         too_early = everything.where(F.size("history") < settings.min_history).count()
         count = publish_spark(job.lake, "user_states", states, partition=partition, fingerprint=fingerprint)

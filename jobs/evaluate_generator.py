@@ -73,11 +73,16 @@ def run(job: Job) -> None:
     rankings: dict[str, Ranking] = {}
     unmasked: dict[str, Ranking] = {}
     try:
-        held_out = HeldOut.of_day(job.settings, registry, job.day, "validation")
+        held_out = HeldOut.of_day(job.settings, registry, job.day, "validation", versions.values())
     except InputError as error:
         job.note(f"nothing to compare on: {error}")
     else:
         rankings, unmasked = _rankings(job, held_out, versions, leave_out)
+        if held_out.share < job.settings.states.validation_share:
+            job.note(
+                f"compared on {held_out.share:g} of the users, not on states.validation_share="
+                f"{job.settings.states.validation_share:g}: models that went into this night were trained on the others"
+            )
     draws = resampling(settings)
     rows = [row for role in rankings for row in evaluation_rows(rankings[role], role, "validation", draws)]
     rows += unmasked_rows(unmasked, draws)

@@ -14,6 +14,7 @@ from sgrec_core.generator.device import use_threads
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake.queries import table_versions
 from sgrec_core.night.generators import generator_of_day, register_generator
+from sgrec_core.night.held_out import MODEL_SHARE
 from sgrec_core.night.optimisation import fresh_settings, optimise, stored_groups
 from sgrec_core.night.recipes import RECIPE_TAG, REWARDS_TAG, optimised_recipe
 from sgrec_core.night.repeats import leaves_out_history
@@ -100,6 +101,7 @@ def run(job: Job) -> None:
             **as_tag(policies),
             RECIPE_TAG: optimised_recipe(job.lake, job.day, job.settings, leave_out),
             CODE_TAG: job.code_digest,
+            **{name: start.tags[name] for name in (MODEL_SHARE,) if name in start.tags},
         },
         leave_out_history=leave_out,
     )

@@ -17,6 +17,7 @@ from sgrec_core.errors import InputError
 from sgrec_core.generator.device import use_threads
 from sgrec_core.lake.queries import days_until, decisions
 from sgrec_core.night.generators import backbone_digest, day_catalogue
+from sgrec_core.night.held_out import shares_as_tags
 from sgrec_core.night.recipes import RECIPE_TAG, supervised_recipe
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.rollouts import as_tag, why_cross_fit
@@ -81,6 +82,7 @@ def run(job: Job) -> None:
             "sgrec.warm_started_from": started_from,
             RECIPE_TAG: supervised_recipe(job.settings, leave_out),
             **as_tag(policies),
+            **shares_as_tags(job.lake, registry, job.day, job.settings, champion if trained.warm else None),
         },
     )
     mark_of_night(registry, version)

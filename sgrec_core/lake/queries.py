@@ -19,6 +19,11 @@ def decisions(lake: Lake, days: list[str], split: str, columns: list[str]) -> pa
     return lake.read("user_states", where={"day": days, "split": split}, columns=columns)
 
 
+def has_labels(lake: Lake, day: str) -> bool:
+    """Whether the day's source says which decisions are held out; elsewhere users are."""
+    return lake.count("events", where={"day": day, "role": "validation"}) > 0
+
+
 def item_hashes(lake: Lake, day: str, item_ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Content hash of each item as it is on ``day``; null for one that the day does not have."""
     items = lake.read("items", where={"day": day}, columns=["item_id", "item_hash"])

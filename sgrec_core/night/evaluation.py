@@ -1,6 +1,6 @@
 """What generators recommend for held-out decisions of a day."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from sgrec_core.generator.device import use_threads
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions
 from sgrec_core.night.generators import generator_of_day
-from sgrec_core.night.held_out import held_out_decisions
+from sgrec_core.night.held_out import held_out_decisions, smallest_share
 from sgrec_core.night.recipes import is_optimised
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.value import Appraiser
@@ -43,18 +43,24 @@ class HeldOut:
     states: pa.Table
     """Decisions: columns user_id, history, target_item."""
     appraiser: Appraiser | None
+    share: float
+    """Of users, that all of the generators have never read; 1 where labels are held out, not users."""
 
     @classmethod
-    def of_day(cls, settings: Settings, registry: Registry, day: str, split: str) -> "HeldOut":
-        """Requests come with the split ``validation`` alone, whose users they are of.
+    def of_day(
+        cls, settings: Settings, registry: Registry, day: str, split: str, versions: Iterable[ModelVersion]
+    ) -> "HeldOut":
+        """What ``versions`` can be compared on: nothing of a user that one of them was trained on.
+
+        Requests come with the split ``validation`` alone, whose users they are of.
 
         Raises:
             InputError: there are no such decisions.
         """
-        lake = Lake(settings.lake_root)
-        states = held_out_decisions(lake, day, split)
-        appraiser = Appraiser.of_night(lake, registry, day, settings) if split == "validation" else None
-        return cls(lake, registry, settings, day, states, appraiser)
+        lake, share = Lake(settings.lake_root), smallest_share(versions)
+        states = held_out_decisions(lake, day, split, share)
+        appraiser = Appraiser.of_night(lake, registry, day, settings, share) if split == "validation" else None
+        return cls(lake, registry, settings, day, states, appraiser, share)
 
     @property
     def asked(self) -> pa.Table:
@@ -274,7 +280,7 @@ def evaluate_version(
     use_threads(settings.threads)
     registry = Registry(settings)
     chosen = registry.get(GENERATOR, version)
-    held_out = HeldOut.of_day(settings, registry, day or chosen.day, split)
+    held_out = HeldOut.of_day(settings, registry, day or chosen.day, split, [chosen])
     leave_out = leaves_out_history(held_out.lake, held_out.day, settings)
     (ranking,) = held_out.ranked_by(chosen, [leave_out], progress)
     champion = registry.champion()
@@ -306,7 +312,7 @@ def compare_versions(
     registry = Registry(settings)
     versions = [registry.get(GENERATOR, name) for name in (first, second)]
     day = day or max(version.day for version in versions)
-    held_out = HeldOut.of_day(settings, registry, day, "validation")
+    held_out = HeldOut.of_day(settings, registry, day, "validation", versions)
     leave_out = leaves_out_history(held_out.lake, day, settings)
     ours, theirs = (held_out.ranked_by(version, [leave_out], progress)[0] for version in versions)
     found = compare(ours, theirs, resampling(settings.evaluation), weights_of(settings.evaluation))

@@ -1,6 +1,6 @@
 """What candidates are compared on: decisions and requests of users that no fit reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,21 +11,45 @@ import pyarrow.compute as pc
 from sgrec_core.errors import InputError
 from sgrec_core.hashing import is_validation_user
 from sgrec_core.lake import Lake
-from sgrec_core.lake.queries import days_until, decisions
+from sgrec_core.lake.queries import days_until, decisions, has_labels
 from sgrec_core.logs.parsing import canonical_json
+from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.rewards.business_context import CLICKED
 from sgrec_core.rewards.responses import ANSWERS
+from sgrec_core.runtime.stages import SUPERVISED
 from sgrec_core.settings import Settings
 
 SPLITS = ("validation", "test")
 REQUEST = ["user_id", "request_id"]
+NIGHT_SHARE, MODEL_SHARE = "sgrec.validation_share", "sgrec.held_out_share"
+"""Tags where users are held out, not labels. Of a night's supervised policy: the share of users that its night held
+out. Of a generator: the share that it never read; a night's may be larger, once the setting has been raised."""
 
 
-def held_out_decisions(lake: Lake, day: str, split: str) -> pa.Table:
+def shares_as_tags(
+    lake: Lake, registry: Registry, day: str, settings: Settings, start: ModelVersion | None
+) -> dict[str, str]:
+    """Tags of a generator that went on from ``start`` with the last days' decisions, as their nights split them."""
+    if has_labels(lake, day):
+        return {}
+    own = settings.states.validation_share
+    days = days_until(day, settings.states.history_days)[:-1]
+    nights = [version.tags.get(NIGHT_SHARE) for version in registry.versions(SUPERVISED) if version.day in days]
+    before = [share for share in nights if share is not None]
+    return {NIGHT_SHARE: str(own), MODEL_SHARE: str(min([own, smallest_share([start]), *map(float, before)]))}
+
+
+def smallest_share(versions: Iterable[ModelVersion | None]) -> float:
+    """The share of users that all of these generators never read; 1 where none says so."""
+    return min((float(one.tags[MODEL_SHARE]) for one in versions if one and MODEL_SHARE in one.tags), default=1.0)
+
+
+def held_out_decisions(lake: Lake, day: str, split: str, share: float = 1.0) -> pa.Table:
     """Columns user_id, history, target_item of the held-out decisions of ``day``.
 
-    ``validation``: the day's user states of that split. ``test``: the test labels of a leave-one-out set, each with all
-    that its user did before, the validation label included.
+    ``validation``: the day's user states of that split, of those users whom a night of this ``share`` holds out too.
+    ``test``: the test labels of a leave-one-out set, each with all that its user did before, the validation label
+    included.
 
     Raises:
         InputError: the split is unknown, or the day has no such decisions.
@@ -40,8 +64,11 @@ def held_out_decisions(lake: Lake, day: str, split: str) -> pa.Table:
                 f"{day} has no test labels: only leave-one-out sets have; valid here is --split validation"
             )
         states = _test_decisions(lake, day, labels)
+    if share < 1.0:
+        states = states.filter(pa.array(is_validation_user(states["user_id"].to_pylist(), share), pa.bool_()))
     if not states.num_rows:
-        raise InputError(f"{day} has no held-out decisions of split {split}")
+        of = f" and of users that all models held out: {share:g} of them" if share < 1.0 else ""
+        raise InputError(f"{day} has no held-out decisions of split {split}{of}")
     return states
 
 
@@ -91,14 +118,14 @@ class Requests:
     """By outcome [N] bool: whether its event came."""
 
 
-def held_out_requests(lake: Lake, day: str, settings: Settings) -> Requests | None:
-    """The day's requests of validation users that have a history; None where the source logs no impressions
-    with position and bid.
+def held_out_requests(lake: Lake, day: str, settings: Settings, share: float = 1.0) -> Requests | None:
+    """The day's requests of validation users that have a history, of those whom a night of this ``share`` holds out
+    too; None where the source logs no impressions with position and bid.
 
     Histories as `sgrec_core.states.decisions` makes them. Decisions are no substitute: a request without a click is
     where a list has earned nothing.
     """
-    share = settings.states.validation_share
+    share = min(settings.states.validation_share, share)
     columns = [*REQUEST, "event_time", "event_id", "event_type", "item_id", "placement", "position", "price", "bid"]
     days = days_until(day, settings.states.history_days)
     events = lake.read("events", where={"day": days, "role": "logged"}, columns=["day", *columns, "propensity"])

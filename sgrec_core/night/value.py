@@ -28,12 +28,17 @@ class Appraiser:
     clip: float
 
     @classmethod
-    def of_night(cls, lake: Lake, registry: Registry, day: str, settings: Settings) -> "Appraiser | None":
-        """None where the source logs no impressions with bids, or they are too few for a model."""
+    def of_night(
+        cls, lake: Lake, registry: Registry, day: str, settings: Settings, share: float = 1.0
+    ) -> "Appraiser | None":
+        """For the requests of this ``share`` of users; see `held_out_requests`.
+
+        None where the source logs no impressions with bids, or they are too few for a model.
+        """
         config = registry.load(of_night(registry, BUSINESS_REWARD, day, stage="fit_business_reward"))[1]
         if not config.get(RESPONSES):
             return None
-        requests = held_out_requests(lake, day, settings)
+        requests = held_out_requests(lake, day, settings, share)
         if requests is None:
             return None
         model = ResponseModel(config[RESPONSES])

@@ -43,6 +43,7 @@ from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.generator import rank_items
 from sgrec_core.generator.language_model import LanguageModel
 from sgrec_core.generator.recommend import Recommender
+from sgrec_core.hashing import is_validation_user
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.versions.accepted import accept
 from sgrec_core.lake import Lake, load_contract
@@ -671,3 +672,27 @@ def test_missing_inputs_are_named_with_the_command_to_run(tmp_path: Path) -> Non
         jobs.train_generator.run(Job("train_generator", DAY, settings))
     with pytest.raises(SgrecError, match="python -m jobs.train_supervised --day 2026-01-05"):
         jobs.evaluate_generator.run(Job("evaluate_generator", DAY, settings))
+
+
+def test_a_larger_share_compares_on_no_user_that_a_model_has_read(tmp_path: Path) -> None:
+    """`states.validation_share` is raised between two nights: whom it adds the champion was trained on."""
+    few, many = (new_world(tmp_path, states={"validation_share": share}) for share in (0.15, 0.4))
+    first = run_day(few, start_day(few, DAY, share=0.15))
+    assert facts_of(first, "evaluate_generator")["promoted"] is True
+    second = run_day(many, start_day(many, NEXT_DAY, share=0.4))
+
+    users = [f"u{number:02d}" for number in range(70)]
+    never_read = {user for user, out in zip(users, is_validation_user(users, 0.15), strict=True) if out}
+    lake = Lake(many.lake_root)
+    held_out = set(lake.read("user_states", where={"day": NEXT_DAY, "split": "validation"})["user_id"].to_pylist())
+    assert never_read < held_out
+    asked = lake.read("candidate_results", where={"day": NEXT_DAY})["user_id"].to_pylist()
+    assert set(asked) == never_read
+    (note,) = second["evaluate_generator"]["notes"]
+    assert "compared on 0.15 of the users, not on states.validation_share=0.4" in note
+
+    # From scratch as well: the first day, which the second trains on too, was split otherwise.
+    other = world_settings(tmp_path, states={"validation_share": 0.4}, supervised={"width": 16})
+    run_day(other, NEXT_DAY)
+    asked = lake.read("candidate_results", where={"day": NEXT_DAY, "role": "supervised"})["user_id"].to_pylist()
+    assert set(asked) == never_read

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sgrec_core.errors import SgrecError
@@ -21,6 +21,8 @@ TEXTS = [
 
 
 @given(*[st.none() | st.text(max_size=3 * TEXT_LIMIT)] * 4)
+@example(None, None, None, "0 .")
+@example(".", None, None, "a")
 def test_item_text_is_bounded_and_printable(title, brand, category, description):
     text = item_text(title, brand, category, description)
     assert len(text) <= TEXT_LIMIT

@@ -19,6 +19,7 @@ import jobs.generate_candidates
 import jobs.materialize_rewards
 import jobs.train_generator
 import jobs.train_supervised
+from sgrec_core.hashing import is_validation_user
 from sgrec_core.judge.engines import judge_version
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.registry import Registry
@@ -64,8 +65,12 @@ def round_the_circle(day: str, user: int) -> list[int]:
     return [start + step for step in range(6)]
 
 
-def write_day(lake: Lake, day: str, walk: Callable[[str, int], list[int]] = round_the_circle) -> None:
-    """70 users walk by ``walk`` (day and user to six items); a seventh of them is held out."""
+def write_day(
+    lake: Lake, day: str, walk: Callable[[str, int], list[int]] = round_the_circle, share: float | None = None
+) -> None:
+    """70 users walk by ``walk`` (day and user to six items); every seventh is held out, or a ``share`` by hash."""
+    every = [f"u{user:02d}" for user in range(70)]
+    held_out = set(every[::7] if share is None else np.array(every)[is_validation_user(every, share)].tolist())
     the_day = date.fromisoformat(day)
     publish(
         lake,
@@ -87,7 +92,7 @@ def write_day(lake: Lake, day: str, walk: Callable[[str, int], list[int]] = roun
                     "user_id": f"u{user:02d}",
                     "request_id": f"r{position}",
                     "as_of": at,
-                    "split": "train" if user % 7 else "validation",
+                    "split": "validation" if f"u{user:02d}" in held_out else "train",
                     "history": history,
                     "target_item": item(steps[position + 1]),
                     "target_type": "click",
@@ -144,10 +149,15 @@ def write_scores(settings: Settings, day: str) -> None:
     publish(lake, "user_weights", weights, day=day)
 
 
-def start_day(settings: Settings, day: str, walk: Callable[[str, int], list[int]] = round_the_circle) -> str:
-    """What the stages before these have made for a day, in a world that has its tokenizer."""
+def start_day(
+    settings: Settings,
+    day: str,
+    walk: Callable[[str, int], list[int]] = round_the_circle,
+    share: float | None = None,
+) -> str:
+    """What the stages before these have made for a day, in a world that has its tokenizer; see `write_day`."""
     registry = Registry(settings)
-    write_day(Lake(settings.lake_root), day, walk)
+    write_day(Lake(settings.lake_root), day, walk, share)
     registry.set_alias(registry.versions(TOKENIZER)[0], f"night-{day}")
     nothing = {"nothing": torch.zeros(1)}
     registry.register(BUSINESS_REWARD, day=day, fingerprint=day, tensors=nothing, config={"kind": "ranking"})
