@@ -32,7 +32,7 @@ from sgrec_core.policy import PolicyConfig, StoredGroups, train_stored
 from sgrec_core.rewards.advantages import Groups
 from sgrec_core.rewards.fusion import fuse
 from sgrec_core.runtime.code import code_digest
-from sgrec_core.settings import EvaluationSettings, SimulatorSettings
+from sgrec_core.settings import EvaluationSettings, PolicySettings, SimulatorSettings
 
 # Not the seed of a market on which anything was chosen. Smaller than that of the A2PO benchmark, with more evaluation
 # days, and generators of half the width of a night's: fourteen of them have to be trained, ranked and served.
@@ -69,8 +69,8 @@ class Recipe:
     seed: int = 0
     judge: str | None = None
     """Of an optimised one: ``business`` alone, or A2PO with this judge of the world."""
-    learning_rate: float = 1e-4
-    """Of the optimisation; nights took 1e-4 when the results were made, and take 3e-5 since."""
+    learning_rate: float = PolicySettings().learning_rate
+    """Of the optimisation."""
     by_price: float = 0.0
     """A list is put in the order of log-probability plus so many times the logarithm of the price."""
 
@@ -93,6 +93,7 @@ RECIPES = (
     Recipe(name=AGAIN, seed=1),
     Recipe(name="night, 50 epochs, no dropout", epochs=50, dropout=0.0),
     Recipe(name=OPTIMISED, judge="business"),
+    Recipe(name="business, rate 1e-4", judge="business", learning_rate=1e-4),
     Recipe(name="business, rate 1e-3", judge="business", learning_rate=1e-3),
     Recipe(name="a2po embedding, rate 3e-4", judge="embedding", learning_rate=3e-4),
     Recipe(name="a2po oracle, rate 1e-3", judge="noisy_oracle", learning_rate=1e-3),
