@@ -8,7 +8,8 @@ ids) are applied by ``jobs.ingest_events`` on the rows accepted here.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import cache
@@ -16,10 +17,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgrec_core.lake.contracts import load_contract
-from sgrec_core.logs.landing import FOLDERS, MANIFEST, RawFile, Record, day_folder, raw_files
-from sgrec_core.logs.readers import Limits, Problem, RawRow, read_rows
+from sgrec_core.logs.landing import FOLDERS, MANIFEST, Landed, LeftOut, RawFile, Record, day_folder
+from sgrec_core.logs.mapping import LogMapping, Mapper, MappingError
+from sgrec_core.logs.readers import read_rows
+from sgrec_core.logs.rows import Layout, Limits, Problem, Reading, Unreadable
+from sgrec_core.settings import IngestSettings
 
 TABLES: dict[Record, str] = {"event": "events", "item": "items", "user": "users"}
+LAYOUTS: Mapping[Record, Layout] = {
+    "event": Layout(
+        required=("event_id", "event_time", "user_id", "item_id", "event_type", "request_id"),
+        known=tuple(column.name for column in load_contract("events").columns if column.name != "day"),
+    ),
+    "item": Layout(
+        required=("item_id",),
+        known=("item_id", "title", "description", "brand", "category", "price", "supplied_codes"),
+    ),
+    "user": Layout(required=("user_id",)),
+}
+"""Columns of raw rows; a profile is all that its row holds."""
 NIGHT_RUNS_AT = timedelta(days=1, hours=2)
 """From the start of day D to the moment when its night runs: nothing can have happened later."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,6 +56,8 @@ class Accepted(NamedTuple):
     line: int
     raw_text: str | None
     values: dict[str, Any]
+    part: int = 0
+    """Which of the rows that a mapping makes of one raw row."""
 
 
 class Rejected(NamedTuple):
@@ -51,6 +69,23 @@ class Rejected(NamedTuple):
     file: str
     line: int
     raw_text: str | None
+    part: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How raw rows are read, whatever they hold."""
+
+    limits: Limits = Limits()
+    nulls: frozenset[str] = frozenset(IngestSettings().null_words)
+    """Texts that stand for no id and no number."""
+    mapping: LogMapping | None = None
+
+    @classmethod
+    def of(cls, settings: IngestSettings) -> "Options":
+        limits = Limits(line_bytes=settings.max_line_bytes, raw_text=settings.max_raw_text)
+        mapping = LogMapping.read(settings.mapping) if settings.mapping is not None else None
+        return cls(limits=limits, nulls=frozenset(settings.null_words), mapping=mapping)
 
 
 class _InvalidRowError(Exception):
@@ -59,28 +94,62 @@ class _InvalidRowError(Exception):
         self.problem = Problem(reason, detail)
 
 
-def parse_file(file: RawFile, day: str, limits: Limits) -> Iterator[Accepted | Rejected]:
+def parse_file(file: RawFile, day: str, options: "Options", reading: Reading) -> Iterator[Accepted | Rejected]:
     """Every row of one raw file, each accepted or rejected, in the order of the file.
 
     Args:
         file: where it lies and what its rows should be.
         day: the night's day, YYYY-MM-DD; events of other days are rejected.
-        limits: bounds on a row's size.
+        reading: is told how the file ended, and how much of it was read.
     """
     parse = _parsers(day)[file.record]
-    for row in read_rows(file.path, file.name, limits):
+    try:
+        mapper = options.mapping.of(file) if options.mapping is not None else None
+    except LookupError as error:
+        reading.bytes, reading.ended, reading.detail = file.path.stat().st_size, "left_out", str(error)
+        return
+    layout = LAYOUTS[file.record] if mapper is None else mapper.layout
+
+    def rejected(problem: Problem, line: int, raw_text: str | None, part: int = 0) -> Rejected:
+        return Rejected(file.record, problem.reason, storable(problem.detail), file.name, line, raw_text, part)
+
+    nowhere, has_fields = set(layout.required), False
+    for row in read_rows(file.path, file.name, options.limits, layout, reading):
         problem = row.problem
         if row.fields is not None:
+            has_fields = True
+            if nowhere:
+                nowhere -= row.fields.keys()
+            part = -1
             try:
-                yield Accepted(row.line, row.raw_text, parse(_Fields(row)))
-                continue
-            except _InvalidRowError as error:
+                for part, fields in enumerate([row.fields] if mapper is None else list(mapper.rows(row.fields))):
+                    found = _parse(parse, _Fields(fields, row.loose, options.nulls, mapper))
+                    if isinstance(found, Problem):
+                        yield rejected(found, row.line, row.raw_text, part)
+                    else:
+                        yield Accepted(row.line, row.raw_text, found, part)
+            except MappingError as error:
                 problem = error.problem
+            else:
+                reading.rows_empty += part < 0
+                continue
         assert problem is not None, "a reader gives fields or a problem"
-        yield Rejected(file.record, problem.reason, storable(problem.detail), file.name, row.line, row.raw_text)
+        yield rejected(problem, row.line, row.raw_text)
+    if reading.ended == "complete" and has_fields and nowhere:
+        reading.ended, reading.detail = "unreadable", f"no row has {', '.join(sorted(nowhere))}"
+        yield rejected(Problem("missing_field", reading.detail), 0, None)
 
 
-def missing_files(landing: Path, day: str) -> list[Rejected]:
+def _parse(parse: Callable[["_Fields"], dict[str, Any]], fields: "_Fields") -> dict[str, Any] | Problem:
+    try:
+        return parse(fields)
+    except _InvalidRowError as error:
+        return error.problem
+    except Exception as error:  # a row of a kind that nobody has thought of must not end the night
+        return Problem("invalid_value", f"cannot be read: {type(error).__name__}: {str(error)[:200]}")
+
+
+def missing_files(landed: Landed, landing: Path, day: str) -> list[Rejected]:
     """One rejected row for each file that the day's manifest lists but the folder lacks (or for a broken manifest)."""
     path = day_folder(landing, day) / MANIFEST
     if not path.is_file():
@@ -96,11 +165,16 @@ def missing_files(landing: Path, day: str) -> list[Rejected]:
             raise TypeError("a file name is not text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return [rejected("invalid_json", f'not a manifest like {{"files": ["events/part-0.jsonl"]}}: {error}')]
-    present = {file.name for file in raw_files(landing, day)}
+    present = {file.name for file in landed.files}
     return [
         rejected("missing_file", "listed in the manifest but not in the folder", name)
         for name in sorted(set(listed) - present)
     ]
+
+
+def lost(one: LeftOut) -> Rejected:
+    """The rejected row of something that should have been a file and is none."""
+    return Rejected(one.record, "missing_file", storable(one.why), one.name, 0, None)
 
 
 def item_hash(title: str | None, description: str | None, brand: str | None, category: str | None) -> str:
@@ -132,17 +206,18 @@ def _event(fields: "_Fields", start: datetime) -> dict[str, Any]:
         raise _InvalidRowError("other_day", detail)
     return {
         "role": fields.one_of("role", "events", default="logged"),
-        "event_id": fields.identifier("event_id", "events"),
+        "event_id": fields.event_id(),
         "event_time": event_time,
-        "user_id": fields.identifier("user_id", "events"),
+        "user_id": fields.identifier("user_id", "events", absent="anonymous"),
         "item_id": fields.identifier("item_id", "events"),
         "event_type": fields.one_of("event_type", "events", reason="unknown_event_type"),
-        "request_id": fields.identifier("request_id", "events"),
+        "request_id": None if fields.session_minutes else fields.identifier("request_id", "events"),
         "placement": fields.text("placement", "events"),
         "position": fields.whole_number("position"),
         "price": fields.amount("price"),
         "bid": fields.amount("bid"),
         "propensity": fields.probability("propensity"),
+        "session_minutes": fields.session_minutes,
     }
 
 
@@ -154,6 +229,7 @@ def _item(fields: "_Fields") -> dict[str, Any]:
         "price": fields.amount("price"),
         "supplied_codes": fields.codes("supplied_codes"),
         "item_hash": item_hash(**text),
+        "updated": fields.get("updated"),
     }
 
 
@@ -180,27 +256,57 @@ def _user(fields: "_Fields") -> dict[str, Any]:
 class _Fields:
     """The values of one row, each read as what its column wants, or `_InvalidRowError`."""
 
-    def __init__(self, row: RawRow) -> None:
-        assert row.fields is not None
-        self._values = row.fields
-        self._loose = row.loose
+    def __init__(
+        self, values: dict[str, Any], loose: bool, nulls: frozenset[str], mapper: Mapper | None = None
+    ) -> None:
+        self._values, self._loose, self._nulls = values, loose, nulls
+        self.session_minutes = mapper.files.session_minutes if mapper is not None else None
+        self._has_ids = mapper is None or "event_id" in mapper.files.columns
+
+    def event_id(self) -> str:
+        """As logged; where a mapping names none, a hash of the event."""
+        if self._has_ids:
+            return self.identifier("event_id", "events")
+        told = json.dumps(self._values, sort_keys=True, default=str)
+        return hashlib.blake2b(told.encode("utf-8", "backslashreplace"), digest_size=12).hexdigest()
 
     def get(self, name: str) -> Any:
+        """The value; None too for text that stands for nothing, which is more in a file of text alone."""
         value = self._values.get(name)
+        if isinstance(value, Unreadable):
+            raise _InvalidRowError(value.problem.reason, f"column {name}: {value.problem.detail}")
+        if isinstance(value, bytes):
+            # Some writers of Parquet do not say that their bytes are text.
+            try:
+                return value.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _InvalidRowError("invalid_encoding", f"column {name}: {_shown(value)} is not UTF-8") from error
         return None if self._loose and value == "" else value
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._values.items())
+        return ((name, self.get(name)) for name in self._values)
 
-    def required(self, name: str) -> Any:
-        value = self.get(name)
-        if value is None or value == "":
-            raise _InvalidRowError("missing_field", f"column {name} is missing")
+    def required(self, name: str, reason: str = "missing_field") -> Any:
+        value = self._or_none(name)
+        if value is None:
+            is_there = name in self._values
+            said = f"{_shown(self._values[name])} stands for nothing" if is_there else "is missing"
+            raise _InvalidRowError(reason, f"column {name}: {said}" if is_there else f"column {name} {said}")
         return value
 
-    def identifier(self, name: str, table: str) -> str:
-        """An id: text, or a whole number told as text."""
-        value = self.required(name)
+    def _or_none(self, name: str) -> Any:
+        value = self.get(name)
+        return None if isinstance(value, str) and (value in self._nulls or not value) else value
+
+    def identifier(self, name: str, table: str, *, absent: str = "missing_field") -> str:
+        """An id: text, or a whole number told as text. ``absent`` is the reason where there is none."""
+        value = self.required(name, absent)
+        if isinstance(value, float) and value == value:
+            whole = value.is_integer() and abs(value) < 2**53
+            hint = "; ids are text or whole numbers: was a column with gaps read as numbers?" if whole else ""
+            raise _InvalidRowError("wrong_type", f"column {name}: {_shown(value)} is not text{hint}")
+        if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value) if abs(value) < 10**30 else value
         text = _checked_text(name, _text(name, value), table)
@@ -274,7 +380,12 @@ class _Fields:
         try:
             if isinstance(value, str):
                 value = int(value) if value.isascii() and value.isdigit() else datetime.fromisoformat(value)
+            if isinstance(value, Decimal):
+                value = float(value)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if unit := _unit(value):
+                    detail = f"column {name}: {_shown(value)} looks like {unit}; valid are milliseconds since 1970"
+                    raise _InvalidRowError("invalid_value", f"{detail}, a mapping reads others (docs/input.md)")
                 return EPOCH + timedelta(milliseconds=value)
             if isinstance(value, datetime):
                 return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -285,10 +396,10 @@ class _Fields:
         raise _InvalidRowError("wrong_type", f"column {name}: {_shown(value)} is neither text nor a number")
 
     def _number(self, name: str) -> int | float | None:
-        value = self.get(name)
+        value = self._or_none(name)
         if value is None:
             return None
-        if self._loose:
+        if self._loose and isinstance(value, str):
             try:
                 value = float(value.replace("_", "x"))  # Python reads 1_000, other tools do not
             except ValueError as error:
@@ -300,6 +411,23 @@ class _Fields:
         if isinstance(value, float) and not math.isfinite(value):
             raise _InvalidRowError("invalid_value", f"column {name}: {value}; valid is a finite number")
         return value
+
+
+def _unit(value: float) -> str | None:
+    """What a number that is told as a time is more likely than milliseconds since 1970."""
+    moments = {"seconds": 1e9, "microseconds": 1e15, "nanoseconds": 1e18}
+    if 19_000_101 <= value <= 21_001_231 and value == int(value):
+        text = str(int(value))
+        try:
+            date(int(text[:4]), int(text[4:6]), int(text[6:]))
+        except ValueError:
+            return None
+        return f"the date {text[:4]}-{text[4:6]}-{text[6:]} without a time of day"
+    for unit, about in moments.items():
+        # From 1980 to 2160; milliseconds of these years lie between.
+        if 0.3 * about <= value <= 6 * about:
+            return f"{unit} since 1970, {EPOCH + timedelta(seconds=value / (about / 1e9)):%Y-%m-%d %H:%M}"
+    return None
 
 
 def _text(name: str, value: Any) -> str:

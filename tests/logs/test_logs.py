@@ -18,8 +18,8 @@ from sgrec_core.errors import InputError
 from sgrec_core.lake.contracts import load_contract
 from sgrec_core.logs import landing
 from sgrec_core.logs.landing import RawFile
-from sgrec_core.logs.parsing import Accepted, Rejected, canonical_json, item_hash, missing_files, parse_file
-from sgrec_core.logs.readers import Limits
+from sgrec_core.logs.parsing import Accepted, Options, Rejected, canonical_json, item_hash, missing_files, parse_file
+from sgrec_core.logs.rows import Limits, Reading
 
 DAY = "2026-01-05"
 REASONS = load_contract("events_rejected").column("reason").allowed
@@ -43,7 +43,10 @@ def parse(
 ) -> tuple[list[Accepted], list[Rejected]]:
     if content is not None:
         path.write_bytes(content)
-    rows = list(parse_file(RawFile(record=record, name=path.name, path=path), DAY, Limits(**limits)))
+    reading, options = Reading(), Options(limits=Limits(**limits))
+    rows = list(parse_file(RawFile(record=record, name=path.name, path=path), DAY, options, reading))
+    assert reading.rows == sum(row.line > 0 for row in rows)
+    assert 0 <= reading.bytes_consumed <= reading.bytes == path.stat().st_size
     assert rows, "a file never vanishes from the account"
     rejected = [row for row in rows if isinstance(row, Rejected)]
     assert {row.reason for row in rejected} <= set(REASONS)
