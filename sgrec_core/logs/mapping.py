@@ -47,6 +47,8 @@ TARGETS: dict[Record, tuple[str, ...]] = {
     "item": ("item_id", "title", "description", "brand", "category", "price", "supplied_codes"),
 }  # fmt: skip
 """Columns that a mapping may fill; a profile's are its own."""
+UPDATED = "\0updated"
+"""Of a mapped row with one property: when it got its value. No raw column is called so."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -284,6 +286,9 @@ class Mapper:
         known = tuple(dict.fromkeys(name for name in names if name not in made_up))
         # A name that the mapping fills itself may be raw as well, or not.
         required = tuple(name for name in known if name not in targets)
+        if files.explode is not None and files.explode.separator is None:
+            # Elements may be objects with any names.
+            required = (files.explode.column,)
         is_all = self.record == "user" and not files.columns.keys() - {"user_id"}
         known_or_all = None if is_all else known
         return Layout(required=required, known=known_or_all, delimiter=files.delimiter, header=files.header)
@@ -308,9 +313,9 @@ class Mapper:
                 if made.when is not None and not _evaluate(made.when, names, "when"):
                     continue
                 row = self._row(names, {**made.columns, **files.columns, **made.columns})
-                if files.long is None or any(value is not None for name, value in row.items() if name != "item_id"):
+                told = (value for name, value in row.items() if name not in ("item_id", UPDATED))
+                if files.long is None or any(value is not None for value in told):
                     yield row
-        return
 
     def _row(self, names: dict[str, Any], columns: Mapping[str, Column]) -> dict[str, Any]:
         lenient = self.files.long is not None
@@ -321,7 +326,7 @@ class Mapper:
             row[name] = _value(name, column, names, lenient)
             names.setdefault(name, row[name])
         if lenient and self.files.long is not None and self.files.long.time is not None:
-            row["updated"] = _value("time", self.files.long.time, names, False)
+            row[UPDATED] = _value("time", self.files.long.time, names, False)
         return row
 
     def _elements(self, names: Mapping[str, Any]) -> Sequence[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from sgrec_core.lake.contracts import load_contract
 from sgrec_core.logs.landing import FOLDERS, MANIFEST, Landed, LeftOut, RawFile, Record, day_folder
-from sgrec_core.logs.mapping import LogMapping, Mapper, MappingError
+from sgrec_core.logs.mapping import UPDATED, LogMapping, Mapper, MappingError
 from sgrec_core.logs.readers import read_rows
 from sgrec_core.logs.rows import Layout, Limits, Problem, Reading, Unreadable
 from sgrec_core.settings import IngestSettings
@@ -58,6 +58,10 @@ class Accepted(NamedTuple):
     values: dict[str, Any]
     part: int = 0
     """Which of the rows that a mapping makes of one raw row."""
+    session_minutes: float | None = None
+    """What a mapping says: without a request, an event belongs to the same as others until so long nothing comes."""
+    updated: datetime | None = None
+    """What a mapping says: when a property of an item got this value."""
 
 
 class Rejected(NamedTuple):
@@ -113,6 +117,7 @@ def parse_file(file: RawFile, day: str, options: "Options", reading: Reading) ->
     def rejected(problem: Problem, line: int, raw_text: str | None, part: int = 0) -> Rejected:
         return Rejected(file.record, problem.reason, storable(problem.detail), file.name, line, raw_text, part)
 
+    minutes = mapper.files.session_minutes if mapper is not None else None
     nowhere, has_fields = set(layout.required), False
     for row in read_rows(file.path, file.name, options.limits, layout, reading):
         problem = row.problem
@@ -127,7 +132,7 @@ def parse_file(file: RawFile, day: str, options: "Options", reading: Reading) ->
                     if isinstance(found, Problem):
                         yield rejected(found, row.line, row.raw_text, part)
                     else:
-                        yield Accepted(row.line, row.raw_text, found, part)
+                        yield Accepted(row.line, row.raw_text, found, part, minutes, fields.get(UPDATED))
             except MappingError as error:
                 problem = error.problem
             else:
@@ -217,7 +222,6 @@ def _event(fields: "_Fields", start: datetime) -> dict[str, Any]:
         "price": fields.amount("price"),
         "bid": fields.amount("bid"),
         "propensity": fields.probability("propensity"),
-        "session_minutes": fields.session_minutes,
     }
 
 
@@ -229,7 +233,6 @@ def _item(fields: "_Fields") -> dict[str, Any]:
         "price": fields.amount("price"),
         "supplied_codes": fields.codes("supplied_codes"),
         "item_hash": item_hash(**text),
-        "updated": fields.get("updated"),
     }
 
 

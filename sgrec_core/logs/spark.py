@@ -112,9 +112,8 @@ def _batches(
             if isinstance(row, parsing.Rejected):
                 rows.append(row._asdict())
             else:
-                about = {"record": file.record, "file": file.name, "line": row.line, "raw_text": row.raw_text,
-                         "part": row.part}  # fmt: skip
-                rows.append({**row.values, **about})
+                told = row._asdict()
+                rows.append({**told.pop("values"), **told, "record": file.record, "file": file.name})
             if len(rows) >= BATCH_ROWS:
                 yield pa.RecordBatch.from_pylist(rows, schema)
                 rows = []
