@@ -7,19 +7,15 @@ those before it, and what stands behind the last is told instead of being taken 
 import bz2
 import codecs
 import lzma
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from sgrec_core.logs.rows import BrokenOffError, Problem, Reading, UnreadableFileError
+from backports import zstd
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from sgrec_core.logs.rows import BrokenOffError, Problem, Reading, UnreadableFileError
 
 CHUNK = 1 << 16
 HEAD = 4096

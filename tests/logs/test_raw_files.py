@@ -6,7 +6,6 @@ import gzip
 import json
 import lzma
 import os
-import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from backports import zstd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,11 +23,6 @@ from sgrec_core.logs import landing
 from sgrec_core.logs.landing import RawFile
 from sgrec_core.logs.parsing import Accepted, Options, Rejected, parse_file
 from sgrec_core.logs.rows import Reading
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 DAY = "2026-01-05"
 LATIN = b"gr\xf6\xdfe,event_id,event_time\n" + b"1,e1,2026-01-05T10:00:00Z\n" * 10
