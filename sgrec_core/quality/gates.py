@@ -211,7 +211,7 @@ def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
             column=None,
             severity="critical",
             success=not len(wrong) and not len(strangers),
-            observed=f"{wrong.index[0][1]}: {wrong.iloc[0].to_dict()}"
+            observed=f"{wrong.index[0][1]}: {_counts(wrong.iloc[0])}, {counted[wrong.index[0]]:,} in events_rejected"
             if len(wrong)
             else f"rejected rows of {strangers[0][1]}, which is no file of the day"
             if len(strangers)
@@ -236,7 +236,7 @@ def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
             column=None,
             severity="critical",
             success=share <= limit,
-            observed=f"mostly {_most_frequent_reason(rejected)}" if share > limit else f"{share:.2%} rejected",
+            observed=f"mostly {_most_frequent_reason(rejected, read)}" if share > limit else f"{share:.2%} rejected",
             expected=f"at most {limit:.2%} rejected (SGREC_INGEST__MAX_REJECTED_SHARE)",
             unexpected_count=bad,
             unexpected_share=share,
@@ -327,10 +327,17 @@ def _earlier(path: Path) -> TableResult | None:
         return None
 
 
-def _most_frequent_reason(rejected: pd.DataFrame) -> str:
-    """The reason of most rejected rows with its file, for the one line that on-call sees first."""
-    counts = rejected[rejected["reason"] != "anonymous"].groupby(["reason", "file"]).size()
-    if not len(counts):
+def _counts(of_file: pd.Series) -> str:
+    """The counts of a row of ``ingest_files``."""
+    return ", ".join(f"{of_file[name]:,} {name[5:]}" for name in of_file.index if name.startswith("rows_"))
+
+
+def _most_frequent_reason(rejected: pd.DataFrame, read: pd.DataFrame) -> str:
+    """The reason of most rejected or unread rows with its file, for the one line that on-call sees first."""
+    counted = rejected[rejected["reason"] != "anonymous"].groupby(["reason", "file"]).size()
+    found = [(int(rows), str(reason), str(file)) for (reason, file), rows in counted.items()]
+    found += [(row.rows_unread, str(row.detail), row.path) for row in read.itertuples() if row.rows_unread]
+    if not found:
         return "in files that could not be read"
-    (reason, file), rows = counts.idxmax(), counts.max()
+    rows, reason, file = max(found)
     return f"{reason} ({rows:,} rows in {file})"

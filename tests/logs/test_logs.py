@@ -18,9 +18,10 @@ from sgrec_core.errors import InputError
 from sgrec_core.lake.contracts import load_contract
 from sgrec_core.logs import landing
 from sgrec_core.logs.landing import RawFile
-from sgrec_core.logs.parsing import Accepted, Options, Rejected, canonical_json, item_hash, missing_files, parse_file
+from sgrec_core.logs.parsing import Accepted, Options, Rejected, item_hash, missing_files, parse_file
 from sgrec_core.logs.rows import Limits, Reading
 from sgrec_core.logs.streams import MAGIC
+from sgrec_core.logs.text import canonical_json
 
 DAY = "2026-01-05"
 REASONS = load_contract("events_rejected").column("reason").allowed

@@ -28,9 +28,9 @@ from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.lake import Lake
 from sgrec_core.logs.landing import day_folder
-from sgrec_core.logs.parsing import canonical_json, storable
 from sgrec_core.logs.readers import FORMATS, read_rows
 from sgrec_core.logs.rows import Layout, Limits, Problem, Reading
+from sgrec_core.logs.text import canonical_json, storable
 from sgrec_core.simulator.world import ASPECTS
 
 Text = Field(min_length=1)
