@@ -32,7 +32,7 @@ from sgrec_core.judge.engines.embedding import EmbeddingEngine
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.logs.context import DAYPARTS
-from sgrec_core.logs.parsing import canonical_json
+from sgrec_core.logs.text import canonical_json
 from sgrec_core.policy.trainer import BusinessReward, SemanticReward
 from sgrec_core.rewards.business import EcpmModel
 from sgrec_core.rewards.business_context import BusinessContext

@@ -16,7 +16,7 @@ from sgrec_core.judge.training.labels import label_files, read_labels, simulated
 from sgrec_core.judge.versions.adapters import resolve_adapter
 from sgrec_core.lake import load_contract
 from sgrec_core.logs.landing import file_digests, write_jsonl
-from sgrec_core.logs.readers import Limits
+from sgrec_core.logs.rows import Limits
 from sgrec_core.runtime.job import Job, stage_command
 
 

@@ -1,10 +1,12 @@
 """Parse and validate the raw logs, the catalogue and the profiles of a day.
 
 Every row of every raw file of the day ends in ``events``, ``items`` or ``users``, or in ``events_rejected`` with
-reason, file, line and text (`sgrec_core.logs.spark`).
+reason, file, line and text (`sgrec_core.logs.spark`); every file ends in ``ingest_files``.
 """
 
 import functools
+
+import pyarrow.compute as pc
 
 from sgrec_core.errors import SettingsError
 from sgrec_core.judge.calls.ledger import judged_with
@@ -12,8 +14,7 @@ from sgrec_core.judge.versions.accepted import check_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter, unpin
 from sgrec_core.lake.spark import publish_spark, spark_session
 from sgrec_core.logs import adaptors, landing, parsing
-from sgrec_core.logs.readers import Limits
-from sgrec_core.logs.spark import REJECTED, REJECTED_COLUMNS, parse_files, settle
+from sgrec_core.logs.spark import REJECTED, REJECTED_COLUMNS, catalogue, file_rows, is_long, parse_files, settle
 from sgrec_core.night.sources import prepare_landing
 from sgrec_core.runtime.job import Job, stage_command
 
@@ -33,14 +34,19 @@ def run(job: Job) -> None:
     for rule in adaptors.declared_rules(source, settings.adaptor.days):
         job.note(rule)
     landing_root = prepare_landing(settings, job.day)
-    files = landing.raw_files(landing_root, job.day)
-    limits = Limits(line_bytes=settings.ingest.max_line_bytes, raw_text=settings.ingest.max_raw_text)
+    options = parsing.Options.of(settings.ingest)
+    from_events = options.mapping is not None and options.mapping.catalogue_from_events
+    landed = landing.landed(landing_root, job.day, needs_catalogue=not from_events)
+    landing.check_settled(landed, landing_root, job.day, settings.ingest.settle_seconds)
 
     fingerprint = job.inputs_fingerprint(
         {
             "rules": parsing.rules(),
-            "raw files": landing.content_fingerprint(landing_root, job.day),
-            "limits": [limits.line_bytes, limits.raw_text],
+            "raw files": landing.content_fingerprint(landed, landing_root, job.day),
+            "limits": [options.limits.line_bytes, options.limits.raw_text],
+            "nulls": sorted(options.nulls),
+            "mapping": options.mapping and options.mapping.model_dump(mode="json"),
+            "left out": [[one.name, one.why] for one in landed.left_out],
         }
     )
     partition = {"day": job.day}
@@ -53,44 +59,53 @@ def run(job: Job) -> None:
         spark = spark_session(settings, "ingest_events")
     try:
         parsed = {
-            record: parse_files(spark, [file for file in files if file.record == record], record, job.day, limits)
+            record: parse_files(
+                spark, [file for file in landed.files if file.record == record], record, job.day, options
+            )
             for record in landing.RECORDS
         }
-        missing = parsing.missing_files(landing_root, job.day)
-        settled = settle(parsed)
+        lost = [parsing.lost(one) for one in landed.left_out if one.is_lost]
+        names = {one.file for one in lost}
+        missing = [one for one in parsing.missing_files(landed, landing_root, job.day) if one.file not in names]
+        settled = settle(parsed, options.mapping)
         bad = [frame.where("reason IS NOT NULL").select(*REJECTED_COLUMNS) for frame in settled.values()]
-        if missing:
-            bad.append(spark.createDataFrame(missing, REJECTED))
+        if missing or lost:
+            bad.append(spark.createDataFrame([*missing, *lost], REJECTED))
         rejected = functools.reduce(DataFrame.unionByName, bad).cache()
 
-        everything = functools.reduce(DataFrame.union, (frame.select("record", "reason") for frame in parsed.values()))
-        rows_in = everything.count() + len(missing)
         by_reason = {row["reason"]: row["count"] for row in rejected.groupBy("reason").count().collect()}
+        of_files = file_rows(parsed, settled, landed.left_out, missing)
         # Events go last: once they are there, everything that they refer to is there.
         accepted = {
             record: publish_spark(
                 job.lake,
                 parsing.TABLES[record],
-                settled[record].where("reason IS NULL"),
+                catalogue(settled, options.mapping) if record == "item" else settled[record].where("reason IS NULL"),
                 partition=partition,
                 fingerprint=fingerprint,
             )
             for record in ("item", "user")
         }
-        rows_rejected = publish_spark(
-            job.lake, "events_rejected", rejected, partition=partition, fingerprint=fingerprint
-        )
+        publish_spark(job.lake, "events_rejected", rejected, partition=partition, fingerprint=fingerprint)
+        job.lake.publish("ingest_files", of_files, partition=partition, fingerprint=fingerprint)
         accepted["event"] = publish_spark(
             job.lake, "events", settled["event"].where("reason IS NULL"), partition=partition, fingerprint=fingerprint
         )
     finally:
         spark.stop()
 
-    assert rows_in == sum(accepted.values()) + rows_rejected, f"{rows_in} != {accepted} + {rows_rejected}"
-    job.fact("raw_files", len(files))
-    job.fact("rows_in", rows_in)
-    job.fact("rows_accepted", sum(accepted.values()))
-    job.fact("rows_rejected", rows_rejected)
+    rows = {name: pc.sum(of_files[name]).as_py() for name in of_files.column_names if name.startswith("rows_")}
+    merged = from_events or is_long(options.mapping)
+    assert merged or rows["rows_accepted"] == sum(accepted.values()), f"{rows} and {accepted}"
+    left_out = pc.sum(pc.equal(of_files["ended"], "left_out")).as_py()
+    job.fact("raw_files", len(landed.files))
+    job.fact("items_merged", merged)
+    for name, number in (("files_left_out", left_out), *((n, rows[n]) for n in ("rows_unread", "rows_empty"))):
+        if number:
+            job.fact(name, number)
+    job.fact("rows_in", rows["rows_seen"])
+    job.fact("rows_accepted", rows["rows_accepted"])
+    job.fact("rows_rejected", rows["rows_rejected"])
     job.fact("rejected_by_reason", dict(sorted(by_reason.items())))
     job.fact("events", accepted["event"])
     for role in ("validation", "test"):

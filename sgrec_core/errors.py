@@ -20,6 +20,12 @@ class InputError(SgrecError):
     """A file or folder that the user named cannot be used."""
 
 
+class NotReadyError(SgrecError):
+    """Something is not there yet. Worth another try later, so it exits as a crash does."""
+
+    exit_code = 1
+
+
 class ContractError(SgrecError):
     """Rows break the contract of the table that they were about to be published to."""
 

@@ -54,6 +54,19 @@ class IngestSettings(Section):
     max_rejected_share: float = Field(0.05, ge=0, le=1, description="above this share of bad rows the night stops")
     max_line_bytes: int = Field(1_000_000, ge=1000)
     max_raw_text: int = Field(2000, ge=10, description="characters of a bad row kept in events_rejected")
+    max_unread_share: float = Field(
+        0.0, ge=0, le=1, description="above this share of a day's bytes in files that broke off the night stops"
+    )
+    max_anonymous_share: float = Field(
+        0.5, ge=0, le=1, description="above this share of events without a user the night stops"
+    )
+    null_words: tuple[str, ...] = Field(
+        ("", "NULL", "null", "\\N", "nan", "NaN", "None"), description="texts that stand for no id and no number"
+    )
+    mapping: Path | None = Field(None, description="YAML file that tells how the rows become sgrec's (docs/input.md)")
+    settle_seconds: float = Field(
+        0.0, ge=0, description="a day without _MANIFEST.json or _SUCCESS that changed within so long is not begun"
+    )
 
 
 class StateSettings(Section):

@@ -5,8 +5,9 @@
                             /profiles/*    what is known of users (optional)
                             /_MANIFEST.json  optional: {"files": [...]}, the files that must be there
 
-Files are JSONL (``.jsonl``, ``.ndjson``), CSV with a header (``.csv``) or Parquet (``.parquet``), the text formats
-plain or compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``). Names that begin with ``_`` or ``.`` are not data.
+Files are JSON Lines or arrays, delimited text with a header, or Parquet, the text formats plain or compressed (``.gz``,
+``.bz2``, ``.xz``, ``.zst``); `sgrec_core.logs.readers` knows which by ending or content. Files and folders whose names
+begin with ``_`` or ``.``, and files that are still being written by their ending, are not data.
 """
 
 import csv
@@ -16,23 +17,27 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Literal, get_args
 
-from sgrec_core.errors import InputError
+from sgrec_core.errors import InputError, NotReadyError
 from sgrec_core.hashing import digest
 
 Record = Literal["event", "item", "user"]
 RECORDS: tuple[Record, ...] = get_args(Record)
 FOLDERS: dict[Record, str] = {"event": "events", "item": "catalogue", "user": "profiles"}
-MANIFEST = "_MANIFEST.json"
+MANIFEST, SUCCESS = "_MANIFEST.json", "_SUCCESS"
+DANGLING = "a link to what is not there"
 LAYOUT = (
-    "<landing>/day=YYYY-MM-DD/{events,catalogue,profiles}/*.{jsonl,csv,parquet}, "
+    "<landing>/day=YYYY-MM-DD/{events,catalogue,profiles}/*.{jsonl,json,csv,tsv,parquet}, "
     "text plain or compressed (.gz, .bz2, .xz, .zst)"
 )
+UNFINISHED = (".tmp", "._copying_", ".inprogress")
+"""Endings of files that somebody is still writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +46,27 @@ class RawFile:
 
     record: Record
     name: str
-    """Relative to the day's folder, with forward slashes."""
+    """Relative to the day's folder, with forward slashes; bytes that are no UTF-8 are written out."""
     path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Something in the folders of a day that is not read."""
+
+    record: Record
+    name: str
+    why: str
+    is_lost: bool
+    """Whether it should have been data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landed:
+    """What lies in the folders of a day, each part sorted by name within each record type."""
+
+    files: list[RawFile]
+    left_out: list[LeftOut]
 
 
 def day_folder(landing: Path, day: str) -> Path:
@@ -50,35 +74,94 @@ def day_folder(landing: Path, day: str) -> Path:
     return landing / f"day={day}"
 
 
-def raw_files(landing: Path, day: str) -> list[RawFile]:
-    """The raw files of ``day``, sorted by name within each record type.
+def landed(landing: Path, day: str, *, needs_catalogue: bool = True) -> Landed:
+    """The raw files of ``day``, and what lies beside them. Linked folders are followed, each folder once.
 
     Raises:
-        InputError: the day has no event file or no catalogue file at all.
+        InputError: the day has no event file, or no catalogue file where it needs one.
     """
     folder = day_folder(landing, day)
-    files = [
-        RawFile(record=record, name=path.relative_to(folder).as_posix(), path=path)
-        for record in RECORDS
-        for path in sorted((folder / FOLDERS[record]).rglob("*"))
-        if path.is_file() and not path.name.startswith(("_", "."))
-    ]
-    for record in ("event", "item"):
+    files: list[RawFile] = []
+    left_out: list[LeftOut] = []
+    for record in RECORDS:
+        for path, why in sorted(_walk(folder / FOLDERS[record], folder, {})):
+            name = _name(path, folder)
+            if why is None:
+                files.append(RawFile(record=record, name=name, path=path))
+            else:
+                left_out.append(LeftOut(record=record, name=name, why=why, is_lost=why.startswith(DANGLING)))
+    needed: tuple[Record, ...] = ("event", "item") if needs_catalogue else ("event",)
+    for record in needed:
         if not any(file.record == record for file in files):
             raise InputError(
                 f"no {FOLDERS[record]} files of {day} in {folder / FOLDERS[record]}; expected layout: {LAYOUT}"
             )
-    return files
+    return Landed(files=files, left_out=left_out)
 
 
-def content_fingerprint(landing: Path, day: str) -> str:
-    """Digest of the names and contents of the day's raw files and manifest; modification times do not matter.
+def raw_files(landing: Path, day: str) -> list[RawFile]:
+    """The raw files of ``day``; see `landed`."""
+    return landed(landing, day).files
+
+
+def _walk(folder: Path, day: Path, seen: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
+    """What lies below ``folder``: files, and with a reason what is left out. ``seen``: folders, by their own place."""
+    if not folder.is_dir():
+        return
+    place = folder.resolve()
+    if place in seen:
+        yield folder, f"the folder was read already, as {seen[place]}"
+        return
+    seen[place] = _name(folder, day)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("_", ".")):
+            yield path, "names that begin with _ or . are not data"
+        elif path.is_dir():
+            yield from _walk(path, day, seen)
+        elif path.name.lower().endswith(UNFINISHED):
+            yield path, f"still being written, by its ending: {', '.join(UNFINISHED)}"
+        elif path.is_file():
+            yield path, None
+        elif path.is_symlink():
+            yield path, f"{DANGLING}: {_shown(os.readlink(path))}"
+        else:
+            yield path, "neither file nor folder"
+
+
+def _name(path: Path, folder: Path) -> str:
+    return _shown(path.relative_to(folder).as_posix())
+
+
+def _shown(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def check_settled(landed: Landed, landing: Path, day: str, seconds: float) -> None:
+    """Refuse a day that may still grow: nothing says that it is whole, and a file has changed of late.
+
+    Whole is what has a manifest, or a ``_SUCCESS`` beside its files or above them.
 
     Raises:
-        InputError: as `raw_files`.
+        NotReadyError: a file changed within the last ``seconds``.
     """
+    folder = day_folder(landing, day)
+    if seconds <= 0 or (folder / MANIFEST).is_file() or (folder / SUCCESS).is_file():
+        return
+    for file in landed.files:
+        is_whole = any((parent / SUCCESS).is_file() for parent in file.path.parents if folder in parent.parents)
+        age = time.time() - file.path.stat().st_mtime
+        if not is_whole and age < seconds:
+            raise NotReadyError(
+                f"{day} may still be growing: {file.name} changed {max(age, 0):.0f} s ago, and there is neither"
+                f" {MANIFEST} nor {SUCCESS}; write one of them when the day is whole, or wait {seconds:.0f} s"
+                " (SGREC_INGEST__SETTLE_SECONDS)"
+            )
+
+
+def content_fingerprint(landed: Landed, landing: Path, day: str) -> str:
+    """Digest of the names and contents of the day's raw files and manifest; modification times do not matter."""
     manifest = day_folder(landing, day) / MANIFEST
-    paths = {file.name: file.path for file in raw_files(landing, day)}
+    paths = {file.name: file.path for file in landed.files}
     return digest(*file_digests({**paths, **({MANIFEST: manifest} if manifest.is_file() else {})}), length=32)
 
 

@@ -1,21 +1,22 @@
 """Raw logs of a day as Spark frames: accepted rows, and rejected ones with their reasons.
 
-Each file is parsed by one Spark task with the pure functions of `sgrec_core.logs.parsing`; what needs the whole day
-(unknown items, repeated ids) is settled here: the first row by file and line stays.
+Files are parsed in Spark tasks with the pure functions of `sgrec_core.logs.parsing`, many small ones in each; what
+needs the whole day (unknown items, repeated ids) is settled here: the first row by file and line stays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from sgrec_core.lake import load_contract
 from sgrec_core.logs import parsing
-from sgrec_core.logs.landing import RawFile, Record
-from sgrec_core.logs.readers import Limits
+from sgrec_core.logs.landing import LeftOut, RawFile, Record
+from sgrec_core.logs.mapping import LogMapping
+from sgrec_core.logs.rows import Reading
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 KEYS: dict[Record, tuple[str, str]] = {
     "event": ("event_id", "duplicate_event_id"),
@@ -25,14 +26,33 @@ KEYS: dict[Record, tuple[str, str]] = {
 """What must be unique within the day, and the reason for which a repetition is rejected."""
 
 BATCH_ROWS = 5000
-REJECTED = "record string, reason string, detail string, file string, line long, raw_text string"
+TASK_BYTES = 1 << 25
+"""Files are put together into one task up to this size."""
+REJECTED = "record string, reason string, detail string, file string, line long, raw_text string, part int"
 REJECTED_COLUMNS = [column.split()[0] for column in REJECTED.split(", ")]
+MAPPED = [("session_minutes", pa.float64()), ("updated", pa.timestamp("us", "UTC"))]
+"""What a mapping says of a row besides."""
+OF_FILE = [
+    ("bytes", pa.int64()),
+    ("bytes_consumed", pa.int64()),
+    ("format", pa.string()),
+    ("compression", pa.string()),
+    ("rows", pa.int64()),
+    ("rows_empty", pa.int64()),
+    ("rows_unread", pa.int64()),
+    ("ended", pa.string()),
+    ("ended_detail", pa.string()),
+]
+"""What a parsed frame says of a file, in one row of its own, where ``ended`` is not null."""
 
 
-def parse_files(spark: "SparkSession", files: list[RawFile], record: Record, day: str, limits: Limits) -> "DataFrame":
-    """Every row of the files, one Spark task a file: the columns of its table without ``day``, and of a rejected row.
+def parse_files(
+    spark: "SparkSession", files: list[RawFile], record: Record, day: str, options: parsing.Options
+) -> "DataFrame":
+    """Every row of the files: the columns of its table without ``day``, and of a rejected row.
 
-    ``reason`` is null where the row is accepted. The frame is cached, since several passes read it.
+    ``reason`` is null where the row is accepted; each file has one more row, see `OF_FILE`. The frame is cached, since
+    several passes read it.
     """
     from pyspark.sql.pandas.types import from_arrow_schema
     from pyspark.storagelevel import StorageLevel
@@ -40,57 +60,191 @@ def parse_files(spark: "SparkSession", files: list[RawFile], record: Record, day
     columns = [
         field.with_nullable(True) for field in load_contract(parsing.TABLES[record]).arrow_schema if field.name != "day"
     ]
-    about = [("record", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("file", pa.string())]
-    schema = pa.schema([*columns, *about, ("line", pa.int64()), ("raw_text", pa.string())])
+    about = [(name, pa.string()) for name in ("record", "reason", "detail", "file", "raw_text")]
+    about += [("line", pa.int64()), ("part", pa.int32()), *MAPPED]
+    schema = pa.schema([*columns, *about, *OF_FILE])
 
     if not files:
         return spark.createDataFrame([], from_arrow_schema(schema))
 
+    groups = in_tasks(files, spark.sparkContext.defaultParallelism)
+
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for index in batch.column(0).to_pylist():
-                yield from _batches(files[index], day, limits, schema)
+                yield from _batches(groups[index], day, options, schema)
 
-    # A range of n rows in n partitions: one task a file, and no Python process to make the list.
-    tasks = spark.range(0, len(files), 1, len(files))
+    # A range of n rows in n partitions: one task a group, and no Python process to make the list.
+    tasks = spark.range(0, len(groups), 1, len(groups))
     return tasks.mapInArrow(parse, from_arrow_schema(schema)).persist(StorageLevel.MEMORY_AND_DISK)
 
 
-def _batches(file: RawFile, day: str, limits: Limits, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of a file as Arrow, `BATCH_ROWS` at a time."""
+def in_tasks(files: Sequence[RawFile], at_least: int) -> list[list[RawFile]]:
+    """The files in groups of about `TASK_BYTES`, or of fewer to have ``at_least`` so many groups, in their order."""
+    sizes = [_size(file) for file in files]
+    most = min(TASK_BYTES, sum(sizes) // max(at_least, 1) + 1)
+    groups: list[list[RawFile]] = []
+    filled = most
+    for file, size in zip(files, sizes, strict=True):
+        if filled + size > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(file)
+        filled += size
+    return groups
+
+
+def _size(file: RawFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError:  # whoever reads it will tell
+        return 0
+
+
+def _batches(
+    files: Sequence[RawFile], day: str, options: parsing.Options, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """The rows of files as Arrow, `BATCH_ROWS` at a time."""
     rows: list[dict[str, object]] = []
-    for row in parsing.parse_file(file, day, limits):
-        if isinstance(row, parsing.Rejected):
-            rows.append(row._asdict())
-        else:
-            about = {"record": file.record, "file": file.name, "line": row.line, "raw_text": row.raw_text}
-            rows.append({**row.values, **about})
-        if len(rows) == BATCH_ROWS:
-            yield pa.RecordBatch.from_pylist(rows, schema)
-            rows = []
+    for file in files:
+        reading = Reading()
+        for row in parsing.parse_file(file, day, options, reading):
+            if isinstance(row, parsing.Rejected):
+                rows.append(row._asdict())
+            else:
+                told = row._asdict()
+                rows.append({**told.pop("values"), **told, "record": file.record, "file": file.name})
+            if len(rows) >= BATCH_ROWS:
+                yield pa.RecordBatch.from_pylist(rows, schema)
+                rows = []
+        of_file = {name: getattr(reading, name, None) for name, _ in OF_FILE} | {"ended_detail": reading.detail}
+        rows.append({"record": file.record, "file": file.name, **of_file})
     if rows:
         yield pa.RecordBatch.from_pylist(rows, schema)
 
 
-def settle(parsed: dict[Record, "DataFrame"]) -> dict[Record, "DataFrame"]:
-    """Reject what only the whole day shows: repeated ids, then events of unknown items, then repeated events.
+def rows_of(parsed: "DataFrame") -> "DataFrame":
+    """The rows of a parsed frame, without what it says of files."""
+    return parsed.where("ended IS NULL").drop(*(name for name, _ in OF_FILE))
+
+
+def file_rows(
+    parsed: dict[Record, "DataFrame"],
+    settled: dict[Record, "DataFrame"],
+    others: Sequence[LeftOut],
+    missing: Sequence[parsing.Rejected],
+) -> pa.Table:
+    """Rows of ``ingest_files`` without the day: files that were read with their counts, then what was not."""
+    from pyspark.sql import functions as F
+
+    found: list[dict[str, object]] = []
+    for record, frame in parsed.items():
+        counts = {
+            row["file"]: row
+            for row in settled[record]
+            .where("line > 0")
+            .groupBy("file")
+            .agg(
+                F.countDistinct("line").alias("used"),
+                F.count(F.lit(1)).alias("made"),
+                F.count("reason").alias("rejected"),
+            )
+            .collect()
+        }
+        for row in frame.where("ended IS NOT NULL").collect():
+            count = counts.get(row["file"])
+            used, made, rejected = (count["used"], count["made"], count["rejected"]) if count else (0, 0, 0)
+            found.append(
+                {
+                    **{name: row[name] for name, _ in OF_FILE if name not in ("rows", "ended_detail")},
+                    "path": row["file"],
+                    "record": record,
+                    "rows_seen": row["rows"] + row["rows_unread"],
+                    "rows_used": used,
+                    "rows_accepted": made - rejected,
+                    "rows_rejected": rejected,
+                    "detail": row["ended_detail"],
+                }
+            )
+    schema = pa.schema([field for field in load_contract("ingest_files").arrow_schema if field.name != "day"])
+    nothing = {field.name: 0 for field in schema if field.type == pa.int64()}
+    for one in others:
+        ended = "missing" if one.is_lost else "left_out"
+        found.append({**nothing, "path": one.name, "record": one.record, "ended": ended, "detail": one.why})
+    for lost in missing:
+        found.append({**nothing, "path": lost.file, "record": lost.record, "ended": "missing", "detail": lost.detail})
+    return pa.Table.from_pylist(found, schema=schema)
+
+
+def settle(parsed: dict[Record, "DataFrame"], mapping: LogMapping | None) -> dict[Record, "DataFrame"]:
+    """The rows, less what only the whole day shows: repeated ids, then events of unknown items, then repeated events.
 
     An event of an unknown item is no event, so its id may be used by a later one.
     """
     from pyspark.sql import functions as F
 
-    items, users = (reject_repeated(parsed[record], record) for record in ("item", "user"))
-    known = items.where("reason IS NULL").select("item_id", F.lit(True).alias("known"))
-    events = parsed["event"].join(known, "item_id", "left")
-    unknown = F.col("reason").isNull() & F.col("known").isNull()
-    detail = F.concat(F.lit("column item_id: '"), "item_id", F.lit("' is not in the catalogue of the day"))
-    events = events.withColumns(
-        {
-            "detail": F.when(unknown, detail).otherwise(F.col("detail")),
-            "reason": F.when(unknown, "unknown_item").otherwise(F.col("reason")),
-        }
-    ).drop("known")
-    return {"event": reject_repeated(events, "event"), "item": items, "user": users}
+    items, users = rows_of(parsed["item"]), reject_repeated(rows_of(parsed["user"]), "user")
+    if not is_long(mapping):
+        items = reject_repeated(items, "item")
+    events = rows_of(parsed["event"])
+    if mapping is None or not mapping.catalogue_from_events:
+        known = items.where("reason IS NULL").select("item_id", F.lit(True).alias("known")).distinct()
+        events = events.join(known, "item_id", "left")
+        unknown = F.col("reason").isNull() & F.col("known").isNull()
+        detail = F.concat(F.lit("column item_id: '"), "item_id", F.lit("' is not in the catalogue of the day"))
+        events = events.withColumns(
+            {
+                "detail": F.when(unknown, detail).otherwise(F.col("detail")),
+                "reason": F.when(unknown, "unknown_item").otherwise(F.col("reason")),
+            }
+        ).drop("known")
+    return {"event": with_sessions(reject_repeated(events, "event"), mapping), "item": items, "user": users}
+
+
+def is_long(mapping: LogMapping | None) -> bool:
+    """Whether the catalogue comes as properties, of which many rows make an item."""
+    return mapping is not None and any(files.long is not None for files in mapping.catalogue or ())
+
+
+def with_sessions(events: "DataFrame", mapping: LogMapping | None) -> "DataFrame":
+    """Requests for events that have none: what a user did until nothing came for so many minutes."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    if mapping is None or not any(files.session_minutes for files in mapping.events or ()):
+        return events
+    needs_one = F.col("reason").isNull() & F.col("request_id").isNull()
+    order = Window.partitionBy(needs_one, "user_id").orderBy("event_time", "file", "line", "part")
+    seconds = F.unix_micros("event_time") / 1e6
+    gap = seconds - F.lag(seconds).over(order)
+    begins = F.when(gap.isNull() | (gap > 60 * F.col("session_minutes")), F.col("event_time"))
+    session = F.last(begins, ignorenulls=True).over(order)
+    named = F.concat(F.lit("session of "), F.date_format(session, "yyyy-MM-dd'T'HH:mm:ss.SSSSSS"))
+    return events.withColumn("request_id", F.when(needs_one, named).otherwise(F.col("request_id")))
+
+
+def catalogue(settled: dict[Record, "DataFrame"], mapping: LogMapping | None) -> "DataFrame":
+    """The day's items: accepted rows, or what properties or events make of them."""
+    from pyspark.sql import functions as F
+
+    accepted = settled["item"].where("reason IS NULL")
+    if mapping is not None and mapping.catalogue_from_events:
+        from_events = settled["event"].where("reason IS NULL").select("item_id").distinct()
+        empty = parsing.item_hash(None, None, None, None)
+        others = [field for field in accepted.schema if field.name not in ("item_id", "item_hash")]
+        nulls = {field.name: F.lit(None).cast(field.dataType) for field in others}
+        return from_events.withColumns({**nulls, "item_hash": F.lit(empty)})
+    if not is_long(mapping):
+        return accepted
+    names = ("title", "description", "brand", "category", "price", "supplied_codes")
+
+    def newest(name: str) -> "Column":
+        told = F.struct("updated", "file", "line", "part", name)
+        return F.max(F.when(F.col(name).isNotNull(), told))[name].alias(name)
+
+    merged = accepted.groupBy("item_id").agg(*(newest(name) for name in names))
+    hashed = F.udf(parsing.item_hash, "string")
+    return merged.withColumn("item_hash", hashed("title", "description", "brand", "category"))
 
 
 def reject_repeated(frame: "DataFrame", record: Record) -> "DataFrame":
@@ -102,11 +256,11 @@ def reject_repeated(frame: "DataFrame", record: Record) -> "DataFrame":
     repeated = (
         frame.where("reason IS NULL")
         .groupBy(key)
-        .agg(F.count(F.lit(1)).alias("copies"), F.min(F.struct("file", "line")).alias("first"))
+        .agg(F.count(F.lit(1)).alias("copies"), F.min(F.struct("file", "line", "part")).alias("first"))
         .where("copies > 1")
         .select(key, "first")
     )
-    again = F.col("reason").isNull() & F.col("first").isNotNull() & (F.struct("file", "line") != F.col("first"))
+    again = F.col("reason").isNull() & F.col("first").isNotNull() & (F.struct("file", "line", "part") != F.col("first"))
     detail = F.concat(
         F.lit(f"column {key}: '"), key, F.lit("' was seen before, in "), "first.file", F.lit(" line "), "first.line"
     )

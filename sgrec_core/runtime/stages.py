@@ -52,7 +52,7 @@ STAGES: tuple[Stage, ...] = (
         name="ingest_events",
         engine="spark",
         reads=(),
-        publishes=("events", "events_rejected", "items", "users"),
+        publishes=("events", "events_rejected", "ingest_files", "items", "users"),
         summary="parse and validate the raw logs, the catalogue and the profiles of the day",
         timeout_minutes=240,
     ),

@@ -196,7 +196,7 @@ _BAD_ROWS_BY_REASON = {
     "other_day": lambda row: landing.json_line({**row, "event_time": row["event_time"] - DAY_MILLISECONDS}),
     "duplicate_event_id": landing.json_line,
     "wrong_type": _broken(position="first"),
-    "missing_field": _broken(user_id=None),
+    "missing_field": _broken(request_id=None),
     "future_time": lambda row: landing.json_line({**row, "event_time": row["event_time"] + 2 * DAY_MILLISECONDS}),
     "unknown_event_type": _broken(event_type="hover"),
 }

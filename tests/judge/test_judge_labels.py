@@ -13,7 +13,7 @@ from sgrec_core.errors import InputError
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.training.labels import label_request, nearest_label, read_labels
 from sgrec_core.lake import load_contract
-from sgrec_core.logs.readers import Limits
+from sgrec_core.logs.rows import Limits
 
 RUBRIC = load_rubric(True)
 LIMITS = Limits()

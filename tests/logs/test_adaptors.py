@@ -7,8 +7,8 @@ import pytest
 
 from sgrec_core.errors import InputError
 from sgrec_core.logs import adaptors, landing
-from sgrec_core.logs.parsing import Accepted, parse_file
-from sgrec_core.logs.readers import Limits
+from sgrec_core.logs.parsing import Accepted, Options, parse_file
+from sgrec_core.logs.rows import Reading
 from sgrec_core.night.sources import prepare_landing
 from sgrec_core.settings import Settings
 
@@ -28,7 +28,7 @@ def scientific(folder: Path, inter: object = None) -> str:
 def rows(home: Path, source: str, day: str = FIRST_DAY, days: int = 1) -> tuple[list[dict], list[dict]]:
     """Events and items of a day, as the night would accept them."""
     root = prepare_landing(Settings(home=home, input=source, adaptor={"days": days}), day)
-    parsed = [row for file in landing.raw_files(root, day) for row in parse_file(file, day, Limits())]
+    parsed = [row for file in landing.raw_files(root, day) for row in parse_file(file, day, Options(), Reading())]
     assert all(isinstance(row, Accepted) for row in parsed)
     values = [row.values for row in parsed]
     return [v for v in values if "event_id" in v], [v for v in values if "item_hash" in v]

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_night import DAY, FACTS, damage, rows_of, run_night, table_of
+from small_night import DAY, damage, rows_of, run_night, table_of
 
 from sgrec_core.errors import ContractError, GateError
 from sgrec_core.lake import Lake, load_contract, table_names
-from sgrec_core.quality.gates import RAW_LOGS, check_stage, rows_of_day, stop_on_critical
+from sgrec_core.quality.gates import RAW_LOGS, check_stage, failure_in_words, rows_of_day, stop_on_critical
 from sgrec_core.quality.table_docs import TABLE_DOCS, table_docs
 from sgrec_core.quality.validation import Check, TableResult, result_path, validate
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -155,20 +155,75 @@ def test_a_warning_is_reported_and_does_not_stop(home: Path) -> None:
     assert rejected.success
 
 
+def of_file(path: str, **values: Any) -> Callable[[Rows], None]:
+    """A fault: put ``values`` into the row of one file."""
+    return lambda rows: next(row for row in rows if row["path"] == path).update(values)
+
+
+EVENTS = "events/part-0.jsonl"
+
+
 @pytest.mark.parametrize(
-    ("facts", "check"),
+    ("table", "fault", "check", "words"),
     [
-        ({"rows_in": 75}, "nothing lost"),
-        ({"rows_in": 0}, "rows in"),
+        ("ingest_files", of_file(EVENTS, rows_seen=33), "nothing lost in a file", "part-0.jsonl"),
+        ("ingest_files", of_file(EVENTS, rows_used=31, rows_rejected=1), "nothing lost in a file", "part-0.jsonl"),
+        ("ingest_files", of_file("profiles/p.jsonl", rows_accepted=29), "nothing lost", "72 rows"),
+        ("events_rejected", lambda rows: rows.pop(), "nothing lost in a file", "part-0.jsonl"),
+        ("events_rejected", lambda rows: rows[0].update(file="events/b.jsonl"), "nothing lost in a file", "part-0"),
+        ("users", lambda rows: rows.pop(), "nothing lost", "71 rows"),
+        ("ingest_files", lambda rows: [row.update(rows_seen=0, rows_used=0) for row in rows], "rows in", "0 raw rows"),
+        ("ingest_files", of_file(EVENTS, ended="broken_off", bytes_consumed=3199, detail="gzip data break off"),
+         "files read to their end", "part-0.jsonl: gzip data break off"),
+        ("ingest_files", of_file(EVENTS, ended="missing", detail="a link to what is not there"),
+         "files read to their end", "a link to what is not there"),
+        ("ingest_files", of_file(EVENTS, rows_unread=10, rows_seen=42, detail="no header"), "rejected share",
+         "12 of 84 rows (14.29%), e.g. mostly no header (10 rows in events/part-0.jsonl)"),
+        ("ingest_files", of_file(EVENTS, ended="unreadable", bytes=90_000), "rejected share", "rejected"),
     ],
-)
-def test_rows_must_balance(home: Path, facts: dict[str, int], check: str) -> None:
-    run_night(Settings(), until="ingest_events", facts={"ingest_events": {**FACTS["ingest_events"], **facts}})
+)  # fmt: skip
+def test_rows_and_files_must_balance(
+    home: Path, table: str, fault: Callable[[Rows], None], check: str, words: str
+) -> None:
+    rows = rows_of(table)
+    fault(rows)
+    run_night(Settings(), until="ingest_events", before_gate=lambda s, _: damage(s, table, rows))
     gate = check_stage(Settings(), "ingest_events", DAY)
     balance = next(result for result in gate.results if result.table == RAW_LOGS)
     assert check in [failure.name for failure in balance.failures]
-    with pytest.raises(GateError, match=check):
+    found = next(failure for failure in balance.failures if failure.name == check)
+    assert words in failure_in_words(balance, found)
+    with pytest.raises(GateError, match="table raw_logs"):
         stop_on_critical(gate)
+
+
+def test_events_without_a_user_stay_outside_of_the_share_until_they_are_too_many(home: Path) -> None:
+    rejected = rows_of("events_rejected")
+    rejected += [{**rejected[0], "line": 20 + n, "reason": "anonymous"} for n in range(40)]
+    files = rows_of("ingest_files")
+    of_file(EVENTS, rows_seen=72, rows_used=72, rows_rejected=42)(files)
+
+    def many(settings: Settings, _: str) -> None:
+        damage(settings, "events_rejected", rejected)
+        damage(settings, "ingest_files", files)
+
+    run_night(Settings(), until="ingest_events", before_gate=many)
+    failed = check_stage(Settings(), "ingest_events", DAY)
+    assert failed.message is not None
+    assert (
+        "check 'events without a user': 40 of 114 rows (55.56%), e.g. 40 of 72 events have no user_id" in failed.message
+    )
+    allowed = Settings(ingest={"max_anonymous_share": 0.6})
+    assert check_stage(allowed, "ingest_events", DAY).message is None
+
+
+def test_a_share_of_unread_bytes_can_be_allowed(home: Path) -> None:
+    files = rows_of("ingest_files")
+    of_file(EVENTS, ended="broken_off", bytes_consumed=3100, detail="gzip data break off")(files)
+    run_night(Settings(), until="ingest_events", before_gate=lambda s, _: damage(s, "ingest_files", files))
+    assert check_stage(Settings(), "ingest_events", DAY).state == "failed"
+    assert check_stage(Settings(ingest={"max_unread_share": 0.02}), "ingest_events", DAY).message is None
+    assert check_stage(Settings(ingest={"max_unread_share": 0.01}), "ingest_events", DAY).state == "failed"
 
 
 def test_what_passed_is_not_validated_again_until_rows_change(home: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from sgrec_core import simulator
 from sgrec_core.errors import InputError
 from sgrec_core.logs import landing
-from sgrec_core.logs.parsing import Accepted, Rejected, parse_file
-from sgrec_core.logs.readers import Limits
+from sgrec_core.logs.parsing import Accepted, Options, Rejected, parse_file
+from sgrec_core.logs.rows import Reading
 from sgrec_core.settings import SimulatorSettings
 from sgrec_core.simulator.vocabulary import CATEGORIES, NEXT_CATEGORY, OCCASIONS, STYLES
 
@@ -59,7 +59,9 @@ def test_a_written_day_is_left_alone_until_the_settings_change(tmp_path: Path) -
 def test_every_row_is_valid_except_the_bad_ones_that_were_counted(tmp_path: Path) -> None:
     write(tmp_path, FIRST_DAY)
     root = tmp_path / "landing"
-    rows = [row for file in landing.raw_files(root, FIRST_DAY) for row in parse_file(file, FIRST_DAY, Limits())]
+    rows = [
+        row for file in landing.raw_files(root, FIRST_DAY) for row in parse_file(file, FIRST_DAY, Options(), Reading())
+    ]
     rejected = [row.reason for row in rows if isinstance(row, Rejected)]
     accepted = [row.values for row in rows if isinstance(row, Accepted)]
     truth = json.loads((landing.day_folder(tmp_path / "truth", FIRST_DAY) / "truth.json").read_text())

@@ -62,10 +62,21 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
         ],
         "events_rejected": [
             {"day": the_day, "record": "event", "reason": "invalid_json", "detail": f"not JSON {attack}",
-             "file": "events/part-0.jsonl", "line": 7, "raw_text": '{"event_id": "e1", ' + attack},
+             "file": "events/part-0.jsonl", "line": 7, "part": 0,
+             "raw_text": '{"event_id": "e1", ' + attack},
             {"day": the_day, "record": "event", "reason": "unknown_item",
-             "detail": "item_id 'i99' is not in the catalogue", "file": "events/part-0.jsonl", "line": 9,
+             "detail": "item_id 'i99' is not in the catalogue", "file": "events/part-0.jsonl", "line": 9, "part": 0,
              "raw_text": '{"event_id": "e2", "item_id": "i99"}'},
+        ],
+        "ingest_files": [
+            {"day": the_day, "path": path, "record": record, "bytes": 100 * seen, "bytes_consumed": 100 * seen,
+             "format": "jsonl", "compression": None, "rows_seen": seen, "rows_used": seen, "rows_empty": 0,
+             "rows_accepted": accepted, "rows_rejected": seen - accepted, "rows_unread": 0, "ended": "complete",
+             "detail": None}
+            for path, record, seen, accepted in (
+                ("events/part-0.jsonl", "event", 32, 30), ("catalogue/c.jsonl", "item", 12, 12),
+                ("profiles/p.jsonl", "user", 30, 30),
+            )
         ],
         "items": [
             {"day": the_day, "item_id": f"i{i}", "title": f"item {i} {attack}", "description": None, "brand": "b",

@@ -28,8 +28,9 @@ from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import Aspect, Rubric
 from sgrec_core.lake import Lake
 from sgrec_core.logs.landing import day_folder
-from sgrec_core.logs.parsing import canonical_json, storable
-from sgrec_core.logs.readers import FORMATS, Limits, Problem, read_rows
+from sgrec_core.logs.readers import FORMATS, read_rows
+from sgrec_core.logs.rows import Layout, Limits, Problem, Reading
+from sgrec_core.logs.text import canonical_json, storable
 from sgrec_core.simulator.world import ASPECTS
 
 Text = Field(min_length=1)
@@ -71,7 +72,9 @@ def label_files(folder: Path) -> list[Path]:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(("_", ".")))
     if not files:
-        raise InputError(f"no label files in {folder}; expected {', '.join(f'*{ending}' for ending in FORMATS)}")
+        raise InputError(
+            f"no label files in {folder}; expected {', '.join(f'*{ending}' for ending in FORMATS if ending)}"
+        )
     return files
 
 
@@ -92,7 +95,7 @@ def read_labels(
     seen: dict[str, str] = {}
     for path in label_files(folder):
         file = path.relative_to(folder).as_posix()
-        for row in read_rows(path, path.name, limits):
+        for row in read_rows(path, path.name, limits, Layout(), Reading()):
             found = row.problem if row.fields is None else _read_row(row.fields, rubric)
             assert found is not None, "a reader gives fields or a problem"
             if isinstance(found, dict) and (name := found["sample_id"]) in seen:
