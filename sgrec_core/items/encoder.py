@@ -50,8 +50,8 @@ def item_text(
     description cannot push them out. Markup, entities, control characters and unpaired surrogates go.
     Returns an empty string when the item has no text at all.
     """
-    parts = (_clean(part).rstrip(". ") for part in (title, brand, category, description))
-    text = ". ".join(part for part in parts if part)
+    parts = [part for part in map(_clean, (title, brand, category, description)) if part]
+    text = ". ".join(part.rstrip(".") for part in parts)
     if len(text) <= limit:
         return text
     cut = text[: limit + 1].rsplit(" ", 1)[0]

@@ -44,7 +44,7 @@ class HeldOut:
     """Decisions: columns user_id, history, target_item."""
     appraiser: Appraiser | None
     share: float
-    """Of users, that all of the generators have never read; 1 where labels are held out, not users."""
+    """Of users, that none of the generators has read, where that is less than the day's split; 1 elsewhere."""
 
     @classmethod
     def of_day(
@@ -58,6 +58,8 @@ class HeldOut:
             InputError: there are no such decisions.
         """
         lake, share = Lake(settings.lake_root), smallest_share(versions)
+        if share >= settings.states.validation_share:
+            share = 1.0  # the day's own split says it
         states = held_out_decisions(lake, day, split, share)
         appraiser = Appraiser.of_night(lake, registry, day, settings, share) if split == "validation" else None
         return cls(lake, registry, settings, day, states, appraiser, share)
