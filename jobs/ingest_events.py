@@ -34,7 +34,7 @@ def run(job: Job) -> None:
     for rule in adaptors.declared_rules(source, settings.adaptor.days):
         job.note(rule)
     landing_root = prepare_landing(settings, job.day)
-    options = parsing.Options.of(settings.ingest)
+    options = parsing.Options.of(settings)
     from_events = options.mapping is not None and options.mapping.catalogue_from_events
     landed = landing.landed(landing_root, job.day, needs_catalogue=not from_events)
     landing.check_settled(landed, landing_root, job.day, settings.ingest.settle_seconds)

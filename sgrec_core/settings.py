@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -406,6 +406,10 @@ class AirflowSettings(Section):
     )
 
 
+MAPPING = "map.yaml"
+"""In a home: the mapping of its raw logs, as ``--map`` gave it last."""
+
+
 class Settings(BaseSettings):
     """All settings; ``Settings()`` reads the environment.
 
@@ -445,13 +449,30 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The environment of a child process that is to have these settings: what is not at its default as variables.
 
-        Children may run in another folder, so ``home`` and ``lake`` are absolute.
+        Children may run in another folder, so all paths are absolute.
         """
         given = {**self.model_dump(mode="json", exclude_unset=True), "home": str(self.home.resolve())}
         if self.lake is not None:
             given["lake"] = self.lake_root
+        if self.ingest.mapping is not None:
+            given["ingest"]["mapping"] = str(self.ingest.mapping.resolve())
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SGREC_")}
         return {**inherited, **dict(_variables("SGREC", given))}
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _is_a_folder(cls, home: Any) -> Any:
+        if "://" in str(home):
+            raise ValueError("the home is a folder on this machine; tables alone may lie elsewhere: SGREC_LAKE")
+        if Path(home).is_file():
+            raise ValueError("a file is there; valid is a folder, or one that does not exist yet")
+        return home
+
+    @property
+    def mapping(self) -> Path | None:
+        """The file that maps the raw logs of this home: what the setting names, else the home's own."""
+        own = self.home.resolve() / MAPPING
+        return self.ingest.mapping or (own if own.exists() else None)
 
     @property
     def lake_root(self) -> str:

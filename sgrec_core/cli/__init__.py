@@ -4,6 +4,7 @@ Only what every command needs is imported here; torch, MLflow and Arrow are impo
 that ``sgrec --help`` answers at once.
 """
 
+import errno
 import sys
 
 from sgrec_core.cli import judges, migration, models, nights, tables  # noqa: F401 - each adds its commands
@@ -30,3 +31,8 @@ def _command() -> None:
     except SgrecError as error:
         complain(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        complain(f"{error.filename}: {error.strerror}; is the home, or the folder of logs, one that you may write to?")
+        sys.exit(SgrecError.exit_code)

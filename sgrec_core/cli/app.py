@@ -1,5 +1,6 @@
 """The typer app, and what all commands share."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -33,6 +34,15 @@ Input = Annotated[
         "--input",
         help="simulator, scientific:PATH, beauty:PATH, minionerec:PATH or logs:PATH. "
         "Default: SGREC_INPUT, else what this home was made from, else simulator.",
+        show_default=False,
+    ),
+]
+Map = Annotated[
+    Path | None,
+    typer.Option(
+        "--map",
+        help="YAML file that tells how the rows of logs:PATH become sgrec's (docs/input.md), or one that is shipped:"
+        " retailrocket, mind, kuairand, yoochoose. The home keeps a copy.",
         show_default=False,
     ),
 ]

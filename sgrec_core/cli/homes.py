@@ -1,21 +1,24 @@
 """Which home and source a command works on."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from sgrec_core.cli.app import DEFAULT_HOME, JUDGE_INTERPRETER, console
-from sgrec_core.errors import InputError, SettingsError
-from sgrec_core.files import read_json, write_json
+from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.files import read_json, write_json, write_text
 from sgrec_core.runtime.layout import LAYOUT, note_layout
-from sgrec_core.settings import Settings
+from sgrec_core.settings import MAPPING, Settings
 
 # The home and its source
 
 
-def settle_home(source: str | None, judge: str | None = None, *, starts_anew: bool) -> Settings:
+def settle_home(
+    source: str | None, judge: str | None = None, mapping: Path | None = None, *, starts_anew: bool
+) -> Settings:
     """Settings whose home belongs to the source that is asked for; marks a new home as belonging to it.
 
     A home holds the tables and models of one source. Asked for another one, the default home gives way to
@@ -24,16 +27,17 @@ def settle_home(source: str | None, judge: str | None = None, *, starts_anew: bo
     Args:
         source: ``--input``, or None.
         judge: ``--judge``, or None.
+        mapping: ``--map``, or None; the home gets a copy.
         starts_anew: without any source named, the default home is asked for the simulator rather than for its own.
 
     Raises:
-        SettingsError: the home named by SGREC_HOME belongs to another source.
-        InputError: the source cannot be used.
+        SettingsError: the home named by SGREC_HOME belongs to another source, or cannot be written to.
+        InputError: source or mapping cannot be used.
     """
     from sgrec_core.logs.adaptors import parse_source
 
     explicit = "SGREC_HOME" in os.environ
-    home = Path(os.environ.get("SGREC_HOME", DEFAULT_HOME)).resolve()
+    home = named_home()
     wanted = source or os.environ.get("SGREC_INPUT")
     if not wanted:
         wanted = Settings.model_fields["input"].default
@@ -52,10 +56,33 @@ def settle_home(source: str | None, judge: str | None = None, *, starts_anew: bo
             soft_wrap=True,
         )
     settings = checked_settings(judge, home=home, input=wanted)
+    if parsed.kind == "logs":
+        landed_days(str(parsed.path))  # a wrong folder must not bind the home to it
+    rules = read_mapping(mapping) if mapping is not None else None
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        raise SettingsError(
+            f"home {home} cannot be written to: {error.strerror}; set SGREC_HOME to a folder that can"
+        ) from error
+    if rules is not None:
+        write_text(home / MAPPING, rules)
     if _written_source(home) is None:
         note_layout(home, LAYOUT)
         write_json(home / "source.json", {"input": wanted})
     return settings
+
+
+def named_home() -> Path:
+    """The home that SGREC_HOME names, or the default one.
+
+    Raises:
+        SgrecError: it can be none.
+    """
+    from sgrec_core.runtime.job import read_settings
+
+    return read_settings().home.resolve() if "SGREC_HOME" in os.environ else Path(DEFAULT_HOME).resolve()
 
 
 def existing_home(judge: str | None = None) -> Settings:
@@ -81,7 +108,7 @@ def home_to_migrate() -> Settings:
 
 
 def _home_and_source() -> tuple[Path, str]:
-    home = Path(os.environ.get("SGREC_HOME", DEFAULT_HOME)).resolve()
+    home = named_home()
     source = source_of(home)
     if source is None:
         others = [path.parent.name for path in sorted(home.parent.glob(f"{DEFAULT_HOME}*/source.json"))]
@@ -146,12 +173,41 @@ def default_day(settings: Settings) -> str:
     kind, _, path = settings.input.partition(":")
     if kind != "logs":
         return settings.first_day
-    days = sorted(folder.name.removeprefix("day=") for folder in Path(path).glob("day=*") if folder.is_dir())
-    if not days:
-        from sgrec_core.logs import landing
+    return landed_days(path)[-1]
 
+
+def landed_days(path: str) -> list[str]:
+    """Days whose folders lie in ``path``, oldest first; a folder that is named otherwise is told and left alone.
+
+    Raises:
+        InputError: there are none.
+    """
+    from sgrec_core.logs import landing
+
+    days = []
+    for folder in sorted(Path(path).glob("day=*")):
+        try:
+            days.append(valid_day(folder.name.removeprefix("day=")))
+        except SgrecError:
+            console.print(f"{folder} is no day and left alone; valid is day=YYYY-MM-DD", soft_wrap=True, markup=False)
+    if not days:
         raise InputError(f"no day has landed in {path}; expected layout: {landing.LAYOUT}")
-    return valid_day(days[-1])
+    return days
+
+
+def read_mapping(path: Path) -> str:
+    """The text of a mapping that makes sense: a file, or one of those in ``schemas/maps`` by its name.
+
+    Raises:
+        InputError: it does not.
+    """
+    from sgrec_core.lake.contracts import SCHEMAS
+    from sgrec_core.logs.mapping import LogMapping
+
+    shipped = SCHEMAS / "maps" / f"{path}.yaml"
+    chosen = shipped if not path.exists() and shipped.exists() else path
+    LogMapping.read(chosen)
+    return chosen.read_text(encoding="utf-8")
 
 
 def days_between(first: str, last: str) -> Iterator[str]:

@@ -13,8 +13,8 @@ from sgrec_core.settings import Settings
 if TYPE_CHECKING:
     from sgrec_core.night.airflow import Outcome
 
-from sgrec_core.cli.app import Input, InterruptedNightError, Judge, app, complain, console
-from sgrec_core.cli.homes import days_between, default_day, existing_home, settle_home, valid_day
+from sgrec_core.cli.app import Input, InterruptedNightError, Judge, Map, app, complain, console
+from sgrec_core.cli.homes import days_between, default_day, existing_home, landed_days, settle_home, valid_day
 from sgrec_core.cli.views import changes_table, evaluation_cells, nights_table, read_summary, show_summary, stages_table
 
 
@@ -29,10 +29,12 @@ def nightly(
     ] = None,
     source: Input = None,
     judge: Judge = None,
+    mapping: Map = None,
 ) -> None:
     """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again."""
-    settings = settle_home(source, judge, starts_anew=True)
-    day = valid_day(day) if day else default_day(settings)
+    day = valid_day(day) if day is not None else None
+    settings = settle_home(source, judge, mapping, starts_anew=True)
+    day = day or default_day(settings)
     outcome = show_night(settings, day)
     written = settings.reports(day) / "summary.json"
     # One that is older than this run would tell of another.
@@ -49,6 +51,10 @@ def backfill(
     last: Annotated[str, typer.Option("--to", help="Last day, inclusive.", show_default=False)],
     source: Input = None,
     judge: Judge = None,
+    mapping: Map = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Go over days of logs:PATH that have not landed.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Look at every stage, also of days that have not changed.")
     ] = False,
@@ -59,8 +65,17 @@ def backfill(
     """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed."""
     from sgrec_core.night.changes import changes_of_night
 
-    settings = existing_home(judge) if dry_run and source is None else settle_home(source, judge, starts_anew=False)
     days = list(days_between(valid_day(first), valid_day(last)))
+    if dry_run and source is None:
+        settings = existing_home(judge)
+    else:
+        settings = settle_home(source, judge, mapping, starts_anew=False)
+    if skip_missing and settings.source == "logs":
+        landed = landed_days(settings.input.partition(":")[2])
+        missing = [day for day in days if day not in landed]
+        days = [day for day in days if day in landed]
+        for day in missing:
+            console.print(f"[dim]·[/] night {day} skipped: no logs have landed")
     if dry_run:
         console.print(changes_table(settings, days))
         return

@@ -22,7 +22,7 @@ from sgrec_core.logs.mapping import LogMapping
 from sgrec_core.logs.readers import read_rows
 from sgrec_core.logs.rows import Layout, Limits, Problem, Reading
 from sgrec_core.logs.text import canonical_json, storable
-from sgrec_core.settings import IngestSettings
+from sgrec_core.settings import IngestSettings, Settings
 
 TABLES: dict[Record, str] = {"event": "events", "item": "items", "user": "users"}
 LAYOUTS: Mapping[Record, Layout] = {
@@ -86,10 +86,13 @@ class Options:
     mapping: LogMapping | None = None
 
     @classmethod
-    def of(cls, settings: IngestSettings) -> "Options":
-        limits = Limits(line_bytes=settings.max_line_bytes, raw_text=settings.max_raw_text)
-        mapping = LogMapping.read(settings.mapping) if settings.mapping is not None else None
-        return cls(limits=limits, nulls=frozenset(settings.null_words), mapping=mapping)
+    def of(cls, settings: Settings) -> "Options":
+        ingest, mapping = settings.ingest, settings.mapping
+        return cls(
+            limits=Limits(line_bytes=ingest.max_line_bytes, raw_text=ingest.max_raw_text),
+            nulls=frozenset(ingest.null_words),
+            mapping=LogMapping.read(mapping) if mapping is not None else None,
+        )
 
 
 def parse_file(file: RawFile, day: str, options: "Options", reading: Reading) -> Iterator[Accepted | Rejected]:

@@ -146,17 +146,25 @@ def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
 
 def raw_state(settings: Settings, day: str) -> object:
     """What the day's raw logs come from: name, size and time of change of files, and the code that makes them."""
+    from sgrec_core.errors import InputError
     from sgrec_core.logs.adaptors import code_of_logs, parse_source
-    from sgrec_core.logs.landing import day_folder
+    from sgrec_core.logs.landing import landed
     from sgrec_core.simulator import fingerprint_of_day
 
     source = parse_source(settings.input)
     if source.path is None:
         return fingerprint_of_day(settings.simulator, day=day, first_day=settings.first_day)
-    root = day_folder(source.path, day) if source.kind == "logs" else source.path
-    made = [] if source.kind == "logs" else [code_of_logs()]
-    return made + [
-        (path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    ]
+    made: list[object]
+    if source.kind == "logs":
+        made = [settings.mapping.read_text(encoding="utf-8")] if settings.mapping is not None else []
+        try:
+            found = landed(source.path, day, needs_catalogue=False)
+        except InputError:
+            return made
+        made += [(one.name, one.why) for one in found.left_out]
+        files = {file.name: file.path for file in found.files}
+    else:
+        made = [code_of_logs()]
+        paths = sorted(path for path in source.path.rglob("*") if path.is_file())
+        files = {path.relative_to(source.path).as_posix(): path for path in paths}
+    return made + [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files.items()]
