@@ -48,6 +48,7 @@ def csv_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> It
             continue
         elif header is None:
             header = _header(data, delimiter, layout, records)
+            reading.header = data.decode("utf-8")
         else:
             yield _csv_row(number, data, header, delimiter, limits)
 

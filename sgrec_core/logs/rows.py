@@ -20,6 +20,8 @@ class Reading:
     """Of the file as it lies on disk."""
     format: str | None = None
     compression: str | None = None
+    header: str | None = None
+    """The line that names the columns, of delimited text that has one."""
     rows: int = 0
     """Given out one by one, good or bad."""
     rows_empty: int = 0
