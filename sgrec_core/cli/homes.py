@@ -195,17 +195,23 @@ def landed_days(path: str) -> list[str]:
     return days
 
 
+def mapping_file(path: Path) -> Path:
+    """A file, or one of those in ``schemas/maps`` by its name."""
+    from sgrec_core.lake.contracts import SCHEMAS
+
+    shipped = SCHEMAS / "maps" / f"{path}.yaml"
+    return shipped if not path.exists() and shipped.exists() else path
+
+
 def read_mapping(path: Path) -> str:
-    """The text of a mapping that makes sense: a file, or one of those in ``schemas/maps`` by its name.
+    """The text of a mapping that makes sense.
 
     Raises:
         InputError: it does not.
     """
-    from sgrec_core.lake.contracts import SCHEMAS
     from sgrec_core.logs.mapping import LogMapping
 
-    shipped = SCHEMAS / "maps" / f"{path}.yaml"
-    chosen = shipped if not path.exists() and shipped.exists() else path
+    chosen = mapping_file(path)
     LogMapping.read(chosen)
     return chosen.read_text(encoding="utf-8")
 

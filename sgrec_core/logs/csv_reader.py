@@ -53,6 +53,22 @@ def csv_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> It
             yield _csv_row(number, data, header, delimiter, limits)
 
 
+def first_values(path: Path, limits: Limits, reading: Reading) -> list[str]:
+    """The values of the first line, as far as it can be read; ``reading`` has the compression.
+
+    Raises:
+        BrokenOffError: the compressed bytes are damaged.
+    """
+    lines = lines_of(path, limits.line_bytes, reading)
+    data = next((line.data for line in lines if line.data and not line.data.isspace()), b"")
+    return _values(data.decode("utf-8", "replace"), _delimiter(data, Layout()))
+
+
+def is_header(values: list[str]) -> bool:
+    """Whether the values of a first line can be names of columns."""
+    return len(set(values)) == len(values) and all(map(_NAME.fullmatch, values))
+
+
 def _delimiter(line: bytes, layout: Layout) -> str:
     """What parts the first line into most columns of known names, or into most columns."""
     text = line.decode("utf-8", "replace")
@@ -80,7 +96,7 @@ def _header(data: bytes, delimiter: str, layout: Layout, others: Iterator[Line])
         problem = Problem("invalid_value", f"the header is not CSV: {error}")
     if problem is not None:
         rows = sum(1 for line in others if line.data and not line.data.isspace())
-        is_row = problem.reason == "missing_field" and not all(map(_NAME.fullmatch, names))
+        is_row = problem.reason == "missing_field" and not is_header(names)
         raise UnreadableFileError(problem, rows + is_row)
     return names
 

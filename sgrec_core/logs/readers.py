@@ -56,7 +56,7 @@ def _read(path: Path, name: str, limits: Limits, layout: Layout, reading: Readin
 
     try:
         reading.bytes = path.stat().st_size
-        reading.format, reading.compression = _kind(path, name)
+        reading.format, reading.compression = kind_of(path, name)
         if reading.bytes:
             yield from _READERS[reading.format](path, limits, layout, reading)
         if not reading.rows:
@@ -77,7 +77,7 @@ def _read(path: Path, name: str, limits: Limits, layout: Layout, reading: Readin
         yield ended("unreadable", Problem("unreadable_file", detail))
 
 
-def _kind(path: Path, name: str) -> tuple[str, str | None]:
+def kind_of(path: Path, name: str) -> tuple[str, str | None]:
     """Format and compression of a file.
 
     Raises:

@@ -1,0 +1,341 @@
+"""Raw files that hold many days become a landing of UTC days: what ``sgrec land`` does.
+
+Rows are not changed: each goes as it stands to a file of its day, so that the mapping that found its time reads it
+again in the night. Memory is bounded by a row and some open files. What is landed twice is the same files again; what
+comes late is added to its days, which are named, because their nights are to be run again.
+"""
+
+import gzip
+import hashlib
+import json
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from sgrec_core.errors import InputError
+from sgrec_core.files import write_json
+from sgrec_core.logs.fields import Fields, InvalidRowError
+from sgrec_core.logs.landing import FOLDERS, MANIFEST, RawFile, Record, day_folder
+from sgrec_core.logs.mapper import Mapper, MappingError, mapper_of
+from sgrec_core.logs.parsing import LAYOUTS, Options
+from sgrec_core.logs.readers import read_rows
+from sgrec_core.logs.rows import Limits, Problem, RawRow, Reading
+from sgrec_core.logs.streams import COMPRESSIONS
+
+OPEN_FILES = 64
+BATCH = 4096
+UNPLACED = "unplaced"
+"""Folder beside the days, for rows of which no day is known."""
+GUESSES: dict[Record, tuple[str, ...]] = {"item": ("catalog", "item", "product"), "user": ("profile", "user")}
+"""Parts of names by which files are known where no mapping names them; all others are events."""
+
+
+@dataclass
+class LandedFiles:
+    """What became of the raw files."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    """By day."""
+    unplaced: Counter[str] = field(default_factory=Counter)
+    """By reason, with an example."""
+    left_out: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Files that could not be read to their end, with the reason."""
+    again: list[str] = field(default_factory=list)
+    """Days that were there before and have got rows."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One source of raw rows."""
+
+    name: str
+    """As patterns of a mapping see it."""
+    record: Record
+    path: Path | None
+    """A file, or None where rows come from a table."""
+    rows: Callable[[], Iterator[dict[str, Any]]] | None = None
+
+
+def land(sources: Iterable[str], options: Options, to: Path, progress: Callable[[str], None]) -> LandedFiles:
+    """Split ``sources`` (files, folders, Delta tables, SQLAlchemy URLs with ``#table``) into days below ``to``.
+
+    Raises:
+        InputError: a source cannot be found, or holds no event.
+    """
+    raws, found = [], LandedFiles()
+    for source in sources:
+        for raw in _raws(source, options):
+            if isinstance(raw, str):
+                found.left_out.append(raw)
+            else:
+                raws.append(raw)
+    events = [raw for raw in raws if raw.record == "event"]
+    if not events:
+        raise InputError("no source holds events; name files of events, or a mapping whose patterns find them")
+    before = {folder.name.removeprefix("day="): _listed(folder) for folder in to.glob("day=*")}
+    written: dict[str, set[str]] = {}
+    for raw in events:
+        progress(raw.name)
+        for day, name in _split(raw, options, to, found):
+            written.setdefault(day, set()).add(name)
+    for raw in raws:
+        if raw.record != "event":
+            progress(raw.name)
+            for day in written:
+                written[day].add(_whole(raw, day_folder(to, day)))
+    for day, names in written.items():
+        known = before.get(day, set())
+        if known and not names <= known:
+            found.again.append(day)
+        write_json(day_folder(to, day) / MANIFEST, {"files": sorted(known | names)})
+    return found
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return set(json.loads((folder / MANIFEST).read_text())["files"])
+    except (OSError, ValueError, KeyError):
+        return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _raws(source: str, options: Options) -> Iterator[Raw | str]:
+    if "://" in source:
+        yield _of_database(source)
+        return
+    path = Path(source)
+    if (path / "_delta_log").is_dir():
+        yield Raw(path.name, _record(path.name, options) or "event", None, lambda: _of_delta(path))
+        return
+    if not path.exists():
+        raise InputError(f"{source}: no such file or folder")
+    paths = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in paths:
+        if file.name.startswith(("_", ".")):
+            continue
+        record = _record(file.name, options)
+        if record is None:
+            yield f"{file}: the mapping names no such file"
+        else:
+            yield Raw(file.name, record, file)
+
+
+def _record(name: str, options: Options) -> Record | None:
+    """What the rows of a file of this name are, by the mapping, and where that says nothing by the name."""
+    mapping = options.mapping
+    mapped = [record for record in FOLDERS if mapping is not None and getattr(mapping, FOLDERS[record]) is not None]
+    for record in mapped:
+        try:
+            assert mapping is not None
+            mapper_of(mapping, RawFile(record=record, name=f"{FOLDERS[record]}/{name}", path=Path(name)))
+            return record
+        except LookupError:
+            continue
+    for record, parts in GUESSES.items():
+        if record not in mapped and any(part in name.lower() for part in parts):
+            return record
+    return None if "event" in mapped else "event"
+
+
+def _of_delta(path: Path) -> Iterator[dict[str, Any]]:
+    from deltalake import DeltaTable
+
+    for batch in DeltaTable(path).to_pyarrow_dataset().to_batches(batch_size=BATCH):
+        yield from _plain(batch)
+
+
+def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    return batch.to_pylist()
+
+
+def _of_database(source: str) -> Raw:
+    url, _, table = source.partition("#")
+    if not table:
+        raise InputError(f"{source}: name the table, as in sqlite:///shop.db#events")
+    table = table.strip()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        import sqlalchemy
+
+        try:
+            engine = sqlalchemy.create_engine(url)
+            columns = sqlalchemy.Table(table, sqlalchemy.MetaData(), autoload_with=engine)
+            with engine.connect().execution_options(yield_per=BATCH) as connection:
+                for row in connection.execute(sqlalchemy.select(columns)):
+                    yield dict(row._mapping)
+        except sqlalchemy.exc.NoSuchTableError as error:
+            raise InputError(f"{url}: there is no table {error}") from error
+        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+            raise InputError(f"{url}: {' '.join(str(error).split())[:300]}") from error
+
+    return Raw(table, "event", None, rows)
+
+
+def _split(raw: Raw, options: Options, to: Path, found: LandedFiles) -> list[tuple[str, str]]:
+    """Write each row of a source to its day; days and names of the files below them."""
+    reading = Reading()
+    mapper = _mapper(options, raw)
+    suffix = ".jsonl.gz"
+    if raw.path is not None:
+        digest = _digest(raw.path)
+        ending = PurePosixPath(raw.path.name)
+        ending = ending.with_suffix("") if ending.suffix in COMPRESSIONS else ending
+        suffix = f"{'.jsonl' if ending.suffix in ('.parquet', '.json') else ending.suffix}.gz"
+        name = f"{ending.stem}-{digest}{suffix}"
+    else:
+        digest, name = "", f"{raw.name}{suffix}"
+    _check_name(options, raw, name)
+    files = _DayFiles(to, f"{FOLDERS['event']}/{name}")
+    with files:
+        for row in _rows(raw, options, mapper, reading):
+            problem: Problem | None = row.problem
+            days: set[str] = set()
+            if row.fields is not None:
+                problem, days = _days(row, mapper, options)
+            if row.line == 0:
+                continue
+            for day in days:
+                files.write(day, _text(row, reading), reading.header)
+                found.rows[day] += 1
+            if not days and problem is not None:
+                found.unplaced[f"{problem.reason}: {problem.detail}"] += 1
+                files.write(None, _text(row, reading), reading.header)
+    if reading.ended not in ("complete", "left_out"):
+        found.broken.append(f"{raw.name}: {reading.detail}")
+    return files.done()
+
+
+def _mapper(options: Options, raw: Raw) -> Mapper | None:
+    if options.mapping is None:
+        return None
+    name = f"{FOLDERS[raw.record]}/{raw.name}"
+    try:
+        return mapper_of(options.mapping, RawFile(record=raw.record, name=name, path=Path(name)))
+    except LookupError:
+        return None
+
+
+def _check_name(options: Options, raw: Raw, name: str) -> None:
+    """The mapping must find the landed file by its name as it finds the raw one."""
+    if options.mapping is not None and _mapper(options, raw) is not None:
+        landed = Raw(name, raw.record, None)
+        if _mapper(options, landed) != _mapper(options, raw):
+            raise InputError(
+                f"{raw.name} will be landed as {name}, which the mapping would not read the same way; let its pattern"
+                f" end in *, as in {PurePosixPath(raw.name).stem}*"
+            )
+
+
+def _rows(raw: Raw, options: Options, mapper: Mapper | None, reading: Reading) -> Iterator[RawRow]:
+    if raw.path is not None:
+        # The whole text of a row goes on, however long it may be.
+        limits = Limits(line_bytes=options.limits.line_bytes, raw_text=options.limits.line_bytes)
+        layout = mapper.layout if mapper is not None else LAYOUTS["event"]
+        yield from read_rows(raw.path, raw.name, limits, layout, reading)
+        return
+    assert raw.rows is not None
+    reading.format = "jsonl"
+    for number, fields in enumerate(raw.rows(), start=1):
+        yield RawRow(number, fields, json.dumps(fields, ensure_ascii=False, default=str))
+
+
+def _days(row: RawRow, mapper: Mapper | None, options: Options) -> tuple[Problem | None, set[str]]:
+    """The UTC days of the events that a row makes."""
+    assert row.fields is not None
+    try:
+        made = [row.fields] if mapper is None else list(mapper.rows(row.fields))
+        times = [Fields(fields, row.loose, options.nulls).time("event_time") for fields in made]
+    except MappingError as error:
+        return error.problem, set()
+    except InvalidRowError as error:
+        return error.problem, set()
+    return Problem("empty", "the mapping makes no event of it"), {time.date().isoformat() for time in times}
+
+
+def _text(row: RawRow, reading: Reading) -> str:
+    text = row.raw_text or ""
+    # Elements of an array may be spread over lines; a quoted value of delimited text may as well, and stays so.
+    return json.dumps(json.loads(text), ensure_ascii=False) if reading.format == "json" and "\n" in text else text
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()[:10]
+
+
+def _whole(raw: Raw, folder: Path) -> str:
+    """Put a catalogue or profiles below a day, as they are; the name below the day."""
+    name = f"{FOLDERS[raw.record]}/{raw.name if raw.path is not None else raw.name + '.jsonl.gz'}"
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".inprogress")
+    part.unlink(missing_ok=True)
+    if raw.path is not None:
+        try:
+            part.hardlink_to(raw.path)
+        except OSError:  # another disk
+            shutil.copyfile(raw.path, part)
+    else:
+        assert raw.rows is not None
+        with gzip.open(part, "wt", encoding="utf-8") as stream:
+            for fields in raw.rows():
+                stream.write(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+    part.replace(target)
+    return name
+
+
+class _DayFiles:
+    """A file of one name below each day, written at once and there under its name only when all is done."""
+
+    def __init__(self, to: Path, name: str) -> None:
+        self._to, self._name = to, name
+        self._open: OrderedDict[str | None, _Gzip] = OrderedDict()
+        self._paths: dict[str | None, Path] = {}
+
+    def __enter__(self) -> "_DayFiles":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def write(self, day: str | None, text: str, header: str | None) -> None:
+        """Add a row to the file of ``day``, or to that of rows without a day."""
+        if day not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+            is_new = day not in self._paths
+            path = self._paths.setdefault(day, self._place(day))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open[day] = _Gzip(path, is_new)
+            if is_new and header is not None:
+                self._open[day].write(header.encode() + b"\n")
+        self._open.move_to_end(day)
+        self._open[day].write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+    def done(self) -> list[tuple[str, str]]:
+        """Give the files their names; days and names below them."""
+        for path in self._paths.values():
+            path.replace(path.with_name(path.name.removesuffix(".inprogress")))
+        return [(day, self._name) for day in self._paths if day is not None]
+
+    def _place(self, day: str | None) -> Path:
+        folder = self._to / UNPLACED if day is None else day_folder(self._to, day)
+        return folder / f"{self._name}.inprogress"
+
+
+class _Gzip(gzip.GzipFile):
+    """A file, or a further member of one; no name and no time in the header, so that equal rows give equal files."""
+
+    def __init__(self, path: Path, is_new: bool) -> None:
+        self._raw = path.open("wb" if is_new else "ab")
+        super().__init__(filename="", mode="wb", fileobj=self._raw, mtime=0, compresslevel=5)
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
