@@ -85,6 +85,16 @@ def land(
         raise typer.Exit(1)
 
 
+@app.command("map-schema")
+def map_schema() -> None:
+    """Print the JSON schema of mappings, for editors and checks of your own."""
+    import json
+
+    from sgrec_core.logs.mapping import LogMapping
+
+    typer.echo(json.dumps(LogMapping.model_json_schema(by_alias=True), indent=2))
+
+
 def _options(mapping: Path | None) -> "Options":
     from sgrec_core.logs.mapping import LogMapping
     from sgrec_core.logs.parsing import Options

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sgrec_core.logs.csv_reader import is_header
 from sgrec_core.logs.landing import LeftOut, RawFile, landed
 from sgrec_core.logs.mapper import mapper_of
 from sgrec_core.logs.parsing import LAYOUTS, Accepted, Options, parse_file
@@ -167,6 +168,8 @@ def _hint(missing: Sequence[str], columns: Sequence[str]) -> str:
             # Where there is no id of events a mapping makes one.
             if column is not None and name not in found and name != "event_id":
                 found[name] = column
+    if not is_header(list(columns)):
+        return f"there is no header, the first line is {', '.join(columns[:12])}; a mapping names the columns"
     told = f"the header has {', '.join(columns[:12])}"
     if not found:
         return f"{told}; missing are {', '.join(missing)}"

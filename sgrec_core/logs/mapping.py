@@ -130,7 +130,7 @@ class Files(_Part):
     explode: Explode | None = None
     rows: tuple[MadeRow, ...] = Field((MadeRow(),), min_length=1, description="the events that a raw row makes")
     session_minutes: float | None = Field(
-        None, gt=0, description="a user's events without request_id are one request until so long nothing comes"
+        None, gt=0, description="what a user did with one item is one request until so long nothing comes"
     )
     long: Long | None = None
 

@@ -59,7 +59,7 @@ class Accepted(NamedTuple):
     part: int = 0
     """Which of the rows that a mapping makes of one raw row."""
     session_minutes: float | None = None
-    """What a mapping says: without a request, an event belongs to the same as others until so long nothing comes."""
+    """What a mapping says: without a request, an event belongs to that of others until so long nothing comes."""
     updated: datetime | None = None
     """What a mapping says: when a property of an item got this value."""
 

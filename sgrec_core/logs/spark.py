@@ -207,19 +207,23 @@ def is_long(mapping: LogMapping | None) -> bool:
 
 
 def with_sessions(events: "DataFrame", mapping: LogMapping | None) -> "DataFrame":
-    """Requests for events that have none: what a user did until nothing came for so many minutes."""
+    """Requests for events that have none: what a user did with one item until nothing came for so many minutes.
+
+    One item, because what came before a request is its history: of visits to one item after the other each is a
+    decision, with those before it.
+    """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     if mapping is None or not any(files.session_minutes for files in mapping.events or ()):
         return events
     needs_one = F.col("reason").isNull() & F.col("request_id").isNull()
-    order = Window.partitionBy(needs_one, "user_id").orderBy("event_time", "file", "line", "part")
+    order = Window.partitionBy(needs_one, "user_id", "item_id").orderBy("event_time", "file", "line", "part")
     seconds = F.unix_micros("event_time") / 1e6
     gap = seconds - F.lag(seconds).over(order)
     begins = F.when(gap.isNull() | (gap > 60 * F.col("session_minutes")), F.col("event_time"))
     session = F.last(begins, ignorenulls=True).over(order)
-    named = F.concat(F.lit("session of "), F.date_format(session, "yyyy-MM-dd'T'HH:mm:ss.SSSSSS"))
+    named = F.concat("item_id", F.lit(" from "), F.date_format(session, "yyyy-MM-dd'T'HH:mm:ss.SSSSSS"))
     return events.withColumn("request_id", F.when(needs_one, named).otherwise(F.col("request_id")))
 
 

@@ -63,8 +63,8 @@ def _is_made_up(rows: list[dict[str, Any]]) -> bool:
 
 
 def _pattern(name: str) -> str:
-    """A name, and others that differ in numbers."""
-    return re.sub(r"\d+", "*", name) + "*"
+    """A name, and others that differ in numbers, or in what landing has added to them."""
+    return re.sub(r"(-[0-9a-f]{10}(?=\.)|\d+)", "*", name).removesuffix(".gz") + "*"
 
 
 def _events(rows: list[dict[str, Any]], ids: set[Any]) -> dict[str, Any]:
@@ -88,12 +88,11 @@ def _events(rows: list[dict[str, Any]], ids: set[Any]) -> dict[str, Any]:
     item = item or take(likely("item_id", left) or _by_values(rows, left, ids))
     user = take(likely("user_id", left)) or take(_an_id(rows, left, lambda share: share < 1))
     item = item or take(_an_id(rows, left, lambda share: True))
-    request = take(likely("request_id", left) or (_an_id(rows, left, lambda share: share == 1) if shown else None))
+    # Without lists each item that a user turns to is a decision of its own, whatever session it was in.
+    request = take(likely("request_id", left) or _an_id(rows, left, lambda share: share == 1)) if shown else None
     target: dict[str, Any] = {"event_time": {"from": time, **how} if how else time, "user_id": user, "item_id": item}
     if request is not None:
         target["request_id"] = request
-    elif user is not None and _is_made_up(rows):
-        target["request_id"] = user
     else:
         part["session_minutes"] = 30
     if shown:
