@@ -696,3 +696,15 @@ def test_a_larger_share_compares_on_no_user_that_a_model_has_read(tmp_path: Path
     run_day(other, NEXT_DAY)
     asked = lake.read("candidate_results", where={"day": NEXT_DAY, "role": "supervised"})["user_id"].to_pylist()
     assert set(asked) == never_read
+
+
+def test_a_day_whose_night_stopped_before_it_trained_counts_among_what_models_have_read(tmp_path: Path) -> None:
+    """It was split by a smaller share and made no policy that would say so."""
+    few, many = (new_world(tmp_path, states={"validation_share": share}) for share in (0.15, 0.4))
+    start_day(few, DAY, share=0.15)
+    run_day(many, start_day(many, NEXT_DAY, share=0.4))
+    lake = Lake(many.lake_root)
+    read = lake.read("user_states", where={"day": DAY, "split": "train"})["user_id"].to_pylist()
+    asked = lake.read("candidate_results", where={"day": NEXT_DAY})["user_id"].to_pylist()
+    assert asked
+    assert not set(asked) & set(read)
