@@ -327,3 +327,66 @@ def test_rows_of_differences_count_the_users_that_they_are_of() -> None:
     of = {(row["metric"], row["cutoff"], row["bucket"]): row["users"] for row in rows}
     assert of["difference_hit_rate", 10, "shares_none"] == (after.buckets() == 3).sum() < USERS
     assert of["difference_hit_rate", 10, "all"] == of["difference_ecpm_direct", 8, "all"] == USERS
+
+
+def shifted(model: Ranking, **means: float) -> Ranking:
+    """``model`` with values that scatter by a fifth of the mean, drawn by the mean: differences have an interval."""
+    users = np.unique(model.users)
+    told = {
+        (outcome, DIRECT): np.random.default_rng(int(1e6 * mean)).normal(mean, abs(mean) / 5, len(users))
+        for outcome, mean in means.items()
+    }
+    return replace(model, worth=Values(users, told, 0.0, 1.0, 8))
+
+
+@pytest.mark.parametrize(("outcome", "worse"), [("ecpm", 0.965), ("dislikes", 1.035)])
+def test_value_that_is_not_surely_lost_by_more_than_the_margin_refuses_nothing(outcome: str, worse: float) -> None:
+    """3.5% are lost, give or take 2.8%: more than the 2% that may be, but not surely."""
+    before = {outcome: 200.0}
+    after = {outcome: 200.0 * worse}
+    rankings = {
+        SUPERVISED: shifted(ranking(hits(0.9)), **after),
+        CHAMPION: shifted(ranking(hits(0.3)), **before),
+        POPULARITY: FLOOR,
+    }
+    assert choose(rankings, None).serves == SUPERVISED
+    surely = 1 + 3 * (worse - 1)
+    rankings[SUPERVISED] = shifted(ranking(hits(0.9)), **{outcome: 200.0 * surely})
+    assert f"{outcome} surely worse" in choose(rankings, None).reason
+
+
+def test_a_model_alone_compares_what_was_optimised_for_it_with_what_was_too() -> None:
+    """Both are flattered alike, so that what one lacks is lost."""
+    rankings = {
+        OPTIMISED: replace(worth(ranking(hits(0.9)), ecpm=200), optimised=True),
+        SUPERVISED: worth(ranking(hits(0.5)), ecpm=200),
+        CHAMPION: replace(worth(ranking(hits(0.3)), ecpm=250), optimised=True),
+        POPULARITY: FLOOR,
+    }
+    found = choose(rankings)
+    assert found.serves == SUPERVISED
+    assert "ecpm surely worse" in found.reason
+
+
+def test_coverage_may_shrink_by_a_fifth_and_popularity_has_no_say_in_it() -> None:
+    less = ranking(np.where(np.arange(USERS) % ITEMS < 50, 0, LIST), kinds=100)
+    champion = ranking(np.where(hits(0.2) < LIST, np.where(np.arange(USERS) % ITEMS < 50, 9, LIST), LIST), kinds=112)
+    assert less.coverage() < champion.coverage() < less.coverage() / 0.8
+    assert choose({SUPERVISED: less, CHAMPION: champion, POPULARITY: FLOOR}, None).serves == SUPERVISED
+    wide = replace(ranking(hits(0.02, rank=9), kinds=124), model=POPULARITY)
+    narrow = ranking(np.where(np.arange(USERS) % ITEMS < 50, 0, LIST), kinds=52)
+    assert narrow.coverage() < 0.8 * wide.coverage()
+    assert choose({SUPERVISED: narrow, POPULARITY: wide}, None).serves == SUPERVISED
+
+
+def test_a_shown_recipe_that_has_turned_against_the_champions_is_refused() -> None:
+    rankings = {SUPERVISED: ranking(hits(0.6)), CHAMPION: ranking(hits(0.4)), POPULARITY: FLOOR}
+    pair = (SUPERVISED, CHAMPION)
+    assert choose(rankings, SHOWN, {pair: SHOWN}).serves == SUPERVISED
+    assert choose(rankings, SHOWN, {pair: TURNED}).serves is None
+
+
+def test_exactly_as_much_evidence_as_is_needed_is_enough() -> None:
+    assert replace(SHOWN, value=20.0).is_enough
+    assert not replace(SHOWN, against=20.0).is_enough
+    assert not replace(SHOWN, mean=0.0).is_enough

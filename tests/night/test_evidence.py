@@ -48,3 +48,10 @@ def test_what_can_be_shown_hangs_on_the_users_of_all_nights() -> None:
     assert found[-1].users == 500
     assert found[-1].is_enough
     assert "500 users can show 0.0080 or more" in str(found[-1])
+
+
+def test_what_was_worse_for_long_is_not_enough_because_of_a_good_week() -> None:
+    found = evidence_by_night(nights(*[0.03] * 10, *[-0.08] * 20, *[0.03] * 7), alpha=0.05)[-1]
+    assert found.value >= found.needed
+    assert found.against >= found.needed
+    assert not found.is_enough
