@@ -82,7 +82,9 @@ def run(job: Job) -> None:
             "sgrec.warm_started_from": started_from,
             RECIPE_TAG: supervised_recipe(job.settings, leave_out),
             **as_tag(policies),
-            **shares_as_tags(job.lake, registry, job.day, job.settings, champion if trained.warm else None),
+            **shares_as_tags(
+                job.lake, registry, job.day, job.settings, champion if trained.warm else None, states["user_id"]
+            ),
         },
     )
     mark_of_night(registry, version)

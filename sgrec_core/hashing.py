@@ -46,3 +46,8 @@ def is_validation_user(user_ids: Iterable[str], share: float) -> np.ndarray:
     The hash has no per-night part: the same users are held out every night, so no fit ever reads them.
     """
     return hash_share(user_ids, "validation-users") < share
+
+
+def share_not_among(user_ids: Iterable[str]) -> float:
+    """The largest share for which `is_validation_user` holds out none of these users; 1 without users."""
+    return float(hash_share(user_ids, "validation-users").min(initial=1.0))

@@ -102,7 +102,7 @@ def test_no_coin_makes_more_of_two_lists_than_they_differ() -> None:
 
 def test_a_month_in_which_every_night_promotes_none_does_or_the_fifth_does() -> None:
     def month(value: float) -> list[Evidence]:
-        return [Evidence(nights=n + 1, users=9, value=value, against=0.1, needed=20) for n in range(NIGHTS)]
+        return [Evidence(nights=n + 1, users=9, mean=0.01, value=value, against=0.1, needed=20) for n in range(NIGHTS)]
 
     assert first_night(month(25), lambda night: True) == 1
     assert first_night(month(25), lambda night: night >= 4) == 5

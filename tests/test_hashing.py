@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgrec_core.hashing import digest, hash_share, is_validation_user
+from sgrec_core.hashing import digest, hash_share, is_validation_user, share_not_among
 
 
 @given(st.lists(st.text(), min_size=1, max_size=50), st.integers())
@@ -36,3 +36,11 @@ def test_digests_do_not_depend_on_how_parts_join(a: str, b: str) -> None:
     if b:
         assert digest(a, b) != digest(a + b)
     assert digest(a, b) == digest(a, b)
+
+
+def test_the_share_that_holds_out_none_of_some_users() -> None:
+    users = [f"u{number}" for number in range(200)]
+    share = share_not_among(users[:50])
+    assert not is_validation_user(users[:50], share).any()
+    assert is_validation_user(users[:50], share + 1e-9).sum() == 1
+    assert share_not_among([]) == 1

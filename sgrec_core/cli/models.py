@@ -75,7 +75,7 @@ def compare_generators(
     from sgrec_core.night.evaluation import compare_versions
 
     with _ranking() as advance:
-        found, why_not, of_day = compare_versions(
+        found, why_not, asked, of_day = compare_versions(
             existing_home(),
             first,
             second,
@@ -96,6 +96,8 @@ def compare_generators(
         table.add_row(OUTCOME_NAMES[outcome], words(found.estimator), f"{difference.value:+.4g}", interval)
     console.print(table)
     verdict = f"would refuse it: {', '.join(why_not)}" if why_not else f"would pass it: {found.figures()}"
+    if asked and not why_not:
+        verdict += f"; but only once nights have shown that its recipe is better {' and '.join(asked)}"
     console.print(escape(f"the gate {verdict}"), soft_wrap=True)
 
 

@@ -49,7 +49,9 @@ class Evidence:
 
     nights: int
     users: int
-    """Of this night."""
+    """Who appeared in one of these nights."""
+    mean: float
+    """Of the users' mean scores over these nights, as they are: evidence is of scores cut to what it can bear."""
     value: float
     """Betting capital against "it is not better": it exceeds 1 / alpha only with probability alpha, ever."""
     against: float
@@ -58,10 +60,12 @@ class Evidence:
 
     @property
     def is_enough(self) -> bool:
-        return self.value >= self.needed > self.against
+        return self.value >= self.needed > self.against and self.mean > 0
 
     def __str__(self) -> str:
         worse = f", and {self.against:.3g} that it is worse" if self.against >= self.needed else ""
+        if self.value >= self.needed and not self.mean > 0:
+            worse += f", yet {self.mean:+.4f} on average: few users lost more than evidence can bear"
         return (
             f"evidence {self.value:.3g} of {self.needed:g} after {self.nights} night{'s' * (self.nights != 1)}{worse};"
             f" {self.users} users can show {min(4 / self.users, 1):.4f} or more, however many nights"
@@ -109,9 +113,14 @@ class Comparison:
     def rows(self, role: str, split: str, prefix: str) -> list[dict[str, Any]]:
         """Rows of ``evaluations`` of ``role``, without the day."""
         of_users = {("score", CUTOFF, "all"): self.score}
+        buckets, users = self.ours.buckets(), {"all": len(np.unique(self.ours.users))}
+        for number, name in enumerate(metrics.NOVELTY_BUCKETS):
+            users[name] = len(np.unique(self.ours.users[buckets == number]))
+        counts = {"score": len(self.scores)}
         if self.ours.worth is not None:
             places = self.ours.worth.places
             of_users |= {(f"{name}_{self.estimator}", places, "all"): found for name, found in self.values.items()}
+            counts |= {f"{name}_{self.estimator}": len(self.ours.worth.users) for name in self.values}
         return [
             {
                 "model": self.ours.model,
@@ -121,7 +130,7 @@ class Comparison:
                 "metric": f"{prefix}_{metric}",
                 "cutoff": cutoff,
                 "bucket": bucket,
-                "users": len(np.unique(self.ours.users)) if metric in MEASURES else len(self.scores),
+                "users": counts.get(metric, users[bucket]),
                 **vars(found),
             }
             for (metric, cutoff, bucket), found in {**self.differences, **of_users}.items()
@@ -137,9 +146,10 @@ class Comparison:
                 where = "" if bucket == "all" else f" of targets in bucket {bucket}"
                 interval = f"{found.value:+.4f} [{found.lower:+.4f}, {found.upper:+.4f}]"
                 lost.append(f"{metric}@{cutoff}{where} surely worse: {interval}")
-        ours, theirs = self.ours.coverage(), self.theirs.coverage()
+        # In items: a model of another tokenizer knows others of the day's, and its share is of these.
+        ours, theirs = (round(one.coverage() * len(one.catalogue)) for one in (self.ours, self.theirs))
         if ours < margins.coverage * theirs:
-            lost.append(f"coverage {ours:.1%} of the catalogue against {theirs:.1%}")
+            lost.append(f"coverage {self.ours.coverage():.1%} of the catalogue, {ours} items against {theirs}")
         return lost
 
     def _lost_value(self, margin: float) -> list[str]:
@@ -253,10 +263,11 @@ def _against_optimised(
     start, shown = comparisons[OPTIMISED, SUPERVISED], evidence.get((OPTIMISED, SUPERVISED))
     if shown is None or not shown.is_enough:
         return [f"its recipe is not shown to be better than its start ({shown or 'no evidence'}): {start.figures()}"]
-    if start.score.upper < 0:
+    # What is no number passes nothing.
+    if not start.score.upper >= 0:
         return [f"surely worse than its start: {start.figures()}"]
     floor = -margins.start * start.unit
-    if start.score.lower < floor:
+    if not start.score.lower >= floor:
         why = f"{start.figures()}; the interval may not reach below {floor:+.4f}"
         return [f"it may have lost what its start had ({why})"]
     return start.surely_worse(margins)
@@ -265,8 +276,8 @@ def _against_optimised(
 def against(comparison: Comparison, margins: Margins) -> list[str]:
     """What speaks against promoting a candidate over champion or popularity, in words."""
     floor = -margins.baseline * comparison.unit
-    if comparison.score.value <= 0:
+    if not comparison.score.value > 0:  # what is no number passes nothing
         return [f"not better: {comparison.figures()}"]
-    if comparison.score.lower < floor:
+    if not comparison.score.lower >= floor:
         return [f"better, but not surely: {comparison.figures()}; the interval may not reach below {floor:+.4f}"]
     return [] if comparison.theirs.model == POPULARITY else comparison.surely_worse(margins)

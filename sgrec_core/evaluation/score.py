@@ -39,7 +39,8 @@ def score_differences(ours: OfUsers, theirs: OfUsers, weights: Weights) -> tuple
     """Users [U] and whose mean is the score of ours minus theirs [U], in units of NDCG@10.
 
     The mean is (sum of weight * relative difference of the figure's means) / (sum of weights) * NDCG@10 of theirs.
-    A figure that is not surely above 0 for theirs (by two standard errors) is left out: nothing can be relative to it.
+    Of NDCG@10 that is the difference itself, which counts whatever theirs is. A value that is not surely above 0 for
+    theirs (by two standard errors) is left out: nothing can be relative to it.
 
     Raises:
         ValueError: they are of different users.
@@ -49,10 +50,11 @@ def score_differences(ours: OfUsers, theirs: OfUsers, weights: Weights) -> tuple
     every = len(ours.users)
     ndcg = ours.figures["ndcg"] - theirs.figures["ndcg"]
     unit = float(np.nanmean(theirs.figures["ndcg"]))
-    total, weighed = np.zeros(every), 0.0
+    known = np.isfinite(ndcg)
+    total, weighed = weights.ndcg * np.where(known, ndcg, 0.0) * every / known.sum(), weights.ndcg
     for name, sign in SIGNS.items():
         weight = getattr(weights, name)
-        if not weight or name not in ours.figures or name not in theirs.figures:
+        if name == "ndcg" or not weight or name not in ours.figures or name not in theirs.figures:
             continue
         known = np.isfinite(theirs.figures[name])
         of_theirs = theirs.figures[name][known]
@@ -62,6 +64,4 @@ def score_differences(ours: OfUsers, theirs: OfUsers, weights: Weights) -> tuple
         difference = np.where(known, ours.figures[name] - theirs.figures[name], 0.0) * every / known.sum()
         total += sign * weight * difference / of_theirs.mean() * unit
         weighed += weight
-    if not weighed:
-        return ours.users, np.nan_to_num(ndcg)
     return ours.users, total / weighed

@@ -33,6 +33,9 @@ LEAST_COVERED = 0.8
 """Mean importance weight, 1 where the logging policy shows all that a policy would, from which on they do: what lacks
 of it is told by the reward model alone, whatever the estimate is called."""
 
+MOST_COVERED = 1.25
+"""Mean importance weight above which propensities are wrong: a policy's cannot be above 1, but by chance."""
+
 
 @dataclass(frozen=True)
 class Logged:
@@ -68,7 +71,7 @@ class Values:
     @property
     def estimator(self) -> str:
         """The one that decides: doubly robust where logged answers tell enough, else the direct method."""
-        told = self.effective >= LEAST_EFFECTIVE and self.covered >= LEAST_COVERED
+        told = self.effective >= LEAST_EFFECTIVE and LEAST_COVERED <= self.covered <= MOST_COVERED
         return DOUBLY_ROBUST if told else DIRECT
 
 

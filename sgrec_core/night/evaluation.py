@@ -21,7 +21,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions
 from sgrec_core.night.generators import generator_of_day
 from sgrec_core.night.held_out import held_out_decisions, smallest_share
-from sgrec_core.night.recipes import is_optimised
+from sgrec_core.night.recipes import RECIPE_TAG, is_optimised
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.value import Appraiser
 from sgrec_core.registry import ModelVersion, Registry
@@ -225,18 +225,28 @@ def evidence_by_night(nights: Sequence[sequential.Differences], alpha: float) ->
 
     Against it speak all nights or the last `RECENT`, whichever say more: what was better for long and has turned stays
     better on average for as long again. A further reason to refuse promotes nobody by chance.
+
+    A user's score leaves [-1, 1] only by a value many times the mean; then it counts as the bound. That spares who
+    loses much with few, so the mean of the scores as they are has a say too.
     """
-    # A user's score leaves [-1, 1] only by a value many times the mean; then it counts as the bound.
     inside = [(users, np.clip(scores, -1, 1)) for users, scores in nights]
     negated = [(users, -scores) for users, scores in inside]
     values, worse = sequential.evidence(inside), sequential.evidence(negated)
+    ids, place = np.unique(np.concatenate([users for users, _ in nights]), return_inverse=True)
+    sums, counts, rows = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64), 0
     found = []
-    for number, (users, _) in enumerate(inside, start=1):
+    for number, (users, scores) in enumerate(nights, start=1):
+        present = place[rows : rows + len(users)]
+        rows += len(users)
+        sums[present] += scores
+        counts[present] += 1
+        seen = counts > 0
         lately = float(sequential.evidence(negated[max(number - RECENT, 0) : number])[-1])
         found.append(
             Evidence(
                 nights=number,
-                users=len(users),
+                users=int(seen.sum()),
+                mean=float((sums[seen] / counts[seen]).mean()) if seen.any() else 0.0,
                 value=float(values[number - 1]),
                 against=max(float(worse[number - 1]), lately),
                 needed=1 / alpha,
@@ -297,14 +307,15 @@ def compare_versions(
     *,
     day: str | None = None,
     progress: Callable[[int], None] | None = None,
-) -> tuple[Comparison, list[str], str]:
+) -> tuple[Comparison, list[str], list[str], str]:
     """What the gate would see of two versions of the generator, on validation decisions; nothing is published.
 
     Args:
         day: whose decisions; by default the newer night's of those that made the two.
 
     Returns:
-        First minus second, what speaks against promoting the first over the second, and the day.
+        First minus second; what this night says against promoting the first over the second, popularity included;
+        what a night would ask of nights before it; and the day.
 
     Raises:
         InputError: there are no such decisions.
@@ -317,8 +328,16 @@ def compare_versions(
     held_out = HeldOut.of_day(settings, registry, day, "validation", versions)
     leave_out = leaves_out_history(held_out.lake, day, settings)
     ours, theirs = (held_out.ranked_by(version, [leave_out], progress)[0] for version in versions)
-    found = compare(ours, theirs, resampling(settings.evaluation), weights_of(settings.evaluation))
-    return found, against(found, margins_of(settings.evaluation)), day
+    popularity = held_out.ranked_by_popularity(ours.catalogue, leave_out)
+    draws, weights = resampling(settings.evaluation), weights_of(settings.evaluation)
+    margins = margins_of(settings.evaluation)
+    found = compare(ours, theirs, draws, weights)
+    why_not = against(found, margins) or against(compare(ours, popularity, draws, weights), margins)
+    asked = ["than its start"] if is_optimised(versions[0]) else []
+    recipes = [version.tags.get(RECIPE_TAG) for version in versions]
+    if all(recipes) and recipes[0] != recipes[1]:
+        asked.append(f"than that of {versions[1]}")
+    return found, why_not, asked, day
 
 
 def margins_of(settings: EvaluationSettings) -> Margins:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgrec_core.errors import InputError
-from sgrec_core.hashing import is_validation_user
+from sgrec_core.hashing import is_validation_user, share_not_among
 from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions, has_labels
 from sgrec_core.logs.text import canonical_json
@@ -27,16 +27,26 @@ out. Of a generator: the share that it never read; a night's may be larger, once
 
 
 def shares_as_tags(
-    lake: Lake, registry: Registry, day: str, settings: Settings, start: ModelVersion | None
+    lake: Lake,
+    registry: Registry,
+    day: str,
+    settings: Settings,
+    start: ModelVersion | None,
+    trained_on: pa.ChunkedArray,
 ) -> dict[str, str]:
-    """Tags of a generator that went on from ``start`` with the last days' decisions, as their nights split them."""
+    """Tags of a generator that went on from ``start`` with decisions of the users ``trained_on``.
+
+    Of the days before, both what their nights say and whom their decisions show: a night that stopped after it had
+    split its day made no policy.
+    """
     if has_labels(lake, day):
         return {}
     own = settings.states.validation_share
     days = days_until(day, settings.states.history_days)[:-1]
     nights = [version.tags.get(NIGHT_SHARE) for version in registry.versions(SUPERVISED) if version.day in days]
     before = [share for share in nights if share is not None]
-    return {NIGHT_SHARE: str(own), MODEL_SHARE: str(min([own, smallest_share([start]), *map(float, before)]))}
+    read = share_not_among(trained_on.unique().to_pylist())
+    return {NIGHT_SHARE: str(own), MODEL_SHARE: str(min([own, read, smallest_share([start]), *map(float, before)]))}
 
 
 def smallest_share(versions: Iterable[ModelVersion | None]) -> float:
@@ -64,7 +74,7 @@ def held_out_decisions(lake: Lake, day: str, split: str, share: float = 1.0) -> 
                 f"{day} has no test labels: only leave-one-out sets have; valid here is --split validation"
             )
         states = _test_decisions(lake, day, labels)
-    if share < 1.0:
+    if split == "validation" and share < 1.0:
         states = states.filter(pa.array(is_validation_user(states["user_id"].to_pylist(), share), pa.bool_()))
     if not states.num_rows:
         of = f" and of users that all models held out: {share:g} of them" if share < 1.0 else ""

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sgrec_core.evaluation.gate import Choice, Evidence, Margins, compare, decide
+from sgrec_core.evaluation.gate import Choice, Evidence, Margins, against, compare, decide
 from sgrec_core.evaluation.ranking import Ranking, Resampling
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
 from sgrec_core.evaluation.score import Weights
+from sgrec_core.evaluation.significance import Interval
 from sgrec_core.evaluation.value import DIRECT, DOUBLY_ROBUST, Values
 from sgrec_core.generator.dataset import Catalogue
 
@@ -19,7 +20,7 @@ DRAWS = Resampling(seed=0, resamples=200)
 MARGINS = Margins(baseline=0.05, start=0.25, coverage=0.8, value=0.02)
 WEIGHTS = Weights(ndcg=1, ecpm=0.5, gmv=0, dislikes=0)
 SHOWN, NOT_SHOWN, TURNED = (
-    Evidence(nights=nights, users=400, value=value, against=against, needed=20)
+    Evidence(nights=nights, users=400, mean=0.01, value=value, against=against, needed=20)
     for nights, value, against in ((9, 31.4, 0.1), (12, 1.2, 0.1), (60, 31.4, 25.0))
 )
 CODES = np.stack(np.unravel_index(np.arange(ITEMS), (5, 5, 5)), axis=1)
@@ -274,3 +275,118 @@ def test_a_model_alone_does_not_defend_what_was_optimised_for_it() -> None:
     answered = replace(worth(ranking(hits(0.3)), 5000, ecpm=250), optimised=True)
     rankings |= {SUPERVISED: worth(ranking(hits(0.9)), 5000, ecpm=200), CHAMPION: answered}
     assert "ecpm surely worse" in choose(rankings, None).reason
+
+
+def test_a_worthless_champion_gives_way_whatever_its_values_are() -> None:
+    """It hits one target or none: an NDCG@10 that is not surely above 0 used to be left out of the score."""
+    one = hits(0)
+    one[3] = 3
+    for champion in (hits(0), one):
+        rankings = {
+            SUPERVISED: worth(ranking(hits(0.6)), 5000, ecpm=199),
+            CHAMPION: worth(ranking(champion), 5000, ecpm=200),
+            POPULARITY: FLOOR,
+        }
+        assert choose(rankings, None).serves == SUPERVISED
+
+
+def test_values_do_not_carry_a_candidate_without_any_hit_over_a_floor_of_one() -> None:
+    one = hits(0)
+    one[3] = 3
+    rankings = {
+        SUPERVISED: worth(ranking(hits(0)), 5000, ecpm=150),
+        POPULARITY: worth(ranking(one, model=POPULARITY), 5000, ecpm=100),
+    }
+    assert choose(rankings, None).serves is None
+
+
+def test_what_is_no_number_passes_nothing() -> None:
+    found = compare(ranking(hits(0.6)), ranking(hits(0.3)), DRAWS, WEIGHTS)
+    assert not against(found, MARGINS)
+    for wrong in (Interval(np.nan, 0.1, 0.2), Interval(0.2, np.nan, 0.3)):
+        assert against(replace(found, score=wrong), MARGINS)
+        start = {(OPTIMISED, SUPERVISED): replace(found, score=wrong), (OPTIMISED, POPULARITY): found}
+        served = decide(start, MARGINS, {(OPTIMISED, SUPERVISED): SHOWN}).serves
+        assert served is None or not np.isnan(wrong.lower)
+
+
+def test_coverage_is_counted_in_items_where_catalogues_differ() -> None:
+    """The champion reads another tokenizer's ids, which cover half of the day's items: its share is of these."""
+    few = np.where(np.arange(USERS) % ITEMS < 60, 0, LIST)
+    champion, candidate = ranking(np.where(hits(0.5) < LIST, few, LIST), kinds=60), ranking(few, kinds=80)
+    half = Catalogue(champion.catalogue.item_ids[:60], CODES[:60], 5, "before")
+    champion = replace(champion, catalogue=half, targets=np.where(champion.targets < 60, champion.targets, -2))
+    champion = replace(champion, items=np.where(champion.items < 60, champion.items, -1))
+    assert candidate.coverage() < 0.8 * champion.coverage()
+    assert choose({SUPERVISED: candidate, CHAMPION: champion, POPULARITY: FLOOR}, None).serves == SUPERVISED
+
+
+def test_rows_of_differences_count_the_users_that_they_are_of() -> None:
+    before, after = worth(ranking(hits(0.3)), ecpm=200), worth(ranking(hits(0.6)), ecpm=200)
+    rows = compare(after, before, DRAWS, WEIGHTS).rows(SUPERVISED, "validation", "difference")
+    of = {(row["metric"], row["cutoff"], row["bucket"]): row["users"] for row in rows}
+    assert of["difference_hit_rate", 10, "shares_none"] == (after.buckets() == 3).sum() < USERS
+    assert of["difference_hit_rate", 10, "all"] == of["difference_ecpm_direct", 8, "all"] == USERS
+
+
+def shifted(model: Ranking, **means: float) -> Ranking:
+    """``model`` with values that scatter by a fifth of the mean, drawn by the mean: differences have an interval."""
+    users = np.unique(model.users)
+    told = {
+        (outcome, DIRECT): np.random.default_rng(int(1e6 * mean)).normal(mean, abs(mean) / 5, len(users))
+        for outcome, mean in means.items()
+    }
+    return replace(model, worth=Values(users, told, 0.0, 1.0, 8))
+
+
+@pytest.mark.parametrize(("outcome", "worse"), [("ecpm", 0.965), ("dislikes", 1.035)])
+def test_value_that_is_not_surely_lost_by_more_than_the_margin_refuses_nothing(outcome: str, worse: float) -> None:
+    """3.5% are lost, give or take 2.8%: more than the 2% that may be, but not surely."""
+    before = {outcome: 200.0}
+    after = {outcome: 200.0 * worse}
+    rankings = {
+        SUPERVISED: shifted(ranking(hits(0.9)), **after),
+        CHAMPION: shifted(ranking(hits(0.3)), **before),
+        POPULARITY: FLOOR,
+    }
+    assert choose(rankings, None).serves == SUPERVISED
+    surely = 1 + 3 * (worse - 1)
+    rankings[SUPERVISED] = shifted(ranking(hits(0.9)), **{outcome: 200.0 * surely})
+    assert f"{outcome} surely worse" in choose(rankings, None).reason
+
+
+def test_a_model_alone_compares_what_was_optimised_for_it_with_what_was_too() -> None:
+    """Both are flattered alike, so that what one lacks is lost."""
+    rankings = {
+        OPTIMISED: replace(worth(ranking(hits(0.9)), ecpm=200), optimised=True),
+        SUPERVISED: worth(ranking(hits(0.5)), ecpm=200),
+        CHAMPION: replace(worth(ranking(hits(0.3)), ecpm=250), optimised=True),
+        POPULARITY: FLOOR,
+    }
+    found = choose(rankings)
+    assert found.serves == SUPERVISED
+    assert "ecpm surely worse" in found.reason
+
+
+def test_coverage_may_shrink_by_a_fifth_and_popularity_has_no_say_in_it() -> None:
+    less = ranking(np.where(np.arange(USERS) % ITEMS < 50, 0, LIST), kinds=100)
+    champion = ranking(np.where(hits(0.2) < LIST, np.where(np.arange(USERS) % ITEMS < 50, 9, LIST), LIST), kinds=112)
+    assert less.coverage() < champion.coverage() < less.coverage() / 0.8
+    assert choose({SUPERVISED: less, CHAMPION: champion, POPULARITY: FLOOR}, None).serves == SUPERVISED
+    wide = replace(ranking(hits(0.02, rank=9), kinds=124), model=POPULARITY)
+    narrow = ranking(np.where(np.arange(USERS) % ITEMS < 50, 0, LIST), kinds=52)
+    assert narrow.coverage() < 0.8 * wide.coverage()
+    assert choose({SUPERVISED: narrow, POPULARITY: wide}, None).serves == SUPERVISED
+
+
+def test_a_shown_recipe_that_has_turned_against_the_champions_is_refused() -> None:
+    rankings = {SUPERVISED: ranking(hits(0.6)), CHAMPION: ranking(hits(0.4)), POPULARITY: FLOOR}
+    pair = (SUPERVISED, CHAMPION)
+    assert choose(rankings, SHOWN, {pair: SHOWN}).serves == SUPERVISED
+    assert choose(rankings, SHOWN, {pair: TURNED}).serves is None
+
+
+def test_exactly_as_much_evidence_as_is_needed_is_enough() -> None:
+    assert replace(SHOWN, value=20.0).is_enough
+    assert not replace(SHOWN, against=20.0).is_enough
+    assert not replace(SHOWN, mean=0.0).is_enough

@@ -77,3 +77,13 @@ def test_a_policy_that_shows_what_was_hardly_ever_shown_is_told_by_the_direct_me
     same = np.zeros(len(items), dtype=bool)
     same[:5] = True
     assert estimate(log, same, {"ecpm": np.ones(len(items))}, clip=None).estimator == DIRECT
+
+
+def test_propensities_that_are_too_small_correct_nothing() -> None:
+    """As of the whole slate, or of another policy: weights of a mean above 1 cannot be."""
+    right, items, positions = logged(CLICK)
+    wrong, *_ = logged(CLICK, right.propensities / 10)
+    ours = np.array([0, 1])[positions]
+    expected = {"ecpm": CLICK[ours] * POSITION[positions]}
+    assert estimate(right, ours == items, expected, clip=None).estimator == DOUBLY_ROBUST
+    assert estimate(wrong, ours == items, expected, clip=None).estimator == DIRECT

@@ -47,7 +47,7 @@ from sgrec_core.hashing import is_validation_user
 from sgrec_core.judge.engines.tiny_model import make_tiny_model
 from sgrec_core.judge.versions.accepted import accept
 from sgrec_core.lake import Lake, load_contract
-from sgrec_core.night.evaluation import evaluate_version
+from sgrec_core.night.evaluation import compare_versions, evaluate_version
 from sgrec_core.night.generators import generator_of_day
 from sgrec_core.night.rewards import version_of_day
 from sgrec_core.registry import CHALLENGER, CHAMPION, Registry, promotions
@@ -696,3 +696,28 @@ def test_a_larger_share_compares_on_no_user_that_a_model_has_read(tmp_path: Path
     run_day(other, NEXT_DAY)
     asked = lake.read("candidate_results", where={"day": NEXT_DAY, "role": "supervised"})["user_id"].to_pylist()
     assert set(asked) == never_read
+
+
+def test_a_day_whose_night_stopped_before_it_trained_counts_among_what_models_have_read(tmp_path: Path) -> None:
+    """It was split by a smaller share and made no policy that would say so."""
+    few, many = (new_world(tmp_path, states={"validation_share": share}) for share in (0.15, 0.4))
+    start_day(few, DAY, share=0.15)
+    run_day(many, start_day(many, NEXT_DAY, share=0.4))
+    lake = Lake(many.lake_root)
+    read = lake.read("user_states", where={"day": DAY, "split": "train"})["user_id"].to_pylist()
+    asked = lake.read("candidate_results", where={"day": NEXT_DAY})["user_id"].to_pylist()
+    assert asked
+    assert not set(asked) & set(read)
+
+
+def test_a_comparison_by_hand_says_what_a_night_asks_of_other_nights(two_nights: Any) -> None:
+    """It used to say that the gate would pass what its night had refused for want of evidence."""
+    settings, _ = two_nights
+    registry = Registry(settings)
+    optimised = of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator")
+    champion = registry.pinned_champion(NEXT_DAY)
+    assert champion is not None
+    _, _, asked, day = compare_versions(settings, optimised.version, champion.version)
+    assert day == NEXT_DAY
+    assert asked == ["than its start", f"than that of {champion}"]
+    assert not compare_versions(settings, champion.version, champion.version)[2]

@@ -237,6 +237,13 @@ def test_requests_of_held_out_users_have_the_histories_of_states_clicked_or_not(
     assert len(requests.item) == 6 * len(asked)
     assert 0.2 < requests.answered["ecpm"].mean() < 0.5
     assert np.isnan(requests.propensity).all()
+    # Of held-out users alone, and of those alone that a smaller share holds out too.
+    users = {state["user_id"] for state in asked}
+    assert is_validation_user(sorted(users), 0.3).all()
+    fewer = held_out_requests(Lake(settings.lake_root), DAY, settings, share=0.15)
+    assert fewer is not None
+    of_fewer = set(fewer.states["user_id"].to_pylist())
+    assert of_fewer == {user for user in users if is_validation_user([user], 0.15)[0]} < users
 
 
 def test_pairs_come_from_the_same_slate(logs) -> None:

@@ -29,6 +29,8 @@ from sgrec_core.settings import Settings
 
 DAY, NEXT_DAY = "2026-01-05", "2026-01-06"
 ITEMS, LEVELS, CODES = 48, 3, 4
+SHARE = 0.13
+"""Of the 70 users, held out: ten of them."""
 ASPECTS = ["s0", "s1", "s2"]
 STAGES: dict[str, Callable[[Job], None]] = {
     "train_supervised": jobs.train_supervised.run,
@@ -47,6 +49,7 @@ def world_settings(home: Path, **changes: Any) -> Settings:
     sections: dict[str, dict[str, Any]] = {
         "supervised": {"width": 32, "heads": 2, "epochs": 40, "warm_epochs": 2, "learning_rate": 5e-3, "dropout": 0.0},
         "rollout": {"group_size": 6, "max_groups": 40},
+        "states": {"validation_share": SHARE},
         "evaluation": {"beam": 50, "bootstrap_samples": 100},
     }
     for section, values in changes.items():
@@ -65,12 +68,17 @@ def round_the_circle(day: str, user: int) -> list[int]:
     return [start + step for step in range(6)]
 
 
-def write_day(
-    lake: Lake, day: str, walk: Callable[[str, int], list[int]] = round_the_circle, share: float | None = None
-) -> None:
-    """70 users walk by ``walk`` (day and user to six items); every seventh is held out, or a ``share`` by hash."""
+def held_out_users(share: float = SHARE) -> list[str]:
+    """Of the 70 users."""
     every = [f"u{user:02d}" for user in range(70)]
-    held_out = set(every[::7] if share is None else np.array(every)[is_validation_user(every, share)].tolist())
+    return np.array(every)[is_validation_user(every, share)].tolist()
+
+
+def write_day(
+    lake: Lake, day: str, walk: Callable[[str, int], list[int]] = round_the_circle, share: float = SHARE
+) -> None:
+    """70 users walk by ``walk`` (day and user to six items); a ``share`` of them is held out, as nights do."""
+    held_out = set(held_out_users(share))
     the_day = date.fromisoformat(day)
     publish(
         lake,
@@ -153,7 +161,7 @@ def start_day(
     settings: Settings,
     day: str,
     walk: Callable[[str, int], list[int]] = round_the_circle,
-    share: float | None = None,
+    share: float = SHARE,
 ) -> str:
     """What the stages before these have made for a day, in a world that has its tokenizer; see `write_day`."""
     registry = Registry(settings)
