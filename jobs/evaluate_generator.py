@@ -29,7 +29,7 @@ from sgrec_core.night.evaluation import (
     weights_of,
 )
 from sgrec_core.night.generators import as_generator, day_catalogue
-from sgrec_core.night.recipes import RECIPE_TAG
+from sgrec_core.night.recipes import RECIPE_TAG, is_of_another_recipe
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
@@ -176,6 +176,10 @@ def _promote(job: Job, registry: Registry, versions: Versions, choice: Choice) -
     if choice.serves is None:
         return None, choice.reason
     version = as_generator(registry, versions[choice.serves])
+    serving = registry.champion()
+    if serving is not None and serving.day == job.day and is_of_another_recipe(version, serving):
+        # The night's comparison is with whom it began with, not with whom it has made serve since.
+        return None, f"{serving}, which this night has made serve, is of another recipe and stays ({choice.reason})"
     against = registry.promote_by_night(version, job.day, choice.reason)
     return (None, f"{against} ({choice.reason})") if against else (choice.serves, choice.reason)
 

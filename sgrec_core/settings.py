@@ -323,6 +323,7 @@ class EvaluationSettings(Section):
     beam: int = Field(50, ge=50)
     batch_size: int = Field(128, ge=1, description="users ranked at once")
     bootstrap_samples: int = Field(1000, ge=100)
+    least_users: int = Field(30, ge=1, description="held-out users without whom no champion is replaced")
     ndcg_weight: float = Field(1.0, gt=0, description="of NDCG@10 in the score by which candidates are compared")
     ecpm_weight: float = Field(
         0.25,

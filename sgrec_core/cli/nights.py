@@ -62,7 +62,10 @@ def backfill(
         bool, typer.Option("--dry-run", help="Say what would be computed, and why; compute nothing.")
     ] = False,
 ) -> None:
-    """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed."""
+    """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed.
+    \f
+    Eight parameters, because each is an option; what stands behind the form feed is no help text.
+    """
     from sgrec_core.night.changes import changes_of_night
 
     days = list(days_between(valid_day(first), valid_day(last)))

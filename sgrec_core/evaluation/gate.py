@@ -41,6 +41,8 @@ class Margins:
     """Smallest coverage, as a share of the champion's."""
     value: float
     """How much of eCPM or GMV may surely be lost, or how much the dislikes may surely grow."""
+    users: int = 1
+    """With fewer of them a night says nothing against a champion: a bootstrap over few users is sure too soon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +277,9 @@ def _against_optimised(
 
 def against(comparison: Comparison, margins: Margins) -> list[str]:
     """What speaks against promoting a candidate over champion or popularity, in words."""
-    floor = -margins.baseline * comparison.unit
+    floor, users = -margins.baseline * comparison.unit, len(comparison.scores)
+    if comparison.theirs.model != POPULARITY and users < margins.users:
+        return [f"{users} users are too few to replace a champion, {margins.users} are needed: {comparison.figures()}"]
     if not comparison.score.value > 0:  # what is no number passes nothing
         return [f"not better: {comparison.figures()}"]
     if not comparison.score.lower >= floor:

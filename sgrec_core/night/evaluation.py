@@ -21,7 +21,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.lake.queries import days_until, decisions
 from sgrec_core.night.generators import generator_of_day
 from sgrec_core.night.held_out import held_out_decisions, smallest_share
-from sgrec_core.night.recipes import RECIPE_TAG, is_optimised
+from sgrec_core.night.recipes import is_of_another_recipe, is_optimised
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.value import Appraiser
 from sgrec_core.registry import ModelVersion, Registry
@@ -334,8 +334,7 @@ def compare_versions(
     found = compare(ours, theirs, draws, weights)
     why_not = against(found, margins) or against(compare(ours, popularity, draws, weights), margins)
     asked = ["than its start"] if is_optimised(versions[0]) else []
-    recipes = [version.tags.get(RECIPE_TAG) for version in versions]
-    if all(recipes) and recipes[0] != recipes[1]:
+    if is_of_another_recipe(*versions):
         asked.append(f"than that of {versions[1]}")
     return found, why_not, asked, day
 
@@ -347,6 +346,7 @@ def margins_of(settings: EvaluationSettings) -> Margins:
         start=settings.start_tolerance,
         coverage=settings.least_coverage,
         value=settings.value_tolerance,
+        users=settings.least_users,
     )
 
 

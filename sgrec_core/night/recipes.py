@@ -46,6 +46,12 @@ def optimised_recipe(lake: Lake, day: str, settings: Settings, leave_out_history
     )
 
 
+def is_of_another_recipe(one: ModelVersion, other: ModelVersion) -> bool:
+    """Whether two versions of the generator are known to be made otherwise."""
+    recipes = one.tags.get(RECIPE_TAG), other.tags.get(RECIPE_TAG)
+    return all(recipes) and recipes[0] != recipes[1]
+
+
 def is_optimised(version: ModelVersion) -> bool:
     """Whether a version of the generator is more than a supervised policy."""
     return REWARDS_TAG in version.tags

@@ -390,3 +390,12 @@ def test_exactly_as_much_evidence_as_is_needed_is_enough() -> None:
     assert replace(SHOWN, value=20.0).is_enough
     assert not replace(SHOWN, against=20.0).is_enough
     assert not replace(SHOWN, mean=0.0).is_enough
+
+
+def test_few_users_replace_no_champion() -> None:
+    found = compare(ranking(hits(0.9)), ranking(hits(0.3, seed=2)), DRAWS, WEIGHTS)
+    (why,) = against(found, replace(MARGINS, users=USERS + 1))
+    assert why.startswith("400 users are too few to replace a champion, 401 are needed: NDCG@10")
+    assert against(found, replace(MARGINS, users=USERS)) == []
+    floor = compare(ranking(hits(0.9)), FLOOR, DRAWS, WEIGHTS)
+    assert against(floor, replace(MARGINS, users=USERS + 1)) == [], "a home's first champion has no other to replace"

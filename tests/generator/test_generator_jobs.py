@@ -721,3 +721,15 @@ def test_a_comparison_by_hand_says_what_a_night_asks_of_other_nights(two_nights:
     assert day == NEXT_DAY
     assert asked == ["than its start", f"than that of {champion}"]
     assert not compare_versions(settings, champion.version, champion.version)[2]
+
+
+def test_a_rerun_with_another_recipe_does_not_replace_what_the_night_has_made_serve(tmp_path: Path) -> None:
+    settings = new_world(tmp_path)
+    run_day(settings, start_day(settings, DAY))
+    serving = Registry(settings).champion()
+    assert serving is not None
+    other = world_settings(tmp_path, supervised={"epochs": 30})
+    evaluation = facts_of(run_day(other, DAY), "evaluate_generator")
+    assert Registry(other).champion() == serving
+    assert evaluation["promoted"] is False
+    assert f"{serving}, which this night has made serve, is of another recipe and stays" in evaluation["reason"]

@@ -50,7 +50,7 @@ def world_settings(home: Path, **changes: Any) -> Settings:
         "supervised": {"width": 32, "heads": 2, "epochs": 40, "warm_epochs": 2, "learning_rate": 5e-3, "dropout": 0.0},
         "rollout": {"group_size": 6, "max_groups": 40},
         "states": {"validation_share": SHARE},
-        "evaluation": {"beam": 50, "bootstrap_samples": 100},
+        "evaluation": {"beam": 50, "bootstrap_samples": 100, "least_users": 5},
     }
     for section, values in changes.items():
         sections[section] = {**sections.get(section, {}), **values}
