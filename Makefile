@@ -51,7 +51,7 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: bench-a2po bench-decode bench-gate bench-generator bench-judge bench-lake bench-night bench-tokenizers \
+.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-night bench-tokenizers \
 	bench-training bench-updates
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
@@ -64,6 +64,9 @@ bench-gate: env
 bench-generator: env
 	@$(BENCH) benchmarks.generator --set scientific $(OPTIONS)
 	@$(BENCH) benchmarks.generator --set beauty $(OPTIONS)
+# In pieces, as bench-gate.
+bench-ingest: java env
+	@$(BENCH) benchmarks.ingest $(if $(SHORT),--short) $(if $(MINUTES),--minutes $(MINUTES))
 bench-judge: env judge-env
 	@.venv-judge/bin/python -m benchmarks.judge $(OPTIONS)
 	@$(BENCH) benchmarks.judge_training $(if $(SHORT),--short)
@@ -77,6 +80,10 @@ bench-training: env
 	@$(BENCH) benchmarks.training $(OPTIONS) --device $(DEVICE) --size $(SIZE)
 bench-updates: env
 	@$(BENCH) benchmarks.updates $(if $(SHORT),--short)
+
+# A whole night on each of four public logs in their published layouts; one of them is in `make test`.
+public-formats: java env
+	@SGREC_PUBLIC_FORMATS=all .venv/bin/python -m pytest -q tests/night/test_first_night.py tests/logs/test_public_formats.py
 
 # docs/tables.md from the contracts
 table-docs: env

@@ -9,6 +9,7 @@ Docs and pages are left out.
 """
 
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from sgrec_core.judge.prompt import label_question, reasoning_question, system_m
 from sgrec_core.judge.request import JudgeRequest
 from sgrec_core.judge.rubric import load_rubric
 from sgrec_core.judge.versions.accepted import accepted_judges, check_accepted
-from sgrec_core.lake import Lake, load_contract, table_names
+from sgrec_core.lake import Lake, contracts, load_contract, table_names
 from sgrec_core.lake.maintenance import maintain
 from sgrec_core.night import migration
 from sgrec_core.night.migration.judges import judges_now
@@ -261,6 +262,39 @@ def test_a_table_made_before_a_column_came_gets_it_and_takes_in_the_next_day(mig
     lake.publish("events", tomorrow, partition={"day": "2026-02-01"}, fingerprint="aa")
     assert lake.read("events", where={"day": "2026-02-01"})["propensity"].to_pylist() == [0.5]
     assert "delta.constraints.propensity_is_valid" in lake.open("events").metadata().configuration
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            ("name: price, type: float64", "name: price, type: string"),
+            "column price is string in the contract, double in the table",
+        ),
+        (
+            ("  - {name: placement,", "  - {name: shop, type: string, description: where}\n  - {name: placement,"),
+            "new column shop may not be null, but the rows of before have none",
+        ),
+        (("  - {name: bid,", "  - {name: offer,"), "column bid is not in the contract"),
+    ],
+)
+def test_other_changes_of_a_contract_are_refused_in_words_and_change_nothing(
+    migrated: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, edit: tuple[str, str], says: str
+) -> None:
+    edited = tmp_path / "schemas"
+    shutil.copytree(contracts.SCHEMAS, edited)
+    text = (edited / "events.yaml").read_text()
+    assert edit[0] in text
+    (edited / "events.yaml").write_text(text.replace(*edit))
+    monkeypatch.setattr(contracts, "SCHEMAS", edited)
+    contracts.load_contract.cache_clear()
+    try:
+        before = Lake(migrated.lake_root).version("events")
+        with pytest.raises(ContractError, match=re.escape(says)):
+            list(migration.migrate(migrated))
+        assert Lake(migrated.lake_root).version("events") == before
+    finally:
+        contracts.load_contract.cache_clear()
 
 
 @pytest.mark.parametrize("done", range(len(migration.STEPS) + 1))

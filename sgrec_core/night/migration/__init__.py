@@ -26,7 +26,7 @@ STEPS = (
     runs.remove_files,
 )
 """From layout 0 to 1, in order."""
-STEPS_OF_ANY_LAYOUT = (tables.add_columns,)
+STEPS_OF_ANY_LAYOUT = (tables.refuse_other_changes, tables.add_columns)
 """What a home of today's layout may still lack: that is told by its tables, not by the number of its layout."""
 
 
