@@ -74,7 +74,7 @@ def run(job: Job) -> None:
         rejected = functools.reduce(DataFrame.unionByName, bad).cache()
 
         by_reason = {row["reason"]: row["count"] for row in rejected.groupBy("reason").count().collect()}
-        of_files = file_rows(parsed, settled, landed.left_out, missing)
+        of_files = file_rows(parsed, rejected, landed.left_out, missing)
         # Events go last: once they are there, everything that they refer to is there.
         accepted = {
             record: publish_spark(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from sgrec_core.logs.rows import (
     BrokenOffError,
+    GoodRows,
     Layout,
     Limits,
     Problem,
@@ -23,8 +24,11 @@ from sgrec_core.logs.rows import (
     too_long,
 )
 
+BATCH = 16_384
+"""Rows that are looked at together."""
 
-def parquet_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow]:
+
+def parquet_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow | GoodRows]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -34,12 +38,19 @@ def parquet_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -
                 raise UnreadableFileError(problem, metadata.num_rows)
             wanted = [name for name in names if layout.wants(name)]
             for group in range(metadata.num_row_groups):
-                for batch in file.iter_batches(4096, row_groups=[group], columns=wanted):
+                for batch in file.iter_batches(BATCH, row_groups=[group], columns=wanted):
+                    numbers = pa.array(range(number + 1, number + 1 + batch.num_rows))
+                    number += batch.num_rows
+                    found = layout.good(batch) if layout.good is not None else None
+                    if found is not None:
+                        good, table = found
+                        yield GoodRows(numbers.filter(good), table)
+                        rest = pc.invert(good)
+                        numbers, batch = numbers.filter(rest), batch.filter(rest)
                     # By place: a name may hold a dot.
                     columns = [_python_values(column) for column in batch.columns]
-                    for values in zip(*columns, strict=True):
-                        number += 1
-                        yield _parquet_row(number, dict(zip(batch.schema.names, values, strict=True)), limits)
+                    for line, *values in zip(numbers.to_pylist(), *columns, strict=True):
+                        yield _parquet_row(line, dict(zip(batch.schema.names, values, strict=True)), limits)
                 of_group = metadata.row_group(group)
                 reading.bytes_consumed += sum(
                     of_group.column(place).total_compressed_size for place in range(of_group.num_columns)

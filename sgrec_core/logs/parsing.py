@@ -8,19 +8,21 @@ ids) are applied by ``jobs.ingest_events`` on the rows accepted here.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from sgrec_core.lake.contracts import load_contract
 from sgrec_core.logs.fields import Fields, InvalidRowError, checked_text, shown
 from sgrec_core.logs.landing import FOLDERS, MANIFEST, Landed, LeftOut, RawFile, Record, day_folder
 from sgrec_core.logs.mapper import UPDATED, MappingError, mapper_of
 from sgrec_core.logs.mapping import LogMapping
-from sgrec_core.logs.readers import read_rows
-from sgrec_core.logs.rows import Layout, Limits, Problem, Reading
+from sgrec_core.logs.readers import read_in_batches
+from sgrec_core.logs.rows import GoodRows, Layout, Limits, Problem, Reading
 from sgrec_core.logs.text import canonical_json, storable
 from sgrec_core.settings import IngestSettings, Settings
 
@@ -37,6 +39,7 @@ LAYOUTS: Mapping[Record, Layout] = {
     "user": Layout(required=("user_id",)),
 }
 """Columns of raw rows; a profile is all that its row holds."""
+GoodOfBatch = Callable[[pa.RecordBatch], tuple[pa.BooleanArray, pa.Table] | None]
 NIGHT_RUNS_AT = timedelta(days=1, hours=2)
 """From the start of day D to the moment when its night runs: nothing can have happened later."""
 
@@ -103,6 +106,15 @@ def parse_file(file: RawFile, day: str, options: "Options", reading: Reading) ->
         day: the night's day, YYYY-MM-DD; events of other days are rejected.
         reading: is told how the file ended, and how much of it was read.
     """
+    for row in parse_file_in_batches(file, day, options, reading, None):
+        assert not isinstance(row, GoodRows)
+        yield row
+
+
+def parse_file_in_batches(
+    file: RawFile, day: str, options: "Options", reading: Reading, good: GoodOfBatch | None
+) -> Iterator[Accepted | Rejected | GoodRows]:
+    """Like `parse_file`, where ``good`` takes whole batches of good rows out of Parquet that no mapping changes."""
     parse = _parsers(day)[file.record]
     try:
         mapper = mapper_of(options.mapping, file) if options.mapping is not None else None
@@ -110,13 +122,19 @@ def parse_file(file: RawFile, day: str, options: "Options", reading: Reading) ->
         reading.bytes, reading.ended, reading.detail = file.path.stat().st_size, "left_out", str(error)
         return
     layout = LAYOUTS[file.record] if mapper is None else mapper.layout
+    if mapper is None and file.record == "event":
+        layout = replace(layout, good=good)
 
     def rejected(problem: Problem, line: int, raw_text: str | None, part: int = 0) -> Rejected:
         return Rejected(file.record, problem.reason, storable(problem.detail), file.name, line, raw_text, part)
 
     minutes = mapper.files.session_minutes if mapper is not None else None
     nowhere, has_fields = set(layout.required), False
-    for row in read_rows(file.path, file.name, options.limits, layout, reading):
+    for row in read_in_batches(file.path, file.name, options.limits, layout, reading):
+        if isinstance(row, GoodRows):
+            nowhere.clear()
+            yield row
+            continue
         problem = row.problem
         if row.fields is not None:
             has_fields = True

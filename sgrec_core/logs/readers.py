@@ -13,6 +13,7 @@ from sgrec_core.logs.json_reader import json_rows, jsonl_rows
 from sgrec_core.logs.parquet_reader import parquet_rows
 from sgrec_core.logs.rows import (
     BrokenOffError,
+    GoodRows,
     Layout,
     Limits,
     Problem,
@@ -38,18 +39,31 @@ FORMATS = {
 
 
 def read_rows(path: Path, name: str, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow]:
+    """`read_in_batches`, row by row."""
+    for row in read_in_batches(path, name, limits, layout, reading):
+        assert isinstance(row, RawRow), "the layout takes no batches out"
+        yield row
+
+
+def read_in_batches(
+    path: Path, name: str, limits: Limits, layout: Layout, reading: Reading
+) -> Iterator[RawRow | GoodRows]:
     """All rows of one raw file; the ending of ``name``, or else the first bytes, decide format and compression.
 
-    At least one row, if only a problem.
+    At least one row, if only a problem; `GoodRows` only where the layout takes them out.
     """
     for row in _read(path, name, limits, layout, reading):
+        if isinstance(row, GoodRows):
+            reading.rows += len(row.lines)
+            yield row
+            continue
         reading.rows += row.line > 0
         if row.line == 0 and row.problem is not None and row.problem.reason != "empty_file":
             reading.detail = row.problem.detail
         yield row
 
 
-def _read(path: Path, name: str, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow]:
+def _read(path: Path, name: str, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow | GoodRows]:
     def ended(how: str, problem: Problem, raw_text: str | None = None) -> RawRow:
         reading.ended = how
         return RawRow(0, None, raw_text, problem)
@@ -111,7 +125,7 @@ def _format_of(path: Path, compression: str | None) -> str:
     return {b"[": "json", b"{": "jsonl"}.get(begin[:1], "csv")
 
 
-_READERS: Mapping[str, Callable[[Path, Limits, Layout, Reading], Iterator[RawRow]]] = {
+_READERS: Mapping[str, Callable[[Path, Limits, Layout, Reading], Iterator[RawRow | GoodRows]]] = {
     "jsonl": jsonl_rows,
     "json": json_rows,
     "csv": csv_rows,

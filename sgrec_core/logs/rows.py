@@ -1,7 +1,10 @@
 """One raw row, and one raw file, before anyone asked whether they make sense."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 
 class Problem(NamedTuple):
@@ -54,6 +57,8 @@ class Layout:
     """None: what the first line looks like."""
     header: tuple[str, ...] | None = None
     """Names of the columns where the file itself has none."""
+    good: Callable[[pa.RecordBatch], tuple[pa.BooleanArray, pa.Table] | None] | None = None
+    """Takes out of a batch of Parquet what needs no look at each row (`sgrec_core.logs.columnar`)."""
 
     def problem(self, names: list[str]) -> Problem | None:
         """Why no row can be read under a header of these names, in words."""
@@ -85,6 +90,13 @@ class RawRow(NamedTuple):
     problem: Problem | None = None
     loose: bool = False
     """Whether values are untyped text (CSV): numbers come as digits and nothing tells empty from absent."""
+
+
+class GoodRows(NamedTuple):
+    """Rows that were accepted together."""
+
+    lines: pa.Array
+    table: pa.Table
 
 
 class Unreadable(NamedTuple):

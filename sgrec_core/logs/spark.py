@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from sgrec_core.lake import load_contract
 from sgrec_core.logs import parsing
+from sgrec_core.logs.columnar import good_events
 from sgrec_core.logs.landing import LeftOut, RawFile, Record
 from sgrec_core.logs.mapping import LogMapping
-from sgrec_core.logs.rows import Reading
+from sgrec_core.logs.rows import GoodRows, Reading
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -106,10 +107,13 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of files as Arrow, `BATCH_ROWS` at a time."""
     rows: list[dict[str, object]] = []
+    good = good_events(day, options.nulls)
     for file in files:
         reading = Reading()
-        for row in parsing.parse_file(file, day, options, reading):
-            if isinstance(row, parsing.Rejected):
+        for row in parsing.parse_file_in_batches(file, day, options, reading, good):
+            if isinstance(row, GoodRows):
+                yield from _good_batches(row, file, schema)
+            elif isinstance(row, parsing.Rejected):
                 rows.append(row._asdict())
             else:
                 told = row._asdict()
@@ -123,6 +127,19 @@ def _batches(
         yield pa.RecordBatch.from_pylist(rows, schema)
 
 
+def _good_batches(rows: GoodRows, file: RawFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    size = len(rows.lines)
+    said = {
+        "record": pa.repeat(file.record, size),
+        "file": pa.repeat(file.name, size),
+        "line": rows.lines,
+        "part": pa.repeat(pa.scalar(0, pa.int32()), size),
+        **{name: rows.table[name] for name in rows.table.column_names},
+    }
+    columns = [said[field.name] if field.name in said else pa.nulls(size, field.type) for field in schema]
+    yield from pa.table(columns, schema=schema).to_batches()
+
+
 def rows_of(parsed: "DataFrame") -> "DataFrame":
     """The rows of a parsed frame, without what it says of files."""
     return parsed.where("ended IS NULL").drop(*(name for name, _ in OF_FILE))
@@ -130,30 +147,30 @@ def rows_of(parsed: "DataFrame") -> "DataFrame":
 
 def file_rows(
     parsed: dict[Record, "DataFrame"],
-    settled: dict[Record, "DataFrame"],
+    rejected: "DataFrame",
     others: Sequence[LeftOut],
     missing: Sequence[parsing.Rejected],
 ) -> pa.Table:
     """Rows of ``ingest_files`` without the day: files that were read with their counts, then what was not."""
     from pyspark.sql import functions as F
 
+    bad = {
+        (row["record"], row["file"]): row["count"]
+        for row in rejected.where("line > 0").groupBy("record", "file").count().collect()
+    }
     found: list[dict[str, object]] = []
     for record, frame in parsed.items():
-        counts = {
+        # A raw row of which anything was made has one part with the number 0.
+        made = {
             row["file"]: row
-            for row in settled[record]
-            .where("line > 0")
+            for row in frame.where("line > 0")
             .groupBy("file")
-            .agg(
-                F.countDistinct("line").alias("used"),
-                F.count(F.lit(1)).alias("made"),
-                F.count("reason").alias("rejected"),
-            )
+            .agg(F.sum((F.col("part") == 0).cast("long")).alias("used"), F.count(F.lit(1)).alias("made"))
             .collect()
         }
         for row in frame.where("ended IS NOT NULL").collect():
-            count = counts.get(row["file"])
-            used, made, rejected = (count["used"], count["made"], count["rejected"]) if count else (0, 0, 0)
+            used, count = (made[row["file"]][name] if row["file"] in made else 0 for name in ("used", "made"))
+            rows_rejected = bad.get((record, row["file"]), 0)
             found.append(
                 {
                     **{name: row[name] for name, _ in OF_FILE if name not in ("rows", "ended_detail")},
@@ -161,8 +178,8 @@ def file_rows(
                     "record": record,
                     "rows_seen": row["rows"] + row["rows_unread"],
                     "rows_used": used,
-                    "rows_accepted": made - rejected,
-                    "rows_rejected": rejected,
+                    "rows_accepted": count - rows_rejected,
+                    "rows_rejected": rows_rejected,
                     "detail": row["ended_detail"],
                 }
             )
