@@ -30,6 +30,9 @@ GPU_POOL = "gpu"
 DAY_OF_RUN = "{{ day_of_run(partition_key, params) }}"
 """In the commands of tasks."""
 
+SETTLE_SECONDS = "SGREC_INGEST__SETTLE_SECONDS"
+"""How long a day without manifest or _SUCCESS must not have changed; `sgrec nightly` sets it for its own Airflow."""
+
 BESIDE_A_WARM_PROCESS = "sgrec_core.runtime.warm "
 """Before the module of a job: fork it from the night's warm process, where Airflow was started with one."""
 
@@ -183,6 +186,9 @@ def gpus_of(stage: Stage) -> int:
 
 
 def stage_job(stage: Stage, environment: str = "") -> BashOperator:
+    if stage.name == "ingest_events" and SETTLE_SECONDS not in os.environ:
+        # A scheduler begins a night by the clock, maybe while its logs are still being written.
+        environment = f"{SETTLE_SECONDS}=600 {environment}".strip()
     tables = ", ".join(f"`{table}`" for table in stage.publishes) or "no table"
     return job(
         stage.name,

@@ -103,6 +103,8 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     return {
         **{name: value for name, value in settings.environment().items() if not name.startswith("AIRFLOW_")},
         "AIRFLOW_HOME": str(home / "airflow"),
+        # A night by hand begins when somebody says so; a scheduler waits for logs that still grow.
+        "SGREC_INGEST__SETTLE_SECONDS": str(settings.ingest.settle_seconds),
         # Airflow writes these into its airflow.cfg, where they would go stale when the home is moved.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "airflow" / "logs"),

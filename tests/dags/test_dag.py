@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from sgrec_core.lake import load_contract
+from sgrec_core.night.airflow import airflow_environment
 from sgrec_core.runtime.stages import BY_NAME, STAGES
 from sgrec_core.runtime.warm import SOCKET
-from sgrec_core.settings import PROJECT_ROOT
+from sgrec_core.settings import PROJECT_ROOT, Settings
 
 pytestmark = pytest.mark.airflow
 
@@ -143,6 +144,12 @@ def test_every_engine_has_its_own_interpreter(dag: Any) -> None:
     assert dag.get_task("score_aspects").bash_command == f"'{JUDGE}' -m jobs.score_aspects --day {day}"
     assert dag.get_task("train_generator").bash_command == f".venv/bin/python -m jobs.train_generator --day {day}"
     assert BY_NAME["score_aspects"].engine == "judge"
+
+
+def test_a_scheduled_night_waits_for_logs_that_still_grow(dag: Any) -> None:
+    assert dag.get_task("ingest_events").bash_command.startswith("SGREC_INGEST__SETTLE_SECONDS=600 ")
+    assert dag.get_task("build_states").bash_command.startswith(".venv/bin/python ")
+    assert airflow_environment(Settings())["SGREC_INGEST__SETTLE_SECONDS"] == "0.0", "one by hand does not"
 
 
 def test_the_night_of_a_day_runs_after_it(dag: Any) -> None:
@@ -347,7 +354,8 @@ def test_beside_a_warm_process_jobs_are_forked_from_it_and_people_are_told_the_p
         "callback({'task': task, 'task_instance': instance, 'params': {'day': '2026-01-05'}, 'run_id': 'manual'})\n"
         "print(*(task.bash_command for task in dag.tasks if hasattr(task, 'bash_command')), sep='\\n')\n"
     )
-    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "SGREC_HOME": str(tmp_path), SOCKET: "/nowhere"}
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "SGREC_HOME": str(tmp_path), SOCKET: "/nowhere",
+                   "SGREC_INGEST__SETTLE_SECONDS": "0"}  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=PROJECT_ROOT, check=True
     )
