@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sgrec_core.evaluation.gate import Choice, Evidence, Margins, against, compare, decide
+from sgrec_core.evaluation.gate import Choice, Comparison, Evidence, Margins, against, compare, decide
+from sgrec_core.evaluation.metrics import NOVELTY_BUCKETS
 from sgrec_core.evaluation.ranking import Ranking, Resampling
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, SUPERVISED
 from sgrec_core.evaluation.score import Weights
@@ -399,3 +400,47 @@ def test_few_users_replace_no_champion() -> None:
     assert against(found, replace(MARGINS, users=USERS)) == []
     floor = compare(ranking(hits(0.9)), FLOOR, DRAWS, WEIGHTS)
     assert against(floor, replace(MARGINS, users=USERS + 1)) == [], "a home's first champion has no other to replace"
+
+
+def with_score(found: Comparison, value: float, lower: float, upper: float) -> Comparison:
+    """The comparison with another score; nothing beside it is surely worse."""
+    return replace(found, score=Interval(value, lower, upper), differences={}, values={})
+
+
+def test_margins_are_shares_of_the_others_figure_each_its_own() -> None:
+    weak, strong = ranking(hits(0.3)), ranking(hits(0.9, seed=2))
+    against_strong = compare(weak, strong, DRAWS, WEIGHTS)
+    unit = against_strong.unit
+    assert unit == pytest.approx(float(strong.per_user("ndcg").mean()))
+    for below, passes in ((0.04, True), (0.06, False)):
+        found = with_score(against_strong, 0.01, -below * unit, 0.05)
+        assert (against(found, replace(MARGINS, coverage=0.0)) == []) is passes, below
+    for below, passes in ((0.06, True), (0.24, True), (0.26, False)):
+        comparisons = {
+            (OPTIMISED, SUPERVISED): with_score(against_strong, 0.01, -below * unit, 0.05),
+            (OPTIMISED, POPULARITY): with_score(compare(strong, FLOOR, DRAWS, WEIGHTS), 0.1, 0.05, 0.2),
+        }
+        choice = decide(comparisons, replace(MARGINS, coverage=0.0), {(OPTIMISED, SUPERVISED): SHOWN})
+        assert (choice.serves == OPTIMISED) is passes, below
+
+
+def test_the_top_of_the_list_is_in_the_score_and_refuses_nothing_besides() -> None:
+    found = compare(ranking(hits(0.5)), ranking(hits(0.5)), DRAWS, WEIGHTS)
+    worse = Interval(-0.2, -0.3, -0.1)
+    assert replace(found, differences={("ndcg", 10, "all"): worse}, values={}).surely_worse(MARGINS) == []
+    for metric, cutoff, bucket in (("hit_rate", 50, "all"), ("hit_rate", 10, "new")):
+        lost = replace(found, differences={(metric, cutoff, bucket): worse}, values={}).surely_worse(MARGINS)
+        assert len(lost) == 1
+
+
+def test_a_bucket_of_few_users_has_no_say() -> None:
+    whole = ranking(hits(0.5))
+    of_sixty = ("items", "targets", "histories", "users")
+    few = [
+        replace(one, **{name: getattr(one, name)[:60] for name in of_sixty})
+        for one in (whole, ranking(hits(0.1, seed=3)))
+    ]
+    found = compare(*few, DRAWS, WEIGHTS)
+    sizes = {bucket: int((few[0].buckets() == number).sum()) for number, bucket in enumerate(NOVELTY_BUCKETS)}
+    assert {bucket for _, _, bucket in found.differences} == {"all", *(b for b, size in sizes.items() if size >= 30)}
+    assert any(0 < size < 30 for size in sizes.values())

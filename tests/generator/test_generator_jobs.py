@@ -690,6 +690,8 @@ def test_a_larger_share_compares_on_no_user_that_a_model_has_read(tmp_path: Path
     assert set(asked) == never_read
     (note,) = second["evaluate_generator"]["notes"]
     assert "compared on 0.15 of the users, not on states.validation_share=0.4" in note
+    optimised = of_night(Registry(many), GENERATOR, NEXT_DAY, stage="train_generator")
+    assert optimised.tags["sgrec.held_out_share"] == "0.15", "its start says it, and it is what may serve"
 
     # From scratch as well: the first day, which the second trains on too, was split otherwise.
     other = world_settings(tmp_path, states={"validation_share": 0.4}, supervised={"width": 16})
