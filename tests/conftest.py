@@ -30,6 +30,7 @@ SLOW = {
     "rewards/test_business_reward_job.py",
     # start many processes or copies of the project,
     "cli/test_cli.py",
+    "cli/test_homes.py",
     "runtime/test_code.py",
     "runtime/test_warm.py",
     "night/test_changes.py",
