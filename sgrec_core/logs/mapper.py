@@ -203,11 +203,11 @@ def _time(name: str, column: Column, value: Any) -> Any:
         if column.unit is not None:
             return _EPOCH + timedelta(seconds=float(value) * UNITS[column.unit])
         moment = value if isinstance(value, datetime) else _read_time(str(value), column.format)
-    except (ValueError, OverflowError) as error:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(column.zone))).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError) as error:
         wanted = f"a number of {column.unit} since 1970" if column.unit else column.format or "ISO 8601"
         detail = f"column {column.source or name}: {str(value)[:80]!r} is no time; the mapping says {wanted}"
         raise MappingError(Problem("invalid_value", detail)) from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(column.zone))).astimezone(UTC)
 
 
 def _read_time(text: str, form: str | None) -> datetime:

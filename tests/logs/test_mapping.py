@@ -200,3 +200,22 @@ def test_an_expression_reaches_nothing_of_ours(tmp_path: Path, attack: str) -> N
         return
     events, (rejected,), _ = read(tmp_path, known, ROW)
     assert (events, rejected.reason in ("invalid_value", "missing_field")) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("time", "told"),
+    [
+        ({"from": "at", "unit": "s"}, '{"$date": 1767607200}'),
+        ({"from": "at", "unit": "s"}, "[1767607200]"),
+        ({"from": "at", "zone": "Europe/Berlin"}, '"0001-01-01 00:00:00"'),
+        ({"from": "at", "zone": "America/New_York"}, '"9999-12-31 23:59:59"'),
+    ],
+)
+def test_a_time_of_any_kind_costs_its_row_and_no_other(tmp_path: Path, time: dict, told: str) -> None:
+    good = '{"at": %s, "who": "u1", "what": "i1", "did": "tap", "visit": "r1", "id": "e1"}\n'
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_time": time}})
+    fine = "1767607200" if "unit" in time else '"2026-01-05 11:00:00"'
+    events, (rejected,), _ = read(tmp_path, known, good % told + good % fine, "events/a.jsonl")
+    assert len(events) == 1
+    assert (rejected.line, rejected.reason) == (1, "invalid_value")
+    assert "is no time" in rejected.detail
