@@ -219,3 +219,13 @@ def test_a_time_of_any_kind_costs_its_row_and_no_other(tmp_path: Path, time: dic
     assert len(events) == 1
     assert (rejected.line, rejected.reason) == (1, "invalid_value")
     assert "is no time" in rejected.detail
+
+
+@pytest.mark.parametrize("first", ["1::Toy Story::Animation|Comedy|Fantasy", "1::A, B, C and D::Drama"])
+def test_named_columns_say_which_delimiter_parts_the_first_line(tmp_path: Path, first: str) -> None:
+    columns = {"item_id": "id", "title": "name", "category": "genres"}
+    known = mapping(tmp_path, catalogue={"header": ["id", "name", "genres"], "columns": columns})
+    text = f"{first}\n2::Jumanji::A|B|C\n"
+    items, rejected, _ = read(tmp_path, known, text, "catalogue/movies.dat", "item")
+    assert rejected == []
+    assert [item["item_id"] for item in items] == ["1", "2"]
