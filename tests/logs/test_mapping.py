@@ -229,3 +229,14 @@ def test_named_columns_say_which_delimiter_parts_the_first_line(tmp_path: Path, 
     items, rejected, _ = read(tmp_path, known, text, "catalogue/movies.dat", "item")
     assert rejected == []
     assert [item["item_id"] for item in items] == ["1", "2"]
+
+
+def test_a_comprehension_reads_nested_parameters_and_names_no_column(tmp_path: Path) -> None:
+    expr = "[one['value']['string'] for one in params if one['key'] == 'item'][0]"
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "item_id": {"expr": expr}}})
+    text = (
+        '{"id": "e1", "at": 1767607200, "who": "u1", "did": "tap", "visit": "r1",'
+        ' "params": [{"key": "page", "value": {"string": "p"}}, {"key": "item", "value": {"string": "i1"}}]}\n'
+    )
+    (event,), rejected, reading = read(tmp_path, known, text, "events/a.jsonl")
+    assert (rejected, reading.ended, event["item_id"]) == ([], "complete", "i1")
