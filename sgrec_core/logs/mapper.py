@@ -21,6 +21,8 @@ UPDATED = "\0updated"
 """Of a mapped row with one property: when it got its value. No raw column is called so."""
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
+"""What a number says of earlier years, it says in another unit."""
 
 
 def mapper_of(mapping: LogMapping, file: RawFile) -> "Mapper | None":
@@ -168,17 +170,22 @@ def _value(name: str, column: Column, names: Mapping[str, Any], lenient: bool) -
         assert column.source is not None
         value = _known(column.source, names, lenient)
     if column.values is not None and value is not None:
-        found = column.values.get(str(value), column.values.get("*"))
+        found = column.values.get(_word(value), column.values.get("*"))
         if found is None:
             reason = "unknown_event_type" if name == "event_type" else "invalid_value"
             detail = (
-                f"column {column.source or name}: {str(value)[:80]!r}; the mapping knows {', '.join(column.values)}"
+                f"column {column.source or name}: {_word(value)[:80]!r}; the mapping knows {', '.join(column.values)}"
             )
             raise MappingError(Problem(reason, detail))
         value = found
     if column.unit or column.format or column.zone != "UTC":
         value = _time(name, column, value)
     return value
+
+
+def _word(value: Any) -> str:
+    """A raw value as a mapping spells it: JSON's true is true."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _evaluated(place: str, expr: str, names: Mapping[str, Any], lenient: bool = False) -> Any:
@@ -201,7 +208,11 @@ def _time(name: str, column: Column, value: Any) -> Any:
         return value
     try:
         if column.unit is not None:
-            return _EPOCH + timedelta(seconds=float(value) * UNITS[column.unit])
+            moment = _EPOCH + timedelta(seconds=float(value) * UNITS[column.unit])
+            if moment < _EARLIEST:
+                detail = f"column {column.source or name}: {str(value)[:80]} is {moment:%Y-%m-%d} as {column.unit}"
+                raise MappingError(Problem("invalid_value", f"{detail} since 1970: is it of another unit?"))
+            return moment
         moment = value if isinstance(value, datetime) else _read_time(str(value), column.format)
         return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(column.zone))).astimezone(UTC)
     except (TypeError, ValueError, OverflowError) as error:
@@ -211,4 +222,12 @@ def _time(name: str, column: Column, value: Any) -> Any:
 
 
 def _read_time(text: str, form: str | None) -> datetime:
-    return datetime.strptime(text, form) if form else datetime.fromisoformat(text)
+    if form is None:
+        return datetime.fromisoformat(text)
+    moment = datetime.strptime(text, form)
+    if "%Z" in form and moment.tzinfo is None:
+        # Python reads the name of a zone and forgets it.
+        if not re.search(r"\b(UTC|GMT)\b", text, re.IGNORECASE):
+            raise ValueError("a zone that is not UTC")
+        return moment.replace(tzinfo=UTC)
+    return moment

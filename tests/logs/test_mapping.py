@@ -240,3 +240,40 @@ def test_a_comprehension_reads_nested_parameters_and_names_no_column(tmp_path: P
     )
     (event,), rejected, reading = read(tmp_path, known, text, "events/a.jsonl")
     assert (rejected, reading.ended, event["item_id"]) == ([], "complete", "i1")
+
+
+@pytest.mark.parametrize(
+    ("time", "told", "words"),
+    [
+        ({"from": "at", "unit": "ms"}, "1767607200", "is 1970-01-21 as ms since 1970: is it of another unit?"),
+        ("at", "20260105100000", "looks like the time 2026-01-05 10:00:00 in digits"),
+        ({"from": "at", "format": "%Y-%m-%d %H:%M %Z", "zone": "Europe/Berlin"}, "2026-01-05 10:00 EST", "is no time"),
+    ],
+)
+def test_times_of_another_unit_or_zone_are_not_taken_for_what_they_are_not(
+    tmp_path: Path, time: dict | str, told: str, words: str
+) -> None:
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_time": time}})
+    events, (rejected,), _ = read(tmp_path, known, ROW.replace("1767607200", told))
+    assert events == []
+    assert rejected.reason == "invalid_value"
+    assert words in rejected.detail
+
+
+def test_a_zone_that_the_text_names_counts_more_than_that_of_the_mapping(tmp_path: Path) -> None:
+    time = {"from": "at", "format": "%Y-%m-%d %H:%M %Z", "zone": "Europe/Berlin"}
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_time": time}})
+    (event,), _, _ = read(tmp_path, known, ROW.replace("1767607200", "2026-01-05 10:00 UTC"))
+    assert event["event_time"] == datetime(2026, 1, 5, 10, tzinfo=UTC)
+
+
+def test_values_of_numbers_and_truth_need_no_quotes(tmp_path: Path) -> None:
+    text = '{"id": "e%d", "at": 1767607200, "who": "u1", "what": "i1", "visit": "r1", "did": %s}\n'
+    path = tmp_path / "values.yaml"
+    columns = yaml.safe_dump({**PLAIN, "event_type": None}).replace("event_type: null\n", "")
+    lines = ["event_type: {from: did, values: {2: click, true: conversion, false: dislike}}", *columns.splitlines()]
+    path.write_text("events:\n  columns:\n" + "".join(f"    {line}\n" for line in lines))
+    content = "".join(text % pair for pair in enumerate(("2", "true", "false")))
+    events, rejected, _ = read(tmp_path, LogMapping.read(path), content, "events/a.jsonl")
+    assert rejected == []
+    assert [event["event_type"] for event in events] == ["click", "conversion", "dislike"]
