@@ -69,6 +69,8 @@ def land(
     for day, count in sorted(found.rows.items()):
         table.add_row(day, f"{count:,}")
     console.print(table)
+    for line in found.whole:
+        console.print(f"in each day: {line}", markup=False, soft_wrap=True)
     for line in found.left_out:
         console.print(f"left out: {line}", markup=False, soft_wrap=True)
     if found.again:

@@ -33,6 +33,8 @@ UNPLACED = "unplaced"
 """Folder beside the days, for rows of which no day is known."""
 GUESSES: dict[Record, tuple[str, ...]] = {"item": ("catalog", "item", "product"), "user": ("profile", "user")}
 """Parts of names by which files are known where no mapping names them; all others are events."""
+DEEDS = ("event", "click", "view", "impression", "action", "log", "rating", "transaction", "order", "buy", "purchase")
+"""Parts of names that say what was done, whatever else they say: user_clicks, item_views."""
 
 
 @dataclass
@@ -43,6 +45,8 @@ class LandedFiles:
     """By day."""
     unplaced: Counter[str] = field(default_factory=Counter)
     """By reason, with an example."""
+    whole: list[str] = field(default_factory=list)
+    """Catalogues and profiles, which each day has got."""
     left_out: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """Files that could not be read to their end, with the reason."""
@@ -95,6 +99,7 @@ def land(sources: Iterable[str], options: Options, to: Path, progress: Callable[
         if raw.record != "event":
             progress(raw.name)
             name = _whole_name(raw, taken)
+            found.whole.append(f"{FOLDERS[raw.record]}/{name}")
             _check_name(options, raw, name)
             taken[f"{FOLDERS[raw.record]}/{name}"] = raw
             for day in written:
@@ -126,20 +131,28 @@ def _raws(source: str, options: Options, found: LandedFiles) -> Iterator[Raw]:
         raise InputError(f"{source}: no such file or folder")
     for file, why in sorted(walk(path, path, {})) if path.is_dir() else [(path, None)]:
         if why is not None:
-            if why.startswith(DANGLING):
+            if file.name == "_delta_log":
+                found.broken.append(f"{file.parent}: a Delta table; land it by its own name")
+            elif why.startswith(DANGLING):
                 found.broken.append(f"{file}: {why}")
             else:
                 found.left_out.append(f"{file}: {why}")
             continue
-        record = _record(file.name, options)
+        if (file.parent / "_delta_log").is_dir():
+            continue
+        record = _record(file.name, options, file.parent.name)
         if record is None:
             found.left_out.append(f"{file}: the mapping names no such file")
         else:
             yield Raw(file.name, record, file)
 
 
-def _record(name: str, options: Options) -> Record | None:
-    """What the rows of a file of this name are, by the mapping, and where that says nothing by the name."""
+def _has(name: str, parts: Iterable[str]) -> bool:
+    return any(part in name.lower() for part in parts)
+
+
+def _record(name: str, options: Options, folder: str = "") -> Record | None:
+    """What the rows of a file of this name are, by the mapping, and where that says nothing by folder and name."""
     mapping = options.mapping
     mapped = [record for record in FOLDERS if mapping is not None and getattr(mapping, FOLDERS[record]) is not None]
     for record in mapped:
@@ -150,7 +163,9 @@ def _record(name: str, options: Options) -> Record | None:
         except LookupError:
             continue
     for record, parts in GUESSES.items():
-        if record not in mapped and any(part in name.lower() for part in parts):
+        if record in mapped:
+            continue
+        if folder == FOLDERS[record] or _has(name.replace("catalog", ""), DEEDS) < _has(name, parts):
             return record
     return None if "event" in mapped else "event"
 

@@ -107,3 +107,30 @@ def test_values_of_parquet_are_landed_as_they_would_be_read(tmp_path: Path) -> N
         '{"at": 1767607200.0, "who": 12, "what": null}',
         '{"at": 1767607200.5, "who": 9.5, "what": "inf"}',
     ]
+
+
+def test_without_a_mapping_names_say_who_is_who_and_deeds_are_events(tmp_path: Path) -> None:
+    header = "event_id,event_time,user_id,item_id,event_type,request_id\n"
+    for number, name in enumerate(("events", "user_clicks", "item_views")):
+        put(tmp_path / "raw" / f"{name}.csv", f"{header}e{number},2026-01-05T10:00:00Z,u1,i1,click,r1\n")
+    put(tmp_path / "raw" / "catalogue" / "part-0.csv", "item_id,title\ni1,One\n")
+    put(tmp_path / "raw" / "catalog.csv", "item_id,title\ni2,Two\n")
+    put(tmp_path / "raw" / "users.csv", "user_id,age\nu1,30\n")
+    found = land([str(tmp_path / "raw")], Options(), tmp_path / "to", lambda name: None)
+    assert found.rows == {"2026-01-05": 3}
+    assert found.whole == ["catalogue/catalog.csv", "catalogue/part-0.csv", "profiles/users.csv"]
+    assert (found.broken, found.left_out) == ([], [])
+
+
+def test_the_files_of_a_delta_table_in_a_folder_are_not_taken_for_its_rows(tmp_path: Path) -> None:
+    from deltalake import DeltaTable, write_deltalake
+
+    place = tmp_path / "raw" / "ev"
+    put(tmp_path / "raw" / "ev.csv", HEADER + "1767607200,u1,i1\n")
+    write_deltalake(str(place), pa.table({"at": [1767607200, 1767607201], "who": ["u2", "u3"], "what": ["i1", "i1"]}))
+    DeltaTable(str(place)).delete("who = 'u3'")
+    found = landed(tmp_path, tmp_path / "raw")
+    assert found.broken == [f"{place}: a Delta table; land it by its own name"]
+    assert rows(tmp_path) == ["1767607200,u1,i1"]
+    landed(tmp_path, place)
+    assert [row for row in rows(tmp_path) if "u3" in row] == []
