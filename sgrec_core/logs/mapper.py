@@ -162,8 +162,10 @@ def _value(name: str, column: Column, names: Mapping[str, Any], lenient: bool) -
     if column.const is not None:
         value = column.const
     elif column.hash is not None:
-        parts = [str(_known(part, names, lenient)) for part in column.hash]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
+        parts = [_known(part, names, lenient) for part in column.hash]
+        if all(part is None or part == "" for part in parts):
+            return None  # an id of nothing would be the same for all such rows
+        return hashlib.blake2b(json.dumps([str(part) for part in parts]).encode(), digest_size=12).hexdigest()
     elif column.expr is not None:
         value = _evaluated(name, column.expr, names, lenient)
     else:

@@ -277,3 +277,12 @@ def test_values_of_numbers_and_truth_need_no_quotes(tmp_path: Path) -> None:
     events, rejected, _ = read(tmp_path, LogMapping.read(path), content, "events/a.jsonl")
     assert rejected == []
     assert [event["event_type"] for event in events] == ["click", "conversion", "dislike"]
+
+
+def test_a_hash_of_nothing_is_no_id(tmp_path: Path) -> None:
+    text = '{"id": "e1", "at": 1767607200, "who": "u1", "what": "i1", "did": "tap", "visit": "r1"%s}\n'
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_id": {"hash": ["row", "cart"]}}})
+    content = text % ', "row": "a"' + text % ', "row": "", "cart": null' + text % ', "cart": "b"'
+    events, (rejected,), _ = read(tmp_path, known, content, "events/a.jsonl")
+    assert len({event["event_id"] for event in events}) == 2
+    assert (rejected.line, rejected.reason) == (2, "missing_field")
