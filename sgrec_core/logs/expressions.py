@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import simpleeval
@@ -35,6 +36,7 @@ def parsed(expr: str) -> ast.AST:
     return parsed
 
 
+@cache
 def names_of(expr: str) -> tuple[str, ...]:
     """Names that an expression reads.
 

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from sgrec_core.logs.expressions import ExpressionError, evaluate, names_of
 from sgrec_core.logs.landing import FOLDERS, RawFile, Record
 from sgrec_core.logs.mapping import Column, Files, LogMapping
-from sgrec_core.logs.rows import Layout, Problem, Unreadable
+from sgrec_core.logs.rows import Layout, Problem, Unreadable, not_utf8
 
 UPDATED = "\0updated"
 """Of a mapped row with one property: when it got its value. No raw column is called so."""
@@ -99,7 +99,10 @@ class Mapper:
         files, known = self.files, dict(fields)
         for name, value in known.items():
             if isinstance(value, bytes):
-                known[name] = value.decode("utf-8", "backslashreplace")
+                try:
+                    known[name] = value.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    known[name] = Unreadable(not_utf8(error))
         if files.long is not None:
             known[str(known.get(files.long.property))] = known.get(files.long.value)
         if files.where is not None and not _evaluated("where", files.where, known):
@@ -191,6 +194,8 @@ def _word(value: Any) -> str:
 
 
 def _evaluated(place: str, expr: str, names: Mapping[str, Any], lenient: bool = False) -> Any:
+    for read in names_of(expr):
+        _known(read, names, lenient)
     try:
         return evaluate(expr, names, lenient)
     except ExpressionError as error:

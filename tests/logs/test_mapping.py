@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -286,3 +288,15 @@ def test_a_hash_of_nothing_is_no_id(tmp_path: Path) -> None:
     events, (rejected,), _ = read(tmp_path, known, content, "events/a.jsonl")
     assert len({event["event_id"] for event in events}) == 2
     assert (rejected.line, rejected.reason) == (2, "missing_field")
+
+
+@pytest.mark.parametrize("user", ["who", {"expr": "lower(who)"}])
+def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path, user: str | dict) -> None:
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "user_id": user}})
+    same = {"at": [1767607200] * 2, "what": ["i1"] * 2, "did": ["tap"] * 2, "visit": ["r1"] * 2}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["e1", "e2"], "who": [b"\xff\xfe", b"u2"], **same}), path)
+    rows = list(
+        parse_file(RawFile(record="event", name="events/a.parquet", path=path), DAY, Options(mapping=known), Reading())
+    )
+    assert [getattr(row, "reason", None) for row in rows] == ["invalid_encoding", None]
