@@ -216,7 +216,7 @@ def _time(name: str, column: Column, value: Any) -> Any:
     try:
         if column.unit is not None:
             moment = _EPOCH + timedelta(seconds=float(value) * UNITS[column.unit])
-            if moment < _EARLIEST:
+            if name == "event_time" and moment < _EARLIEST:
                 detail = f"column {column.source or name}: {str(value)[:80]} is {moment:%Y-%m-%d} as {column.unit}"
                 raise MappingError(Problem("invalid_value", f"{detail} since 1970: is it of another unit?"))
             return moment
