@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sgrec_core.cli.app import Map, app, complain, console
@@ -68,6 +69,8 @@ def land(
     for day, count in sorted(found.rows.items()):
         table.add_row(day, f"{count:,}")
     console.print(table)
+    for line in found.whole:
+        console.print(f"in each day: {line}", markup=False, soft_wrap=True)
     for line in found.left_out:
         console.print(f"left out: {line}", markup=False, soft_wrap=True)
     if found.again:
@@ -121,9 +124,11 @@ def _show(report: "DayReport", day: str) -> None:
     for one in report.files:
         _show_file(one)
     for left in report.left_out:
-        console.print(f"[bold]{left.name}[/]  not read: {left.why}", soft_wrap=True)
+        console.print(f"[bold]{escape(left.name)}[/]  not read: {escape(left.why)}", soft_wrap=True)
     events = sum(one.accepted for one in report.files if one.file.record == "event")
     console.print(f"\n{day}: {events:,} events would be accepted, {report.items:,} items", soft_wrap=True)
+    if report.repeated:
+        console.print(f"{report.repeated:,} of them repeat the id of an event: rejected", soft_wrap=True)
     if report.unknown_items:
         share = report.unknown_items / max(events, 1)
         console.print(
@@ -137,7 +142,7 @@ def _show_file(one: "FileReport") -> None:
     rows = reading.rows + reading.rows_unread
     kind = " ".join(filter(None, (reading.format, reading.compression)))
     cut = f" (the first {one.cut_at:,} were read)" if one.cut_at else ""
-    console.print(f"[bold]{one.file.name}[/]  {kind}, {reading.bytes:,} bytes", soft_wrap=True)
+    console.print(f"[bold]{escape(one.file.name)}[/]  {kind}, {reading.bytes:,} bytes", soft_wrap=True)
     hint = f": {one.hint}" if one.hint else ""
     console.print(f"  {one.accepted:,} accepted of {rows:,} rows{cut}{hint}", soft_wrap=True, markup=False)
     if reading.ended != "complete" and not one.hint:
@@ -146,6 +151,14 @@ def _show_file(one: "FileReport") -> None:
         if count and not one.hint:
             console.print(f"  {reason} {count:,}: {one.examples[reason]}", soft_wrap=True, markup=False)
     samples = ", ".join(f"{name}={value}" for name, value in list(one.columns.items())[:12])
-    console.print(f"  [dim]columns: {samples}[/]", soft_wrap=True)
+    if reading.rows_empty:
+        said = f"  {reading.rows_empty:,} rows of which the mapping makes nothing"
+        if not one.accepted and not one.reasons:
+            said += "; are where and when right? Values of delimited text are text: flag == '1'"
+        console.print(said, soft_wrap=True, markup=False)
+    if one.never:
+        said = f"  no row becomes {', '.join(one.never)}, which the mapping makes"
+        console.print(said, soft_wrap=True, markup=False)
+    console.print(f"  [dim]columns: {escape(samples)}[/]", soft_wrap=True)
     if one.unknown:
-        console.print(f"  [dim]not read: {', '.join(one.unknown[:20])}[/]", soft_wrap=True)
+        console.print(f"  [dim]not read: {escape(', '.join(one.unknown[:20]))}[/]", soft_wrap=True)

@@ -54,6 +54,8 @@ class FileReport:
     cut_at: int | None
     """Rows after which reading was given up, None where all were read."""
     hint: str | None
+    never: Sequence[str] = ()
+    """Types of events that the mapping makes and no row became."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class DayReport:
     unknown_items: int = 0
     """Accepted events of items that are not in the catalogue."""
     items: int = 0
+    repeated: int = 0
+    """Accepted events whose id was there before."""
 
     @property
     def is_usable(self) -> bool:
@@ -83,6 +87,7 @@ def check_day(root: Path, day: str, options: Options, most_rows: int) -> DayRepo
     from_events = options.mapping is not None and options.mapping.catalogue_from_events
     found = landed(root, day, needs_catalogue=False)
     report, catalogue, asked = DayReport(left_out=found.left_out), set(), Counter[str]()
+    ids: set[str] = set()
     for file in found.files:
         one, values = check_file(file, day, options, most_rows)
         report.files.append(one)
@@ -90,6 +95,8 @@ def check_day(root: Path, day: str, options: Options, most_rows: int) -> DayRepo
             catalogue |= {row["item_id"] for row in values}
         elif file.record == "event":
             asked.update(row["item_id"] for row in values)
+            ids.update(row["event_id"] for row in values)
+    report.repeated = asked.total() - len(ids)
     report.items = len(asked) if from_events else len(catalogue)
     if not from_events:
         report.unknown_items = sum(count for item, count in asked.items() if item not in catalogue)
@@ -130,8 +137,20 @@ def check_file(file: RawFile, day: str, options: Options, most_rows: int) -> tup
         unknown=sorted(columns.keys() - known),
         cut_at=cut,
         hint=_hint(missing, list(columns)) if missing else None,
+        never=_never(file, options, values) if values else (),
     )
     return one, values
+
+
+def _never(file: RawFile, options: Options, values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Types of events that the mapping makes and none of ``values`` is."""
+    mapper = mapper_of(options.mapping, file) if options.mapping is not None else None
+    if mapper is None or file.record != "event":
+        return []
+    columns = [{**mapper.files.columns, **made.columns}.get("event_type") for made in mapper.files.rows]
+    made = {str(column.const) for column in columns if column is not None and column.const is not None}
+    made |= {value for column in columns if column is not None for value in (column.values or {}).values()}
+    return sorted(made - {row["event_type"] for row in values})
 
 
 def layout_of(file: RawFile, options: Options) -> Layout:

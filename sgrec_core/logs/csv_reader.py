@@ -22,6 +22,8 @@ from sgrec_core.logs.rows import (
 from sgrec_core.logs.streams import Line, lines_of
 
 DELIMITERS = (",", "\t", ";", "|", "::", "\x01")
+RAREST = (",", ";", "|", "\t", "::", "\x01")
+"""The same by how seldom they stand in a value, the rarest last."""
 QUOTED = (",", ";", "|")
 """Delimiters beside which a value may be quoted."""
 CSV_LINES_PER_ROW = 1000
@@ -70,12 +72,21 @@ def is_header(values: list[str]) -> bool:
 
 
 def _delimiter(line: bytes, layout: Layout) -> str:
-    """What parts the first line into most columns of known names, or into most columns."""
+    """What parts the first line into as many columns as are named, most of known names, or most.
+
+    Where several do, the one that is the rarest in a text counts.
+    """
     text = line.decode("utf-8", "replace")
 
-    def columns(delimiter: str) -> tuple[int, int]:
+    def columns(delimiter: str) -> tuple[int, int, int]:
+        if layout.header:
+            try:
+                parts = len(_values(text, delimiter))
+            except csv.Error:
+                parts = 0
+            return parts == len(layout.header), parts, RAREST.index(delimiter)
         names = [name.strip().strip('"') for name in text.split(delimiter)]
-        return sum(name in (layout.known or layout.required) for name in names), len(names)
+        return sum(name in (layout.known or layout.required) for name in names), len(names), 0
 
     return max(DELIMITERS, key=columns)
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import simpleeval
@@ -35,6 +36,7 @@ def parsed(expr: str) -> ast.AST:
     return parsed
 
 
+@cache
 def names_of(expr: str) -> tuple[str, ...]:
     """Names that an expression reads.
 
@@ -45,7 +47,9 @@ def names_of(expr: str) -> tuple[str, ...]:
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     if unknown := sorted(called - FUNCTIONS.keys()):
         raise ValueError(f"no function {unknown[0]}; valid are {', '.join(FUNCTIONS)}")
-    names = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    # A comprehension names its elements itself.
+    called |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return tuple(dict.fromkeys(name for name in names if name not in called and name not in ("None", "True", "False")))
 
 

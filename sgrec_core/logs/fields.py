@@ -191,6 +191,11 @@ def _unit(value: float) -> str | None:
         except ValueError:
             return None
         return f"the date {text[:4]}-{text[4:6]}-{text[6:]} without a time of day"
+    if 19_800_101_000_000 <= value <= 21_001_231_235_959 and value == int(value):
+        try:
+            return f"the time {datetime.strptime(str(int(value)), '%Y%m%d%H%M%S')} in digits"
+        except ValueError:
+            return None
     for unit, about in moments.items():
         # From 1980 to 2160; milliseconds of these years lie between.
         if 0.3 * about <= value <= 6 * about:

@@ -8,6 +8,7 @@ comes late is added to its days, which are named, because their nights are to be
 import gzip
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,17 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-
 from sgrec_core.errors import InputError
 from sgrec_core.files import write_json
 from sgrec_core.logs.fields import Fields, InvalidRowError
-from sgrec_core.logs.landing import FOLDERS, MANIFEST, RawFile, Record, day_folder
+from sgrec_core.logs.landing import DANGLING, FOLDERS, MANIFEST, RawFile, Record, day_folder, walk
 from sgrec_core.logs.mapper import Mapper, MappingError, mapper_of
 from sgrec_core.logs.parsing import LAYOUTS, Options
 from sgrec_core.logs.readers import read_rows
 from sgrec_core.logs.rows import Limits, Problem, RawRow, Reading
 from sgrec_core.logs.streams import COMPRESSIONS
+from sgrec_core.logs.text import row_json
 
 OPEN_FILES = 64
 BATCH = 4096
@@ -33,6 +33,8 @@ UNPLACED = "unplaced"
 """Folder beside the days, for rows of which no day is known."""
 GUESSES: dict[Record, tuple[str, ...]] = {"item": ("catalog", "item", "product"), "user": ("profile", "user")}
 """Parts of names by which files are known where no mapping names them; all others are events."""
+DEEDS = ("event", "click", "view", "impression", "action", "log", "rating", "transaction", "order", "buy", "purchase")
+"""Parts of names that say what was done, whatever else they say: user_clicks, item_views."""
 
 
 @dataclass
@@ -43,6 +45,8 @@ class LandedFiles:
     """By day."""
     unplaced: Counter[str] = field(default_factory=Counter)
     """By reason, with an example."""
+    whole: list[str] = field(default_factory=list)
+    """Catalogues and profiles, which each day has got."""
     left_out: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     """Files that could not be read to their end, with the reason."""
@@ -60,6 +64,8 @@ class Raw:
     path: Path | None
     """A file, or None where rows come from a table."""
     rows: Callable[[], Iterator[dict[str, Any]]] | None = None
+    place: str = ""
+    """Of a table: which it is among those of its name."""
 
 
 def land(sources: Iterable[str], options: Options, to: Path, progress: Callable[[str], None]) -> LandedFiles:
@@ -68,30 +74,39 @@ def land(sources: Iterable[str], options: Options, to: Path, progress: Callable[
     Raises:
         InputError: a source cannot be found, or holds no event.
     """
-    raws, found = [], LandedFiles()
+    raws: list[Raw] = []
+    found = LandedFiles()
     for source in sources:
-        for raw in _raws(source, options):
-            if isinstance(raw, str):
-                found.left_out.append(raw)
-            else:
-                raws.append(raw)
+        raws += _raws(source, options, found)
     events = [raw for raw in raws if raw.record == "event"]
     if not events:
         raise InputError("no source holds events; name files of events, or a mapping whose patterns find them")
     before = {folder.name.removeprefix("day="): _listed(folder) for folder in to.glob("day=*")}
     written: dict[str, set[str]] = {}
+    changed: set[str] = set()
+    taken: dict[str, Raw] = {}
     for raw in events:
         progress(raw.name)
-        for day, name in _split(raw, options, to, found):
-            written.setdefault(day, set()).add(name)
+        name = _landed_name(raw)
+        if name in taken:
+            found.left_out.append(f"{raw.path or raw.name}: the same as {taken[name].path or raw.name}, landed once")
+            continue
+        taken[name] = raw
+        for day, is_new in _split(raw, name, options, to, found):
+            written.setdefault(day, set()).add(f"{FOLDERS['event']}/{name}")
+            changed |= {day} if is_new else set()
     for raw in raws:
         if raw.record != "event":
             progress(raw.name)
+            name = _whole_name(raw, taken)
+            found.whole.append(f"{FOLDERS[raw.record]}/{name}")
+            _check_name(options, raw, name)
+            taken[f"{FOLDERS[raw.record]}/{name}"] = raw
             for day in written:
-                written[day].add(_whole(raw, day_folder(to, day)))
+                written[day].add(_whole(raw, name, day_folder(to, day)))
     for day, names in written.items():
         known = before.get(day, set())
-        if known and not names <= known:
+        if known and (day in changed or not names <= known):
             found.again.append(day)
         write_json(day_folder(to, day) / MANIFEST, {"files": sorted(known | names)})
     return found
@@ -104,29 +119,40 @@ def _listed(folder: Path) -> set[str]:
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def _raws(source: str, options: Options) -> Iterator[Raw | str]:
+def _raws(source: str, options: Options, found: LandedFiles) -> Iterator[Raw]:
     if "://" in source:
         yield _of_database(source)
         return
     path = Path(source)
     if (path / "_delta_log").is_dir():
-        yield Raw(path.name, _record(path.name, options) or "event", None, lambda: _of_delta(path))
+        yield Raw(path.name, _record(path.name, options) or "event", None, lambda: _of_delta(path), str(path.resolve()))
         return
     if not path.exists():
         raise InputError(f"{source}: no such file or folder")
-    paths = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in paths:
-        if file.name.startswith(("_", ".")):
+    for file, why in sorted(walk(path, path, {})) if path.is_dir() else [(path, None)]:
+        if why is not None:
+            if file.name == "_delta_log":
+                found.broken.append(f"{file.parent}: a Delta table; land it by its own name")
+            elif why.startswith(DANGLING):
+                found.broken.append(f"{file}: {why}")
+            else:
+                found.left_out.append(f"{file}: {why}")
             continue
-        record = _record(file.name, options)
+        if (file.parent / "_delta_log").is_dir():
+            continue
+        record = _record(file.name, options, file.parent.name)
         if record is None:
-            yield f"{file}: the mapping names no such file"
+            found.left_out.append(f"{file}: the mapping names no such file")
         else:
             yield Raw(file.name, record, file)
 
 
-def _record(name: str, options: Options) -> Record | None:
-    """What the rows of a file of this name are, by the mapping, and where that says nothing by the name."""
+def _has(name: str, parts: Iterable[str]) -> bool:
+    return any(part in name.lower() for part in parts)
+
+
+def _record(name: str, options: Options, folder: str = "") -> Record | None:
+    """What the rows of a file of this name are, by the mapping, and where that says nothing by folder and name."""
     mapping = options.mapping
     mapped = [record for record in FOLDERS if mapping is not None and getattr(mapping, FOLDERS[record]) is not None]
     for record in mapped:
@@ -137,7 +163,9 @@ def _record(name: str, options: Options) -> Record | None:
         except LookupError:
             continue
     for record, parts in GUESSES.items():
-        if record not in mapped and any(part in name.lower() for part in parts):
+        if record in mapped:
+            continue
+        if folder == FOLDERS[record] or _has(name.replace("catalog", ""), DEEDS) < _has(name, parts):
             return record
     return None if "event" in mapped else "event"
 
@@ -146,11 +174,7 @@ def _of_delta(path: Path) -> Iterator[dict[str, Any]]:
     from deltalake import DeltaTable
 
     for batch in DeltaTable(path).to_pyarrow_dataset().to_batches(batch_size=BATCH):
-        yield from _plain(batch)
-
-
-def _plain(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    return batch.to_pylist()
+        yield from batch.to_pylist()
 
 
 def _of_database(source: str) -> Raw:
@@ -173,22 +197,36 @@ def _of_database(source: str) -> Raw:
         except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
             raise InputError(f"{url}: {' '.join(str(error).split())[:300]}") from error
 
-    return Raw(table, "event", None, rows)
+    return Raw(table, "event", None, rows, re.sub("//[^/]*@", "//", url))
 
 
-def _split(raw: Raw, options: Options, to: Path, found: LandedFiles) -> list[tuple[str, str]]:
-    """Write each row of a source to its day; days and names of the files below them."""
+def _landed_name(raw: Raw) -> str:
+    """What a source of events is called below its days: equal content, or the same table, has the same name."""
+    if raw.path is None:
+        return f"{raw.name}-{_short(raw.place)}.jsonl.gz"
+    ending = PurePosixPath(raw.path.name)
+    ending = ending.with_suffix("") if ending.suffix in COMPRESSIONS else ending
+    suffix = ".jsonl" if ending.suffix in (".parquet", ".json") else ending.suffix
+    return f"{ending.stem}-{_digest(raw.path)}{suffix}.gz"
+
+
+def _whole_name(raw: Raw, taken: Iterable[str]) -> str:
+    """What a catalogue or profiles are called below a day; files of one name in two folders are two files."""
+    name = raw.name if raw.path is not None else raw.name + ".jsonl.gz"
+    if f"{FOLDERS[raw.record]}/{name}" not in taken:
+        return name
+    stem, dot, endings = name.partition(".")
+    return f"{stem}-{_short(str(raw.path.resolve()) if raw.path is not None else raw.place)}{dot}{endings}"
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+
+
+def _split(raw: Raw, name: str, options: Options, to: Path, found: LandedFiles) -> list[tuple[str, bool]]:
+    """Write each row of a source to its day; the days, and whether they hold other rows of it than before."""
     reading = Reading()
     mapper = _mapper(options, raw)
-    suffix = ".jsonl.gz"
-    if raw.path is not None:
-        digest = _digest(raw.path)
-        ending = PurePosixPath(raw.path.name)
-        ending = ending.with_suffix("") if ending.suffix in COMPRESSIONS else ending
-        suffix = f"{'.jsonl' if ending.suffix in ('.parquet', '.json') else ending.suffix}.gz"
-        name = f"{ending.stem}-{digest}{suffix}"
-    else:
-        digest, name = "", f"{raw.name}{suffix}"
     _check_name(options, raw, name)
     files = _DayFiles(to, f"{FOLDERS['event']}/{name}")
     with files:
@@ -241,7 +279,7 @@ def _rows(raw: Raw, options: Options, mapper: Mapper | None, reading: Reading) -
     assert raw.rows is not None
     reading.format = "jsonl"
     for number, fields in enumerate(raw.rows(), start=1):
-        yield RawRow(number, fields, json.dumps(fields, ensure_ascii=False, default=str))
+        yield RawRow(number, fields, row_json(fields))
 
 
 def _days(row: RawRow, mapper: Mapper | None, options: Options) -> tuple[Problem | None, set[str]]:
@@ -268,23 +306,23 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "blake2b").hexdigest()[:10]
 
 
-def _whole(raw: Raw, folder: Path) -> str:
+def _whole(raw: Raw, name: str, folder: Path) -> str:
     """Put a catalogue or profiles below a day, as they are; the name below the day."""
-    name = f"{FOLDERS[raw.record]}/{raw.name if raw.path is not None else raw.name + '.jsonl.gz'}"
+    name = f"{FOLDERS[raw.record]}/{name}"
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".inprogress")
     part.unlink(missing_ok=True)
     if raw.path is not None:
         try:
-            part.hardlink_to(raw.path)
+            part.hardlink_to(raw.path.resolve())
         except OSError:  # another disk
             shutil.copyfile(raw.path, part)
     else:
         assert raw.rows is not None
         with gzip.open(part, "wt", encoding="utf-8") as stream:
             for fields in raw.rows():
-                stream.write(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+                stream.write(row_json(fields) + "\n")
     part.replace(target)
     return name
 
@@ -318,11 +356,16 @@ class _DayFiles:
         self._open.move_to_end(day)
         self._open[day].write(text.encode("utf-8", "backslashreplace") + b"\n")
 
-    def done(self) -> list[tuple[str, str]]:
-        """Give the files their names; days and names below them."""
-        for path in self._paths.values():
-            path.replace(path.with_name(path.name.removesuffix(".inprogress")))
-        return [(day, self._name) for day in self._paths if day is not None]
+    def done(self) -> list[tuple[str, bool]]:
+        """Give the files their names; days, and whether their file is another than before."""
+        days = []
+        for day, path in self._paths.items():
+            target = path.with_name(path.name.removesuffix(".inprogress"))
+            is_new = not target.is_file() or _digest(target) != _digest(path)
+            path.replace(target)
+            if day is not None:
+                days.append((day, is_new))
+        return days
 
     def _place(self, day: str | None) -> Path:
         folder = self._to / UNPLACED if day is None else day_folder(self._to, day)

@@ -84,7 +84,7 @@ def landed(landing: Path, day: str, *, needs_catalogue: bool = True) -> Landed:
     files: list[RawFile] = []
     left_out: list[LeftOut] = []
     for record in RECORDS:
-        for path, why in sorted(_walk(folder / FOLDERS[record], folder, {})):
+        for path, why in sorted(walk(folder / FOLDERS[record], folder, {})):
             name = _name(path, folder)
             if why is None:
                 files.append(RawFile(record=record, name=name, path=path))
@@ -104,7 +104,7 @@ def raw_files(landing: Path, day: str) -> list[RawFile]:
     return landed(landing, day).files
 
 
-def _walk(folder: Path, day: Path, seen: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
+def walk(folder: Path, day: Path, seen: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
     """What lies below ``folder``: files, and with a reason what is left out. ``seen``: folders, by their own place."""
     if not folder.is_dir():
         return
@@ -117,7 +117,7 @@ def _walk(folder: Path, day: Path, seen: dict[Path, str]) -> Iterator[tuple[Path
         if path.name.startswith(("_", ".")):
             yield path, "names that begin with _ or . are not data"
         elif path.is_dir():
-            yield from _walk(path, day, seen)
+            yield from walk(path, day, seen)
         elif path.name.lower().endswith(UNFINISHED):
             yield path, f"still being written, by its ending: {', '.join(UNFINISHED)}"
         elif path.is_file():

@@ -15,12 +15,14 @@ from zoneinfo import ZoneInfo
 from sgrec_core.logs.expressions import ExpressionError, evaluate, names_of
 from sgrec_core.logs.landing import FOLDERS, RawFile, Record
 from sgrec_core.logs.mapping import Column, Files, LogMapping
-from sgrec_core.logs.rows import Layout, Problem, Unreadable
+from sgrec_core.logs.rows import Layout, Problem, Unreadable, not_utf8
 
 UPDATED = "\0updated"
 """Of a mapped row with one property: when it got its value. No raw column is called so."""
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
+"""What a number says of earlier years, it says in another unit."""
 
 
 def mapper_of(mapping: LogMapping, file: RawFile) -> "Mapper | None":
@@ -97,7 +99,10 @@ class Mapper:
         files, known = self.files, dict(fields)
         for name, value in known.items():
             if isinstance(value, bytes):
-                known[name] = value.decode("utf-8", "backslashreplace")
+                try:
+                    known[name] = value.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    known[name] = Unreadable(not_utf8(error))
         if files.long is not None:
             known[str(known.get(files.long.property))] = known.get(files.long.value)
         if files.where is not None and not _evaluated("where", files.where, known):
@@ -160,19 +165,21 @@ def _value(name: str, column: Column, names: Mapping[str, Any], lenient: bool) -
     if column.const is not None:
         value = column.const
     elif column.hash is not None:
-        parts = [str(_known(part, names, lenient)) for part in column.hash]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
+        parts = [_known(part, names, lenient) for part in column.hash]
+        if all(part is None or part == "" for part in parts):
+            return None  # an id of nothing would be the same for all such rows
+        return hashlib.blake2b(json.dumps([str(part) for part in parts]).encode(), digest_size=12).hexdigest()
     elif column.expr is not None:
         value = _evaluated(name, column.expr, names, lenient)
     else:
         assert column.source is not None
         value = _known(column.source, names, lenient)
     if column.values is not None and value is not None:
-        found = column.values.get(str(value), column.values.get("*"))
+        found = column.values.get(_word(value), column.values.get("*"))
         if found is None:
             reason = "unknown_event_type" if name == "event_type" else "invalid_value"
             detail = (
-                f"column {column.source or name}: {str(value)[:80]!r}; the mapping knows {', '.join(column.values)}"
+                f"column {column.source or name}: {_word(value)[:80]!r}; the mapping knows {', '.join(column.values)}"
             )
             raise MappingError(Problem(reason, detail))
         value = found
@@ -181,7 +188,14 @@ def _value(name: str, column: Column, names: Mapping[str, Any], lenient: bool) -
     return value
 
 
+def _word(value: Any) -> str:
+    """A raw value as a mapping spells it: JSON's true is true."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _evaluated(place: str, expr: str, names: Mapping[str, Any], lenient: bool = False) -> Any:
+    for read in names_of(expr):
+        _known(read, names, lenient)
     try:
         return evaluate(expr, names, lenient)
     except ExpressionError as error:
@@ -201,14 +215,26 @@ def _time(name: str, column: Column, value: Any) -> Any:
         return value
     try:
         if column.unit is not None:
-            return _EPOCH + timedelta(seconds=float(value) * UNITS[column.unit])
+            moment = _EPOCH + timedelta(seconds=float(value) * UNITS[column.unit])
+            if name == "event_time" and moment < _EARLIEST:
+                detail = f"column {column.source or name}: {str(value)[:80]} is {moment:%Y-%m-%d} as {column.unit}"
+                raise MappingError(Problem("invalid_value", f"{detail} since 1970: is it of another unit?"))
+            return moment
         moment = value if isinstance(value, datetime) else _read_time(str(value), column.format)
-    except (ValueError, OverflowError) as error:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(column.zone))).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError) as error:
         wanted = f"a number of {column.unit} since 1970" if column.unit else column.format or "ISO 8601"
         detail = f"column {column.source or name}: {str(value)[:80]!r} is no time; the mapping says {wanted}"
         raise MappingError(Problem("invalid_value", detail)) from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(column.zone))).astimezone(UTC)
 
 
 def _read_time(text: str, form: str | None) -> datetime:
-    return datetime.strptime(text, form) if form else datetime.fromisoformat(text)
+    if form is None:
+        return datetime.fromisoformat(text)
+    moment = datetime.strptime(text, form)
+    if "%Z" in form and moment.tzinfo is None:
+        # Python reads the name of a zone and forgets it.
+        if not re.search(r"\b(UTC|GMT)\b", text, re.IGNORECASE):
+            raise ValueError("a zone that is not UTC")
+        return moment.replace(tzinfo=UTC)
+    return moment

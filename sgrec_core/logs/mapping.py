@@ -29,6 +29,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _as_word(value: Any) -> Any:
+    """YAML reads 1 and true as no text."""
+    return str(value).lower() if isinstance(value, (bool, int)) else value
+
+
+RawValue = Annotated[str, BeforeValidator(_as_word)]
+
+
 class Column(_Part):
     """Where the values of one column come from: one of ``from``, ``const``, ``expr``, ``hash``; then what is done."""
 
@@ -36,7 +44,7 @@ class Column(_Part):
     const: str | int | float | None = Field(None, description="the same value in every row")
     expr: str | None = Field(None, description=f"an expression over raw columns; functions: {', '.join(FUNCTIONS)}")
     hash: tuple[str, ...] | None = Field(None, description="names whose values make an id together")
-    values: dict[str, str] | None = Field(None, description="raw value to value; '*' for all others")
+    values: dict[RawValue, str] | None = Field(None, description="raw value to value; '*' for all others")
     unit: Literal["s", "ms", "us", "ns"] | None = Field(None, description="of a time that is a number since 1970")
     format: str | None = Field(None, description="of a time that is text, as Python's strptime takes it")
     zone: str = Field("UTC", description="of a time that says none, e.g. Europe/Berlin")

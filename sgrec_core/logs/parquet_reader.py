@@ -1,6 +1,5 @@
 """Parquet, column by column: what is not needed is not read, and a value that cannot be converted costs its row."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from sgrec_core.logs.rows import (
     not_utf8,
     too_long,
 )
+from sgrec_core.logs.text import row_json
 
 BATCH = 16_384
 """Rows that are looked at together."""
@@ -66,16 +66,10 @@ def parquet_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -
 
 
 def _parquet_row(number: int, fields: dict[str, Any], limits: Limits) -> RawRow:
-    text = json.dumps(fields, ensure_ascii=False, default=_told)
+    text = row_json(fields)
     if len(text) > limits.line_bytes:
         return too_long(number, text[: limits.line_bytes].encode("utf-8", "replace"), len(text), limits)
     return RawRow(number, fields, clipped(text, limits.raw_text))
-
-
-def _told(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    return value.problem.detail if isinstance(value, Unreadable) else str(value)
 
 
 def _python_values(column: pa.Array) -> list[Any]:

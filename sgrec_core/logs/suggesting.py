@@ -39,7 +39,7 @@ def suggest(files: Sequence[RawFile], options: Options) -> dict[str, Any]:
     for file, rows in tables.items():
         if not rows or file.record == "user":
             continue
-        part = _events(rows, ids) if file.record == "event" else _catalogue(rows, tables)
+        part = _events(rows, ids, file.name) if file.record == "event" else _catalogue(rows, tables)
         header = {"header": list(rows[0])} if _is_made_up(rows) else {}
         name = file.name.removeprefix(FOLDERS[file.record] + "/")
         found.setdefault(FOLDERS[file.record], []).append({"files": _pattern(name), **header, **part})
@@ -67,7 +67,7 @@ def _pattern(name: str) -> str:
     return re.sub(r"(-[0-9a-f]{10}(?=\.)|\d+)", "*", name).removesuffix(".gz") + "*"
 
 
-def _events(rows: list[dict[str, Any]], ids: set[Any]) -> dict[str, Any]:
+def _events(rows: list[dict[str, Any]], ids: set[Any], file: str) -> dict[str, Any]:
     columns = list(rows[0])
     left = list(columns)
 
@@ -113,7 +113,9 @@ def _events(rows: list[dict[str, Any]], ids: set[Any]) -> dict[str, Any]:
     elif kind is not None:
         target["event_type"] = {"from": kind, "values": _types({str(row.get(kind)) for row in rows})}
     else:
-        target["event_type"] = {"const": "click"}
+        # No column says what was done; the name of the file may.
+        bought = any(part in file.lower() for part in TYPES["conversion"])
+        target["event_type"] = {"const": "conversion" if bought else "click"}
     if "price" in left:
         target["price"] = "price"
     return {"columns": {name: column for name, column in target.items() if column is not None}, **part}

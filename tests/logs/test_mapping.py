@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -200,3 +202,101 @@ def test_an_expression_reaches_nothing_of_ours(tmp_path: Path, attack: str) -> N
         return
     events, (rejected,), _ = read(tmp_path, known, ROW)
     assert (events, rejected.reason in ("invalid_value", "missing_field")) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("time", "told"),
+    [
+        ({"from": "at", "unit": "s"}, '{"$date": 1767607200}'),
+        ({"from": "at", "unit": "s"}, "[1767607200]"),
+        ({"from": "at", "zone": "Europe/Berlin"}, '"0001-01-01 00:00:00"'),
+        ({"from": "at", "zone": "America/New_York"}, '"9999-12-31 23:59:59"'),
+    ],
+)
+def test_a_time_of_any_kind_costs_its_row_and_no_other(tmp_path: Path, time: dict, told: str) -> None:
+    good = '{"at": %s, "who": "u1", "what": "i1", "did": "tap", "visit": "r1", "id": "e1"}\n'
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_time": time}})
+    fine = "1767607200" if "unit" in time else '"2026-01-05 11:00:00"'
+    events, (rejected,), _ = read(tmp_path, known, good % told + good % fine, "events/a.jsonl")
+    assert len(events) == 1
+    assert (rejected.line, rejected.reason) == (1, "invalid_value")
+    assert "is no time" in rejected.detail
+
+
+@pytest.mark.parametrize("first", ["1::Toy Story::Animation|Comedy|Fantasy", "1::A, B, C and D::Drama"])
+def test_named_columns_say_which_delimiter_parts_the_first_line(tmp_path: Path, first: str) -> None:
+    columns = {"item_id": "id", "title": "name", "category": "genres"}
+    known = mapping(tmp_path, catalogue={"header": ["id", "name", "genres"], "columns": columns})
+    text = f"{first}\n2::Jumanji::A|B|C\n"
+    items, rejected, _ = read(tmp_path, known, text, "catalogue/movies.dat", "item")
+    assert rejected == []
+    assert [item["item_id"] for item in items] == ["1", "2"]
+
+
+def test_a_comprehension_reads_nested_parameters_and_names_no_column(tmp_path: Path) -> None:
+    expr = "[one['value']['string'] for one in params if one['key'] == 'item'][0]"
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "item_id": {"expr": expr}}})
+    text = (
+        '{"id": "e1", "at": 1767607200, "who": "u1", "did": "tap", "visit": "r1",'
+        ' "params": [{"key": "page", "value": {"string": "p"}}, {"key": "item", "value": {"string": "i1"}}]}\n'
+    )
+    (event,), rejected, reading = read(tmp_path, known, text, "events/a.jsonl")
+    assert (rejected, reading.ended, event["item_id"]) == ([], "complete", "i1")
+
+
+@pytest.mark.parametrize(
+    ("time", "told", "words"),
+    [
+        ({"from": "at", "unit": "ms"}, "1767607200", "is 1970-01-21 as ms since 1970: is it of another unit?"),
+        ("at", "20260105100000", "looks like the time 2026-01-05 10:00:00 in digits"),
+        ({"from": "at", "format": "%Y-%m-%d %H:%M %Z", "zone": "Europe/Berlin"}, "2026-01-05 10:00 EST", "is no time"),
+    ],
+)
+def test_times_of_another_unit_or_zone_are_not_taken_for_what_they_are_not(
+    tmp_path: Path, time: dict | str, told: str, words: str
+) -> None:
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_time": time}})
+    events, (rejected,), _ = read(tmp_path, known, ROW.replace("1767607200", told))
+    assert events == []
+    assert rejected.reason == "invalid_value"
+    assert words in rejected.detail
+
+
+def test_a_zone_that_the_text_names_counts_more_than_that_of_the_mapping(tmp_path: Path) -> None:
+    time = {"from": "at", "format": "%Y-%m-%d %H:%M %Z", "zone": "Europe/Berlin"}
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_time": time}})
+    (event,), _, _ = read(tmp_path, known, ROW.replace("1767607200", "2026-01-05 10:00 UTC"))
+    assert event["event_time"] == datetime(2026, 1, 5, 10, tzinfo=UTC)
+
+
+def test_values_of_numbers_and_truth_need_no_quotes(tmp_path: Path) -> None:
+    text = '{"id": "e%d", "at": 1767607200, "who": "u1", "what": "i1", "visit": "r1", "did": %s}\n'
+    path = tmp_path / "values.yaml"
+    columns = yaml.safe_dump({**PLAIN, "event_type": None}).replace("event_type: null\n", "")
+    lines = ["event_type: {from: did, values: {2: click, true: conversion, false: dislike}}", *columns.splitlines()]
+    path.write_text("events:\n  columns:\n" + "".join(f"    {line}\n" for line in lines))
+    content = "".join(text % pair for pair in enumerate(("2", "true", "false")))
+    events, rejected, _ = read(tmp_path, LogMapping.read(path), content, "events/a.jsonl")
+    assert rejected == []
+    assert [event["event_type"] for event in events] == ["click", "conversion", "dislike"]
+
+
+def test_a_hash_of_nothing_is_no_id(tmp_path: Path) -> None:
+    text = '{"id": "e1", "at": 1767607200, "who": "u1", "what": "i1", "did": "tap", "visit": "r1"%s}\n'
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "event_id": {"hash": ["row", "cart"]}}})
+    content = text % ', "row": "a"' + text % ', "row": "", "cart": null' + text % ', "cart": "b"'
+    events, (rejected,), _ = read(tmp_path, known, content, "events/a.jsonl")
+    assert len({event["event_id"] for event in events}) == 2
+    assert (rejected.line, rejected.reason) == (2, "missing_field")
+
+
+@pytest.mark.parametrize("user", ["who", {"expr": "lower(who)"}])
+def test_bytes_that_are_no_text_cost_their_row(tmp_path: Path, user: str | dict) -> None:
+    known = mapping(tmp_path, events={"columns": {**PLAIN, "user_id": user}})
+    same = {"at": [1767607200] * 2, "what": ["i1"] * 2, "did": ["tap"] * 2, "visit": ["r1"] * 2}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["e1", "e2"], "who": [b"\xff\xfe", b"u2"], **same}), path)
+    rows = list(
+        parse_file(RawFile(record="event", name="events/a.parquet", path=path), DAY, Options(mapping=known), Reading())
+    )
+    assert [getattr(row, "reason", None) for row in rows] == ["invalid_encoding", None]

@@ -97,6 +97,11 @@ def test_a_suggested_mapping_is_right(tmp_path: Path, name: str) -> None:
     assert code == 0, said
     assert f"{DAY}: {sum(counts.values()):,} events would be accepted, 20 items" in said
     assert "rejected" not in said
+    if name == "yoochoose":
+        made = {
+            files["files"][:14]: files["columns"]["event_type"] for files in yaml.safe_load(path.read_text())["events"]
+        }
+        assert made == {"yoochoose-buys": {"const": "conversion"}, "yoochoose-clic": {"const": "click"}}
 
 
 def test_late_rows_go_to_their_own_days_which_are_named_once(tmp_path: Path) -> None:
