@@ -54,6 +54,7 @@ def good_events(day: str, nulls: frozenset[str]) -> Callable[[pa.RecordBatch], G
             checks += [
                 # Of others than ASCII it is not said alike everywhere what can be printed.
                 pc.and_(pc.string_is_ascii(values), pc.utf8_is_printable(values)),
+                pc.equal(values, pc.ascii_trim(values, " ")),
                 pc.less_equal(length, contract.column(name).max_length or 0),
                 pc.invert(pc.is_in(values, value_set=words)),
             ]

@@ -67,7 +67,7 @@ class Fields:
         return None if isinstance(value, str) and (value in self._nulls or not value) else value
 
     def identifier(self, name: str, table: str, *, absent: str = "missing_field") -> str:
-        """An id: text, or a whole number told as text. ``absent`` is the reason where there is none."""
+        """An id: text without spaces around it, or a whole number as text; ``absent`` is the reason where none is."""
         value = self.required(name, absent)
         if isinstance(value, float) and value == value:
             whole = value.is_integer() and abs(value) < 2**53
@@ -77,7 +77,9 @@ class Fields:
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value) if abs(value) < 10**30 else value
-        text = checked_text(name, _text(name, value), table)
+        text = checked_text(name, _text(name, value), table).strip(" ")
+        if not text:
+            raise InvalidRowError(absent, f"column {name}: {shown(value)} stands for nothing")
         if not text.isprintable():
             detail = f"column {name}: {shown(text)} holds control characters; valid are printable ones"
             raise InvalidRowError("invalid_value", detail)
@@ -147,6 +149,10 @@ class Fields:
         value = self.required(name)
         try:
             if isinstance(value, str):
+                value = value.strip(" ")
+                if len(value) == len("2026-01-05") and value[4] == "-" and date.fromisoformat(value):
+                    detail = f"column {name}: {shown(value)} is a date without a time of day; a mapping with its format"
+                    raise InvalidRowError("invalid_value", f"{detail} takes it for midnight (docs/input.md)")
                 value = int(value) if value.isascii() and value.isdigit() else datetime.fromisoformat(value)
             if isinstance(value, Decimal):
                 value = float(value)

@@ -189,16 +189,27 @@ def test_words_for_nothing_are_no_ids(tmp_path: Path, word: str) -> None:
     assert accepted[0].values["user_id"] == "NULL"
 
 
+def test_ids_have_no_spaces_around_them(tmp_path: Path) -> None:
+    text = (
+        "event_id, event_time, user_id, item_id, event_type, request_id\ne1, 2026-01-05 10:00:00, u1, i1,click, r1 \n"
+    )
+    (row,), _, _ = read(tmp_path / "a.csv", text.encode())
+    assert [row.values[name] for name in NAMES if name != "event_time"] == ["e1", "u1", "i1", "click", "r1"]
+    _, (rejected,), _ = read(tmp_path / "b.jsonl", jsonl(events(1, user_id="  ")))
+    assert rejected.reason == "anonymous"
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [
+        ("2026-01-05", "is a date without a time of day; a mapping with its format takes it for midnight"),
         (1767607200, "looks like seconds since 1970, 2026-01-05 10:00"),
         (1767607200_000_000, "looks like microseconds since 1970, 2026-01-05 10:00"),
         (1767607200_000_000_000, "looks like nanoseconds"),
         (20260105, "looks like the date 2026-01-05 without a time of day"),
     ],
 )
-def test_other_units_of_time_are_recognised(tmp_path: Path, told: int, words: str) -> None:
+def test_other_units_of_time_are_recognised(tmp_path: Path, told: object, words: str) -> None:
     for name, content in (("a.jsonl", jsonl), ("a.csv", delimited)):
         _, rejected, _ = read(tmp_path / name, content(events(1, event_time=told)))
         assert rejected[0].reason == "invalid_value"
