@@ -217,19 +217,17 @@ def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
             if len(strangers)
             else f"{len(read):,} files",
             expected="rows seen = rows used + rows empty + rows unread",
-            unexpected_count=len(wrong) + len(strangers),
-            unexpected_share=(len(wrong) + len(strangers)) / len(read),
         ),
         Check(
             name="files read to their end",
             column=None,
             severity="critical",
             success=worst is None or unread_share <= settings.ingest.max_unread_share > 0,
-            observed=f"{worst['path']}: {worst['detail']}" if worst is not None else f"{len(read):,} files",
+            observed=f"{len(broken):,} of {len(read):,} files, e.g. {worst['path']}: {worst['detail']}"
+            if worst is not None
+            else f"{len(read):,} files",
             expected="every file is read to its end; at most"
             f" {settings.ingest.max_unread_share:.2%} of the bytes unread (SGREC_INGEST__MAX_UNREAD_SHARE)",
-            unexpected_count=len(broken),
-            unexpected_share=len(broken) / len(read),
         ),
         Check(
             name="rejected share",

@@ -356,7 +356,7 @@ def stopping_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One home for the nights that stop: setting Airflow up takes longer than they do."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("stopping")
-        (folder / "raw").mkdir()
+        (folder / "raw" / "day=2026-02-01").mkdir(parents=True)
         patch.setenv("SGREC_HOME", str(folder / "home"))
         patch.setenv("SGREC_INPUT", f"logs:{folder / 'raw'}")
         patch.setenv("SGREC_AIRFLOW__RETRIES", "1")
