@@ -44,7 +44,7 @@ def tear(path: Path, cut: str) -> None:
 def night(registry_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A home in which the first stage of a night runs."""
     monkeypatch.delenv("SGREC_INPUT", raising=False)
-    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "day=2026-01-05").mkdir(parents=True)
     settings = homes.settle_home(f"logs:{tmp_path / 'raw'}", starts_anew=True)
     record(Lake(settings.lake_root), [Run(day=DAY, stage="ingest_events", input=settings.input)])
     return settings
