@@ -144,7 +144,7 @@ def check_file(file: RawFile, day: str, options: Options, most_rows: int) -> tup
 
 def _never(file: RawFile, options: Options, values: Sequence[Mapping[str, Any]]) -> list[str]:
     """Types of events that the mapping makes and none of ``values`` is."""
-    mapper = mapper_of(options.mapping, file) if options.mapping is not None else None
+    mapper = mapper_of(options.mapping, file)
     if mapper is None or file.record != "event":
         return []
     columns = [{**mapper.files.columns, **made.columns}.get("event_type") for made in mapper.files.rows]
@@ -156,7 +156,7 @@ def _never(file: RawFile, options: Options, values: Sequence[Mapping[str, Any]])
 def layout_of(file: RawFile, options: Options) -> Layout:
     """What is needed of a file, by the mapping where it has it."""
     try:
-        mapper = mapper_of(options.mapping, file) if options.mapping is not None else None
+        mapper = mapper_of(options.mapping, file)
     except LookupError:
         return Layout()
     return LAYOUTS[file.record] if mapper is None else mapper.layout

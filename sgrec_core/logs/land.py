@@ -157,7 +157,6 @@ def _record(name: str, options: Options, folder: str = "") -> Record | None:
     mapped = [record for record in FOLDERS if mapping is not None and getattr(mapping, FOLDERS[record]) is not None]
     for record in mapped:
         try:
-            assert mapping is not None
             mapper_of(mapping, RawFile(record=record, name=f"{FOLDERS[record]}/{name}", path=Path(name)))
             return record
         except LookupError:
@@ -249,8 +248,6 @@ def _split(raw: Raw, name: str, options: Options, to: Path, found: LandedFiles) 
 
 
 def _mapper(options: Options, raw: Raw) -> Mapper | None:
-    if options.mapping is None:
-        return None
     name = f"{FOLDERS[raw.record]}/{raw.name}"
     try:
         return mapper_of(options.mapping, RawFile(record=raw.record, name=name, path=Path(name)))
@@ -260,13 +257,12 @@ def _mapper(options: Options, raw: Raw) -> Mapper | None:
 
 def _check_name(options: Options, raw: Raw, name: str) -> None:
     """The mapping must find the landed file by its name as it finds the raw one."""
-    if options.mapping is not None and _mapper(options, raw) is not None:
-        landed = Raw(name, raw.record, None)
-        if _mapper(options, landed) != _mapper(options, raw):
-            raise InputError(
-                f"{raw.name} will be landed as {name}, which the mapping would not read the same way; let its pattern"
-                f" end in *, as in {PurePosixPath(raw.name).stem}*"
-            )
+    mapper = _mapper(options, raw)
+    if mapper is not None and _mapper(options, Raw(name, raw.record, None)) != mapper:
+        raise InputError(
+            f"{raw.name} will be landed as {name}, which the mapping would not read the same way; let its pattern"
+            f" end in *, as in {PurePosixPath(raw.name).stem}*"
+        )
 
 
 def _rows(raw: Raw, options: Options, mapper: Mapper | None, reading: Reading) -> Iterator[RawRow]:

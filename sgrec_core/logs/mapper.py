@@ -25,12 +25,14 @@ _EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
 """What a number says of earlier years, it says in another unit."""
 
 
-def mapper_of(mapping: LogMapping, file: RawFile) -> "Mapper | None":
-    """What maps the rows of ``file``; None where they are sgrec's own.
+def mapper_of(mapping: LogMapping | None, file: RawFile) -> "Mapper | None":
+    """What maps the rows of ``file``; None where they are sgrec's own, as all are without a mapping.
 
     Raises:
         LookupError: the mapping knows its folder and not the file.
     """
+    if mapping is None:
+        return None
     if mapping.catalogue_from_events and file.record == "item":
         raise LookupError("the mapping takes the catalogue from the events")
     folder = FOLDERS[file.record]

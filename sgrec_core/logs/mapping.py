@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sgrec_core.errors import InputError
 from sgrec_core.logs.expressions import FUNCTIONS, names_of, parsed
@@ -37,12 +46,22 @@ def _as_word(value: Any) -> Any:
 RawValue = Annotated[str, BeforeValidator(_as_word)]
 
 
+def _that_parses(expr: str) -> str:
+    parsed(expr)
+    return expr
+
+
+Expression = Annotated[str, AfterValidator(_that_parses)]
+
+
 class Column(_Part):
     """Where the values of one column come from: one of ``from``, ``const``, ``expr``, ``hash``; then what is done."""
 
     source: str | None = Field(None, alias="from", description="name of a raw column")
     const: str | int | float | None = Field(None, description="the same value in every row")
-    expr: str | None = Field(None, description=f"an expression over raw columns; functions: {', '.join(FUNCTIONS)}")
+    expr: Expression | None = Field(
+        None, description=f"an expression over raw columns; functions: {', '.join(FUNCTIONS)}"
+    )
     hash: tuple[str, ...] | None = Field(None, description="names whose values make an id together")
     values: dict[RawValue, str] | None = Field(None, description="raw value to value; '*' for all others")
     unit: Literal["s", "ms", "us", "ns"] | None = Field(None, description="of a time that is a number since 1970")
@@ -55,13 +74,6 @@ class Column(_Part):
         if len(given) != 1:
             raise ValueError("exactly one of from, const, expr and hash is needed")
         return self
-
-    @field_validator("expr")
-    @classmethod
-    def _parses(cls, expr: str | None) -> str | None:
-        if expr is not None:
-            parsed(expr)
-        return expr
 
     @field_validator("zone")
     @classmethod
@@ -106,15 +118,8 @@ class Explode(_Part):
 class MadeRow(_Part):
     """One of the events that a raw row makes: where ``when`` holds, with ``columns`` in the place of the others."""
 
-    when: str | None = None
+    when: Expression | None = None
     columns: dict[str, ColumnLike] = Field(default_factory=dict)
-
-    @field_validator("when")
-    @classmethod
-    def _parses(cls, when: str | None) -> str | None:
-        if when is not None:
-            parsed(when)
-        return when
 
 
 class Long(_Part):
@@ -134,20 +139,15 @@ class Files(_Part):
     delimiter: str | None = Field(None, description="of delimited text; by default what the first line looks like")
     header: tuple[str, ...] | None = Field(None, description="names of the columns of files that have no header")
     columns: dict[str, ColumnLike] = Field(default_factory=dict, description="sgrec's columns")
-    where: str | None = Field(None, description="an expression: rows for which it is false are left out, and counted")
+    where: Expression | None = Field(
+        None, description="an expression: rows for which it is false are left out, and counted"
+    )
     explode: Explode | None = None
     rows: tuple[MadeRow, ...] = Field((MadeRow(),), min_length=1, description="the events that a raw row makes")
     session_minutes: float | None = Field(
         None, gt=0, description="what a user did with one item is one request until so long nothing comes"
     )
     long: Long | None = None
-
-    @field_validator("where")
-    @classmethod
-    def _parses(cls, where: str | None) -> str | None:
-        if where is not None:
-            parsed(where)
-        return where
 
 
 class LogMapping(_Part):

@@ -20,7 +20,7 @@ from sgrec_core.lake.contracts import load_contract
 from sgrec_core.logs.fields import Fields, InvalidRowError, checked_text, shown
 from sgrec_core.logs.landing import FOLDERS, MANIFEST, Landed, LeftOut, RawFile, Record, day_folder
 from sgrec_core.logs.mapper import UPDATED, MappingError, mapper_of
-from sgrec_core.logs.mapping import LogMapping
+from sgrec_core.logs.mapping import TARGETS, LogMapping
 from sgrec_core.logs.readers import read_in_batches
 from sgrec_core.logs.rows import GoodRows, Layout, Limits, Problem, Reading
 from sgrec_core.logs.text import canonical_json, storable
@@ -34,7 +34,7 @@ LAYOUTS: Mapping[Record, Layout] = {
     ),
     "item": Layout(
         required=("item_id",),
-        known=("item_id", "title", "description", "brand", "category", "price", "supplied_codes"),
+        known=TARGETS["item"],
     ),
     "user": Layout(required=("user_id",)),
 }
@@ -117,7 +117,7 @@ def parse_file_in_batches(
     """Like `parse_file`, where ``good`` takes whole batches of good rows out of Parquet that no mapping changes."""
     parse = _parsers(day)[file.record]
     try:
-        mapper = mapper_of(options.mapping, file) if options.mapping is not None else None
+        mapper = mapper_of(options.mapping, file)
     except LookupError as error:
         reading.bytes, reading.ended, reading.detail = file.path.stat().st_size, "left_out", str(error)
         return

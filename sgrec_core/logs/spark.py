@@ -13,7 +13,7 @@ from sgrec_core.lake import load_contract
 from sgrec_core.logs import parsing
 from sgrec_core.logs.columnar import good_events
 from sgrec_core.logs.landing import LeftOut, RawFile, Record
-from sgrec_core.logs.mapping import LogMapping
+from sgrec_core.logs.mapping import TARGETS, LogMapping
 from sgrec_core.logs.rows import GoodRows, Reading
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def catalogue(settled: dict[Record, "DataFrame"], mapping: LogMapping | None) ->
         return from_events.withColumns({**nulls, "item_hash": F.lit(empty)})
     if not is_long(mapping):
         return accepted
-    names = ("title", "description", "brand", "category", "price", "supplied_codes")
+    names = [name for name in TARGETS["item"] if name != "item_id"]
 
     def newest(name: str) -> "Column":
         told = F.struct("updated", "file", "line", "part", name)
