@@ -9,19 +9,22 @@ million stands in 1,440 files as well. Pieces are kept under ``--folder`` by the
 """
 
 import argparse
+import contextlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.report import Claim, write
@@ -33,6 +36,7 @@ SIZES, SHORT_SIZES = (1_000_000, 10_000_000), (20_000, 100_000)
 GOALS = {"jsonl": 0.25, "parquet": 0.6}
 THREADS = 2
 OUT_OF_TIME = 75
+MEMORY = ("driver_mib", "jvm_mib", "workers_mib", "all_mib")
 COLUMNS = (
     "event_id string, event_time timestamp, user_id string, item_id string, event_type string, request_id string,"
     " placement string, position int, price double, bid double"
@@ -106,33 +110,49 @@ def make(folder: Path, kind: str, rows: int, files: int) -> None:
                 json.dumps({"item_id": f"i{item}", "title": f"item {item}", "category": f"c{item % 40}"}) + "\n"
             )
     draws = np.random.default_rng(0)
-    start = datetime(2026, 1, 5, tzinfo=UTC)
+    moments = pa.timestamp("us", "UTC")
+    first = int(datetime(2026, 1, 5, tzinfo=UTC).timestamp()) * 1_000_000
     bounds = np.linspace(0, rows, files + 1).astype(int)
     for number in range(files):
         at = np.arange(bounds[number], bounds[number + 1])
-        seconds = at * (86_000 / rows)
         request = at // 10
-        table = {
-            "event_id": [f"e{n}" for n in at],
-            "event_time": [(start + timedelta(seconds=float(second))) for second in seconds],
-            "user_id": [f"u{n}" for n in request * 7919 % max(rows // 50, 10)],
-            "item_id": [f"i{n}" for n in draws.integers(0, ITEMS, len(at))],
-            "event_type": np.where(at % 10 == 9, "click", "impression").tolist(),
-            "request_id": [f"r{n}" for n in request],
-            "placement": ["home"] * len(at),
-            "position": (at % 10).tolist(),
-            "price": draws.uniform(1, 90, len(at)).round(2).tolist(),
-            "bid": draws.uniform(0, 1, len(at)).round(3).tolist(),
-        }
+        table = pa.table(
+            {
+                "event_id": named("e", at),
+                "event_time": pa.array(first + (at * (86_000_000_000 / rows)).astype(np.int64), moments),
+                "user_id": named("u", request * 7919 % max(rows // 50, 10)),
+                "item_id": named("i", draws.integers(0, ITEMS, len(at))),
+                "event_type": pa.array(np.where(at % 10 == 9, "click", "impression")),
+                "request_id": named("r", request),
+                "placement": pa.repeat("home", len(at)),
+                "position": pa.array(at % 10),
+                "price": pa.array(draws.uniform(1, 90, len(at)).round(2)),
+                "bid": pa.array(draws.uniform(0, 1, len(at)).round(3)),
+            }
+        )
         path = day / "events" / f"part-{number:05d}.{kind}"
         if kind == "parquet":
-            pq.write_table(pa.table(table), path)
-            continue
-        times = [moment.isoformat() for moment in table["event_time"]]
-        with path.open("w") as stream:
-            for values in zip(*{**table, "event_time": times}.values(), strict=True):
-                stream.write(json.dumps(dict(zip(table, values, strict=True))) + "\n")
+            pq.write_table(table, path)
+        else:
+            path.write_text("\n".join(json_lines(table).to_pylist()) + "\n")
     (folder / "_DONE").touch()
+
+
+def named(letter: str, numbers: np.ndarray) -> pa.Array:
+    return pc.binary_join_element_wise(letter, pc.cast(pa.array(numbers), pa.string()), "")
+
+
+def json_lines(table: pa.Table) -> pa.ChunkedArray:
+    """[N] each row as a JSON object; its texts need no escapes."""
+    parts: list[object] = []
+    for name in table.column_names:
+        values, mark = table[name], ""
+        if pa.types.is_timestamp(values.type):
+            values, mark = pc.strftime(values, "%Y-%m-%dT%H:%M:%S+00:00"), '"'
+        elif pa.types.is_string(values.type):
+            mark = '"'
+        parts += [f'{", " if parts else "{"}"{name}": {mark}', pc.cast(values, pa.string()), mark]
+    return pc.binary_join_element_wise(*parts, "}", "")
 
 
 # What a fresh process does
@@ -149,14 +169,14 @@ def ingest(logs: Path, kind: str) -> dict[str, float]:
     settings = Settings(
         home=Path(os.environ["SGREC_BENCHMARK_WORK"]) / "home", input=f"logs:{logs}", threads=THREADS, spark_memory="4g"
     )
-    result = {}
+    result, memory = {}, Memory()
     for name, stage in (("ingest", ingest_events), ("states", build_states)):
         started = time.monotonic()
         assert Job(f"{name}_events" if name == "ingest" else "build_states", DAY, settings).execute(
             stage.run, Console(quiet=True)
         ) == 0  # fmt: skip
         result[f"{name}_seconds"] = time.monotonic() - started
-    return {**result, "events": float(Lake(settings.lake_root).count("events")), **memory()}
+    return {**result, "events": float(Lake(settings.lake_root).count("events")), **memory.peaks}
 
 
 def bare(logs: Path, kind: str) -> dict[str, float]:
@@ -164,7 +184,7 @@ def bare(logs: Path, kind: str) -> dict[str, float]:
     from sgrec_core.lake.spark import spark_session
     from sgrec_core.settings import Settings
 
-    work = Path(os.environ["SGREC_BENCHMARK_WORK"])
+    work, memory = Path(os.environ["SGREC_BENCHMARK_WORK"]), Memory()
     started = time.monotonic()
     spark = spark_session(Settings(home=work / "home", threads=THREADS, spark_memory="4g"), "bare")
     source = str(logs / f"day={DAY}" / "events")
@@ -175,15 +195,32 @@ def bare(logs: Path, kind: str) -> dict[str, float]:
     seconds = time.monotonic() - started
     count = spark.read.parquet(str(work / "bare")).count()
     spark.stop()
-    return {"ingest_seconds": seconds, "events": float(count), **memory()}
+    return {"ingest_seconds": seconds, "events": float(count), **memory.peaks}
 
 
-def memory() -> dict[str, float]:
-    """Largest resident sets, in MiB: of this process, and of the largest of its children (JVM or Python worker)."""
-    own, children = (
-        resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return {"driver_mib": own, "largest_child_mib": children}
+class Memory(threading.Thread):
+    """Largest resident sets, in MiB, seen twice a second: of this process, of Spark's JVM, of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peaks = dict.fromkeys(MEMORY, 0.0)
+        self.start()
+
+    def run(self) -> None:
+        this = psutil.Process()
+        while True:
+            now = dict.fromkeys(MEMORY, 0.0) | {"driver_mib": mebibytes(this)}
+            for child in this.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    now["jvm_mib" if child.name() == "java" else "workers_mib"] += mebibytes(child)
+            now["all_mib"] = sum(now.values())
+            self.peaks = {name: max(peak, now[name]) for name, peak in self.peaks.items()}
+            time.sleep(0.5)
+
+
+def mebibytes(process: psutil.Process) -> float:
+    """What is this process's alone: workers are forked, and share most of what they have."""
+    return process.memory_full_info().uss / 2**20
 
 
 PIECES = {"ingest": ingest, "bare": bare}
@@ -194,13 +231,13 @@ def report(found: dict[str, dict[str, float]], sizes: tuple[int, ...], many: int
         return found[name]["ingest_seconds"]
 
     claims = []
-    heads = ("piece", "events", "ingest, s", "events a second", "states, s", "driver, MiB", "largest child, MiB")
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    heads = "piece, events, ingest (s), events a second, states (s), driver (MiB), JVM (MiB), workers (MiB), all (MiB)"
+    lines = [f"| {heads.replace(', ', ' | ')} |", "| --- " * (heads.count(",") + 1) + "|"]
     for name, result in found.items():
         lines.append(
             f"| {name} | {result['events']:,.0f} | {result['ingest_seconds']:.1f} |"
             f" {result['events'] / result['ingest_seconds']:,.0f} | {result.get('states_seconds', 0):.1f} |"
-            f" {result['driver_mib']:,.0f} | {result['largest_child_mib']:,.0f} |"
+            f" {' | '.join(f'{result[name]:,.0f}' for name in MEMORY)} |"
         )
     small, large = sizes[0], sizes[-1]
     for kind, goal in GOALS.items():

@@ -165,7 +165,7 @@ def layout_of(file: RawFile, options: Options) -> Layout:
 def raw_rows(file: RawFile, options: Options, header: tuple[str, ...] | None = None) -> Iterator[RawRow]:
     """The rows of a file with all their columns, whatever is needed of them."""
     layout = layout_of(file, options)
-    everything = Layout(delimiter=layout.delimiter, header=header or layout.header)
+    everything = Layout(delimiter=layout.delimiter, quoted=layout.quoted, header=header or layout.header)
     return read_rows(file.path, file.name, options.limits, everything, Reading())
 
 

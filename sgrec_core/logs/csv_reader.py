@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from sgrec_core.logs.rows import (
     BrokenOffError,
@@ -25,7 +26,7 @@ DELIMITERS = (",", "\t", ";", "|", "::", "\x01")
 RAREST = (",", ";", "|", "\t", "::", "\x01")
 """The same by how seldom they stand in a value, the rarest last."""
 QUOTED = (",", ";", "|")
-"""Delimiters beside which a value may be quoted."""
+"""Delimiters beside which a value may be quoted; beside others where the header's names are, or a mapping says so."""
 CSV_LINES_PER_ROW = 1000
 """A quoted CSV value may span lines, but an opening quote that nothing closes must not swallow the file."""
 
@@ -39,9 +40,9 @@ def csv_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> It
     first = next((line for line in lines if line.data and not line.data.isspace()), None)
     if first is None:
         return
-    delimiter = layout.delimiter or _delimiter(first.data, layout)
+    dialect = _dialect(first.data, layout)
     lines = chain([first], lines)
-    records = _csv_records(lines, delimiter, limits) if delimiter in QUOTED else lines
+    records = _csv_records(lines, dialect.delimiter, limits) if dialect.quoted else lines
     header = list(layout.header) if layout.header else None
     for number, data, length in records:
         if length > limits.line_bytes:
@@ -49,10 +50,10 @@ def csv_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> It
         elif not data or data.isspace():
             continue
         elif header is None:
-            header = _header(data, delimiter, layout, records)
+            header = _header(data, dialect, layout, records)
             reading.header = data.decode("utf-8")
         else:
-            yield _csv_row(number, data, header, delimiter, limits)
+            yield _csv_row(number, data, header, dialect, limits)
 
 
 def first_values(path: Path, limits: Limits, reading: Reading) -> list[str]:
@@ -63,12 +64,33 @@ def first_values(path: Path, limits: Limits, reading: Reading) -> list[str]:
     """
     lines = lines_of(path, limits.line_bytes, reading)
     data = next((line.data for line in lines if line.data and not line.data.isspace()), b"")
-    return _values(data.decode("utf-8", "replace"), _delimiter(data, Layout()))
+    return _dialect(data, Layout()).values(data.decode("utf-8", "replace"))
 
 
 def is_header(values: list[str]) -> bool:
     """Whether the values of a first line can be names of columns."""
     return len(set(values)) == len(values) and all(map(_NAME.fullmatch, values))
+
+
+class _Dialect(NamedTuple):
+    delimiter: str
+    quoted: bool
+    """Whether values may stand in quotes."""
+
+    def values(self, text: str) -> list[str]:
+        return _csv_values(text, self.delimiter) if self.quoted else text.split(self.delimiter)
+
+
+def _dialect(first: bytes, layout: Layout) -> _Dialect:
+    """By the first line, as far as nothing is said."""
+    delimiter = layout.delimiter or _delimiter(first, layout)
+    quoted = layout.quoted
+    if quoted is None:
+        names = first.decode("utf-8", "replace").split(delimiter)
+        quoted = delimiter in QUOTED or (
+            len(delimiter) == 1 and all(len(name) > 1 and name[0] == name[-1] == '"' for name in names)
+        )
+    return _Dialect(delimiter, quoted)
 
 
 def _delimiter(line: bytes, layout: Layout) -> str:
@@ -81,7 +103,7 @@ def _delimiter(line: bytes, layout: Layout) -> str:
     def columns(delimiter: str) -> tuple[int, int, int]:
         if layout.header:
             try:
-                parts = len(_values(text, delimiter))
+                parts = len(_Dialect(delimiter, delimiter in QUOTED).values(text))
             except csv.Error:
                 parts = 0
             return parts == len(layout.header), parts, RAREST.index(delimiter)
@@ -91,7 +113,7 @@ def _delimiter(line: bytes, layout: Layout) -> str:
     return max(DELIMITERS, key=columns)
 
 
-def _header(data: bytes, delimiter: str, layout: Layout, others: Iterator[Line]) -> list[str]:
+def _header(data: bytes, dialect: _Dialect, layout: Layout, others: Iterator[Line]) -> list[str]:
     """The names of the columns.
 
     Raises:
@@ -99,7 +121,7 @@ def _header(data: bytes, delimiter: str, layout: Layout, others: Iterator[Line])
     """
     problem, names = None, []
     try:
-        names = [column.strip() for column in _values(data.decode("utf-8"), delimiter)]
+        names = [column.strip() for column in dialect.values(data.decode("utf-8"))]
         problem = layout.problem(names)
     except UnicodeDecodeError as error:
         problem = Problem(*not_utf8(error))._replace(detail=f"the header: {not_utf8(error).detail}; valid is UTF-8")
@@ -112,10 +134,10 @@ def _header(data: bytes, delimiter: str, layout: Layout, others: Iterator[Line])
     return names
 
 
-def _csv_row(number: int, data: bytes, header: list[str], delimiter: str, limits: Limits) -> RawRow:
+def _csv_row(number: int, data: bytes, header: list[str], dialect: _Dialect, limits: Limits) -> RawRow:
     raw_text = clipped(data, limits.raw_text)
     try:
-        values = _values(data.decode("utf-8"), delimiter)
+        values = dialect.values(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         return RawRow(number, None, raw_text, not_utf8(error))
     except csv.Error as error:
@@ -178,10 +200,6 @@ def _quotes(lines: list[Line], delimiter: str) -> str:
     except csv.Error as error:
         return "open" if "unexpected end of data" in str(error) else "misplaced"
     return "closed"
-
-
-def _values(text: str, delimiter: str) -> list[str]:
-    return _csv_values(text, delimiter) if delimiter in QUOTED else text.split(delimiter)
 
 
 def _csv_values(text: str, delimiter: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""JSON Lines, and JSON arrays."""
+"""JSON Lines, many at once where nothing is odd about them, and JSON arrays."""
 
 import codecs
 import json
@@ -8,19 +8,95 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sgrec_core.logs.rows import BrokenOffError, Layout, Limits, Problem, RawRow, Reading, clipped, not_utf8, too_long
-from sgrec_core.logs.streams import lines_of, text_chunks
+import pyarrow as pa
+import pyarrow.json as pj
 
+from sgrec_core.logs.rows import (
+    BrokenOffError,
+    GoodRows,
+    Layout,
+    Limits,
+    Problem,
+    RawRow,
+    Reading,
+    UnreadableFileError,
+    clipped,
+    not_utf8,
+    too_long,
+)
+from sgrec_core.logs.streams import Line, lines_of, text_chunks
+
+BATCH = 16_384
+"""Lines that are looked at together."""
 SHOWN = 4096
 """Bytes of what follows damage that are kept."""
 
 
-def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow]:
-    for line in lines_of(path, limits.line_bytes, reading):
-        if line.length > limits.line_bytes:
-            yield too_long(line.number, line.data, line.length, limits)
-        elif line.data and not line.data.isspace():
-            yield _json_row(line.number, line.data, limits)
+def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow | GoodRows]:
+    for lines in _batches(lines_of(path, limits.line_bytes, reading), BATCH if layout.good is not None else 1):
+        if lines and reading.rows == 0 and _OPENED.fullmatch(lines[0].data):
+            detail = "an object over several lines; valid is one object a line: jq -c . FILE makes them, or, where they"
+            raise UnreadableFileError(Problem("invalid_json", f"{detail} are a list within, jq -c '.NAME[]' FILE"))
+        good, lines = _good_lines(lines, limits, layout)
+        if good is not None:
+            yield good
+        for line in lines:
+            if line.length > limits.line_bytes:
+                yield too_long(line.number, line.data, line.length, limits)
+            elif line.data and not line.data.isspace():
+                yield _json_row(line.number, line.data, limits)
+
+
+def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
+    """Up to ``size`` lines at a time, and what came before an error before it."""
+    held: list[Line] = []
+    try:
+        for line in lines:
+            held.append(line)
+            if len(held) == size:
+                yield held
+                held = []
+    except (BrokenOffError, OSError):
+        yield held
+        raise
+    yield held
+
+
+def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[GoodRows | None, list[Line]]:
+    """Rows that ``layout.good`` takes out, and the lines of all others.
+
+    Arrow's reader refuses what `_json_row` refuses, for the whole batch; but for three things, which are looked for
+    here: several objects on a line, numbers that JSON does not have, bytes that are no UTF-8.
+    """
+    if layout.good is None or layout.known is None or not lines:
+        return None, lines
+    if not all(line.data[:1] == b"{" and line.data[-1:] == b"}" for line in lines):
+        return None, lines
+    data = b"\n".join(line.data for line in lines)
+    if b"NaN" in data or b"Inf" in data or max(line.length for line in lines) > limits.line_bytes:
+        return None, lines
+    try:
+        texts = pa.array([line.data for line in lines], pa.binary()).cast(pa.string())
+        table = pj.read_json(
+            pa.BufferReader(data),
+            read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            parse_options=pj.ParseOptions(explicit_schema=layout.good.types(json.loads(lines[0].data))),
+        )
+    except (pa.ArrowException, UnicodeDecodeError, ValueError, RecursionError):
+        return None, lines
+    # An object over two lines cannot begin the second of them; so as many objects as lines are one on each.
+    if table.num_rows != len(lines):
+        return None, lines
+    table = table.select([name for name in table.column_names if layout.wants(name)]).combine_chunks()
+    found = layout.good.of(table.to_batches()[0])
+    if found is None:
+        return None, lines
+    good, rows = found
+    if max(line.length for line in lines) > limits.raw_text:
+        texts = pa.array([clipped(line.data, limits.raw_text) for line in lines], pa.string())
+    numbers = pa.array([line.number for line in lines])
+    rest = [line for line, is_good in zip(lines, good.to_pylist(), strict=True) if not is_good]
+    return GoodRows(numbers.filter(good), rows, texts.filter(good)), rest
 
 
 def _json_row(number: int, data: bytes, limits: Limits) -> RawRow:
@@ -85,6 +161,8 @@ def json_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> I
 
 
 _DECODER = json.JSONDecoder(parse_constant=lambda name: _no_constant(name))
+_OPENED = re.compile(rb'\s*\{\s*(?:"[^"]*"\s*:\s*[\[{]\s*)?')
+"""A first line that only opens an object, or also the list within."""
 _KEY = re.compile(r'"\s*:')
 _BETWEEN = re.compile(r"[\s,]*")
 

@@ -19,7 +19,7 @@ from typing import Any
 from sgrec_core.errors import InputError
 from sgrec_core.files import write_json
 from sgrec_core.logs.fields import Fields, InvalidRowError
-from sgrec_core.logs.landing import DANGLING, FOLDERS, MANIFEST, RawFile, Record, day_folder, walk
+from sgrec_core.logs.landing import DANGLING, DELTA_LOG, FOLDERS, MANIFEST, RawFile, Record, day_folder, walk
 from sgrec_core.logs.mapper import Mapper, MappingError, mapper_of
 from sgrec_core.logs.parsing import LAYOUTS, Options
 from sgrec_core.logs.readers import read_rows
@@ -124,21 +124,21 @@ def _raws(source: str, options: Options, found: LandedFiles) -> Iterator[Raw]:
         yield _of_database(source)
         return
     path = Path(source)
-    if (path / "_delta_log").is_dir():
+    if (path / DELTA_LOG).is_dir():
         yield Raw(path.name, _record(path.name, options) or "event", None, lambda: _of_delta(path), str(path.resolve()))
         return
     if not path.exists():
         raise InputError(f"{source}: no such file or folder")
     for file, why in sorted(walk(path, path, {})) if path.is_dir() else [(path, None)]:
         if why is not None:
-            if file.name == "_delta_log":
+            if file.name == DELTA_LOG:
                 found.broken.append(f"{file.parent}: a Delta table; land it by its own name")
             elif why.startswith(DANGLING):
                 found.broken.append(f"{file}: {why}")
             else:
                 found.left_out.append(f"{file}: {why}")
             continue
-        if (file.parent / "_delta_log").is_dir():
+        if (file.parent / DELTA_LOG).is_dir():
             continue
         record = _record(file.name, options, file.parent.name)
         if record is None:

@@ -32,6 +32,8 @@ RECORDS: tuple[Record, ...] = get_args(Record)
 FOLDERS: dict[Record, str] = {"event": "events", "item": "catalogue", "user": "profiles"}
 MANIFEST, SUCCESS = "_MANIFEST.json", "_SUCCESS"
 DANGLING = "a link to what is not there"
+DELTA = "a Delta table, of whose files only some count"
+DELTA_LOG = "_delta_log"
 LAYOUT = (
     "<landing>/day=YYYY-MM-DD/{events,catalogue,profiles}/*.{jsonl,json,csv,tsv,parquet}, "
     "text plain or compressed (.gz, .bz2, .xz, .zst)"
@@ -89,7 +91,7 @@ def landed(landing: Path, day: str, *, needs_catalogue: bool = True) -> Landed:
             if why is None:
                 files.append(RawFile(record=record, name=name, path=path))
             else:
-                left_out.append(LeftOut(record=record, name=name, why=why, is_lost=why.startswith(DANGLING)))
+                left_out.append(LeftOut(record=record, name=name, why=why, is_lost=why.startswith((DANGLING, DELTA))))
     needed: tuple[Record, ...] = ("event", "item") if needs_catalogue else ("event",)
     for record in needed:
         if not any(file.record == record for file in files):
@@ -114,7 +116,9 @@ def walk(folder: Path, day: Path, seen: dict[Path, str]) -> Iterator[tuple[Path,
         return
     seen[place] = _name(folder, day)
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(("_", ".")):
+        if path.name == DELTA_LOG and path.is_dir():
+            yield path, f"{DELTA}: sgrec land {_shown(str(folder))} --to FOLDER reads what it holds now"
+        elif path.name.startswith(("_", ".")):
             yield path, "names that begin with _ or . are not data"
         elif path.is_dir():
             yield from walk(path, day, seen)

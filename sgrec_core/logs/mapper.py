@@ -90,7 +90,13 @@ class Mapper:
             required = (files.explode.column,)
         is_all = self.record == "user" and not files.columns.keys() - {"user_id"}
         known_or_all = None if is_all else known
-        return Layout(required=required, known=known_or_all, delimiter=files.delimiter, header=files.header)
+        return Layout(
+            required=required,
+            known=known_or_all,
+            delimiter=files.delimiter,
+            quoted=files.quoted,
+            header=files.header,
+        )
 
     def rows(self, fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The rows that a raw row makes, which may be none.

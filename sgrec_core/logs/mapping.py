@@ -137,6 +137,7 @@ class Files(_Part):
 
     files: str = Field("*", description="pattern of the names below the folder")
     delimiter: str | None = Field(None, description="of delimited text; by default what the first line looks like")
+    quoted: bool | None = Field(None, description="whether values may stand in quotes; by default beside , ; and |")
     header: tuple[str, ...] | None = Field(None, description="names of the columns of files that have no header")
     columns: dict[str, ColumnLike] = Field(default_factory=dict, description="sgrec's columns")
     where: Expression | None = Field(
@@ -199,6 +200,8 @@ def _check(files: Files, record: Record, place: str) -> None:
     if missing := [name for name in needed_here if not _is_filled(files, name)]:
         hint = " (or session_minutes)" if missing == ["request_id"] else ""
         raise ValueError(f"{place}: nothing says where {', '.join(missing)} comes from{hint}")
+    if files.quoted and files.delimiter is not None and len(files.delimiter) > 1:
+        raise ValueError(f"{place}: values may stand in quotes only where the delimiter is one character")
     if record != "event" and (files.session_minutes or files.explode or files.rows != (MadeRow(),)):
         raise ValueError(f"{place}: session_minutes, explode and rows are for events")
     if files.long is not None and record != "item":

@@ -41,7 +41,7 @@ def parquet_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -
                 for batch in file.iter_batches(BATCH, row_groups=[group], columns=wanted):
                     numbers = pa.array(range(number + 1, number + 1 + batch.num_rows))
                     number += batch.num_rows
-                    found = layout.good(batch) if layout.good is not None else None
+                    found = layout.good.of(batch) if layout.good is not None else None
                     if found is not None:
                         good, table = found
                         yield GoodRows(numbers.filter(good), table)

@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from sgrec_core.lake.contracts import load_contract
+from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.fields import Fields, InvalidRowError, checked_text, shown
 from sgrec_core.logs.landing import FOLDERS, MANIFEST, Landed, LeftOut, RawFile, Record, day_folder
 from sgrec_core.logs.mapper import UPDATED, MappingError, mapper_of
@@ -39,7 +38,6 @@ LAYOUTS: Mapping[Record, Layout] = {
     "user": Layout(required=("user_id",)),
 }
 """Columns of raw rows; a profile is all that its row holds."""
-GoodOfBatch = Callable[[pa.RecordBatch], tuple[pa.BooleanArray, pa.Table] | None]
 NIGHT_RUNS_AT = timedelta(days=1, hours=2)
 """From the start of day D to the moment when its night runs: nothing can have happened later."""
 
@@ -112,9 +110,9 @@ def parse_file(file: RawFile, day: str, options: "Options", reading: Reading) ->
 
 
 def parse_file_in_batches(
-    file: RawFile, day: str, options: "Options", reading: Reading, good: GoodOfBatch | None
+    file: RawFile, day: str, options: "Options", reading: Reading, good: GoodEvents | None
 ) -> Iterator[Accepted | Rejected | GoodRows]:
-    """Like `parse_file`, where ``good`` takes whole batches of good rows out of Parquet that no mapping changes."""
+    """Like `parse_file`; ``good`` takes batches of good rows out of JSON Lines and Parquet that no mapping changes."""
     parse = _parsers(day)[file.record]
     try:
         mapper = mapper_of(options.mapping, file)

@@ -1,10 +1,11 @@
 """One raw row, and one raw file, before anyone asked whether they make sense."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+
+from sgrec_core.logs.columnar import GoodEvents
 
 
 class Problem(NamedTuple):
@@ -55,10 +56,12 @@ class Layout:
     """Columns that are read, None for all."""
     delimiter: str | None = None
     """None: what the first line looks like."""
+    quoted: bool | None = None
+    """Whether values of delimited text may stand in quotes; None: what the delimiter and the header look like."""
     header: tuple[str, ...] | None = None
     """Names of the columns where the file itself has none."""
-    good: Callable[[pa.RecordBatch], tuple[pa.BooleanArray, pa.Table] | None] | None = None
-    """Takes out of a batch of Parquet what needs no look at each row (`sgrec_core.logs.columnar`)."""
+    good: GoodEvents | None = None
+    """Takes out of a batch what needs no look at each row."""
 
     def problem(self, names: list[str]) -> Problem | None:
         """Why no row can be read under a header of these names, in words."""
@@ -97,6 +100,8 @@ class GoodRows(NamedTuple):
 
     lines: pa.Array
     table: pa.Table
+    texts: pa.Array | None = None
+    """Of lines of text, each row's."""
 
 
 class Unreadable(NamedTuple):

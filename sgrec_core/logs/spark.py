@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sgrec_core.lake import load_contract
 from sgrec_core.logs import parsing
-from sgrec_core.logs.columnar import good_events
+from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.landing import LeftOut, RawFile, Record
 from sgrec_core.logs.mapping import TARGETS, LogMapping
 from sgrec_core.logs.rows import GoodRows, Reading
@@ -29,6 +29,8 @@ KEYS: dict[Record, tuple[str, str]] = {
 BATCH_ROWS = 5000
 TASK_BYTES = 1 << 25
 """Files are put together into one task up to this size."""
+FEW = 1_000_000
+"""Rows that every executor can hold."""
 REJECTED = "record string, reason string, detail string, file string, line long, raw_text string, part int"
 REJECTED_COLUMNS = [column.split()[0] for column in REJECTED.split(", ")]
 MAPPED = [("session_minutes", pa.float64()), ("updated", pa.timestamp("us", "UTC"))]
@@ -107,7 +109,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of files as Arrow, `BATCH_ROWS` at a time."""
     rows: list[dict[str, object]] = []
-    good = good_events(day, options.nulls)
+    good = GoodEvents(day, options.nulls)
     for file in files:
         reading = Reading()
         for row in parsing.parse_file_in_batches(file, day, options, reading, good):
@@ -133,10 +135,14 @@ def _good_batches(rows: GoodRows, file: RawFile, schema: pa.Schema) -> Iterator[
         "record": pa.repeat(file.record, size),
         "file": pa.repeat(file.name, size),
         "line": rows.lines,
+        "raw_text": rows.texts,
         "part": pa.repeat(pa.scalar(0, pa.int32()), size),
         **{name: rows.table[name] for name in rows.table.column_names},
     }
-    columns = [said[field.name] if field.name in said else pa.nulls(size, field.type) for field in schema]
+    found = (said.get(field.name) for field in schema)
+    columns = [
+        pa.nulls(size, field.type) if column is None else column for field, column in zip(schema, found, strict=True)
+    ]
     yield from pa.table(columns, schema=schema).to_batches()
 
 
@@ -198,23 +204,12 @@ def settle(parsed: dict[Record, "DataFrame"], mapping: LogMapping | None) -> dic
 
     An event of an unknown item is no event, so its id may be used by a later one.
     """
-    from pyspark.sql import functions as F
-
     items, users = rows_of(parsed["item"]), reject_repeated(rows_of(parsed["user"]), "user")
     if not is_long(mapping):
         items = reject_repeated(items, "item")
     events = rows_of(parsed["event"])
     if mapping is None or not mapping.catalogue_from_events:
-        known = items.where("reason IS NULL").select("item_id", F.lit(True).alias("known")).distinct()
-        events = events.join(known, "item_id", "left")
-        unknown = F.col("reason").isNull() & F.col("known").isNull()
-        detail = F.concat(F.lit("column item_id: '"), "item_id", F.lit("' is not in the catalogue of the day"))
-        events = events.withColumns(
-            {
-                "detail": F.when(unknown, detail).otherwise(F.col("detail")),
-                "reason": F.when(unknown, "unknown_item").otherwise(F.col("reason")),
-            }
-        ).drop("known")
+        events = reject_unknown(events, items.where("reason IS NULL").select("item_id"))
     return {"event": with_sessions(reject_repeated(events, "event"), mapping), "item": items, "user": users}
 
 
@@ -268,30 +263,54 @@ def catalogue(settled: dict[Record, "DataFrame"], mapping: LogMapping | None) ->
     return merged.withColumn("item_hash", hashed("title", "description", "brand", "category"))
 
 
+def reject_unknown(events: "DataFrame", known: "DataFrame") -> "DataFrame":
+    """Reject accepted events of items that are not in ``known`` (item_id)."""
+    from pyspark.sql import functions as F
+
+    items = events.where("reason IS NULL").select("item_id").distinct()
+    unknown = _few(items.join(known, "item_id", "left_anti").withColumn("unknown", F.lit(True)))
+    detail = F.concat(F.lit("column item_id: '"), "item_id", F.lit("' is not in the catalogue of the day"))
+    return _reject(events.join(unknown, "item_id", "left"), F.col("unknown"), "unknown_item", detail).drop("unknown")
+
+
 def reject_repeated(frame: "DataFrame", record: Record) -> "DataFrame":
     """Of accepted rows with one key, keep the first by file and line and reject the others."""
     from pyspark.sql import functions as F
 
     key, reason = KEYS[record]
-    # Only the keys travel between executors, and only the few repeated ones are joined back.
-    repeated = (
-        frame.where("reason IS NULL")
+    accepted = frame.where("reason IS NULL")
+    # Only hashes of the keys travel between executors, and then the few keys whose hash was there twice.
+    twice = _few(accepted.groupBy(F.xxhash64(key).alias("hash")).count().where("count > 1").select("hash"))
+    repeated = _few(
+        accepted.join(twice, F.xxhash64(key) == F.col("hash"), "left_semi")
         .groupBy(key)
         .agg(F.count(F.lit(1)).alias("copies"), F.min(F.struct("file", "line", "part")).alias("first"))
         .where("copies > 1")
         .select(key, "first")
     )
-    again = F.col("reason").isNull() & F.col("first").isNotNull() & (F.struct("file", "line", "part") != F.col("first"))
+    again = F.col("first").isNotNull() & (F.struct("file", "line", "part") != F.col("first"))
     detail = F.concat(
         F.lit(f"column {key}: '"), key, F.lit("' was seen before, in "), "first.file", F.lit(" line "), "first.line"
     )
-    return (
-        frame.join(repeated, key, "left")
-        .withColumns(
-            {
-                "detail": F.when(again, detail).otherwise(F.col("detail")),
-                "reason": F.when(again, reason).otherwise(F.col("reason")),
-            }
-        )
-        .drop("first")
+    return _reject(frame.join(repeated, key, "left"), again, reason, detail).drop("first")
+
+
+def _few(frame: "DataFrame") -> "DataFrame":
+    """The rows, worked out once; where they are few, whatever is joined to them stays where it is."""
+    from pyspark.sql import functions as F
+
+    kept = frame.cache()
+    return F.broadcast(kept) if kept.count() <= FEW else kept
+
+
+def _reject(frame: "DataFrame", bad: "Column", reason: str, detail: "Column") -> "DataFrame":
+    """Give the accepted rows where ``bad`` is true a reason."""
+    from pyspark.sql import functions as F
+
+    late = F.col("reason").isNull() & F.coalesce(bad, F.lit(False))
+    return frame.withColumns(
+        {
+            "detail": F.when(late, detail).otherwise(F.col("detail")),
+            "reason": F.when(late, reason).otherwise(F.col("reason")),
+        }
     )

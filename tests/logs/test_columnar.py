@@ -1,5 +1,6 @@
-"""Parquet in whole columns gives what row by row gives."""
+"""Parquet and JSON Lines in whole columns give what row by row gives."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgrec_core.lake.contracts import load_contract
-from sgrec_core.logs.columnar import good_events
+from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.landing import RawFile
 from sgrec_core.logs.parsing import Accepted, Options, Rejected, parse_file, parse_file_in_batches
 from sgrec_core.logs.rows import GoodRows, Reading
@@ -45,20 +46,26 @@ CLICK = {"event_id": "e", "user_id": "u", "item_id": "i", "request_id": "r", "ev
 
 def both(path: Path) -> tuple[dict, dict, int]:
     """Line -> accepted values or the reason of the rejection, by either way, and rows that were taken out together."""
-    file = RawFile(record="event", name="events/a.parquet", path=path)
+    file = RawFile(record="event", name=f"events/{path.name}", path=path)
     readings = Reading(), Reading()
     rows: dict[int, object] = {}
+    raw_texts: dict[int, str | None] = {}
     for row in parse_file(file, DAY, Options(), readings[0]):
         rows[row.line] = row.values if isinstance(row, Accepted) else row.detail
+        raw_texts[row.line] = row.raw_text
     columns: dict[int, object] = {}
+    texts: dict[int, str] = {}
     together = 0
-    for found in parse_file_in_batches(file, DAY, Options(), readings[1], good_events(DAY, Options().nulls)):
+    for found in parse_file_in_batches(file, DAY, Options(), readings[1], GoodEvents(DAY, Options().nulls)):
         if isinstance(found, GoodRows):
             together += len(found.lines)
             columns |= dict(zip(found.lines.to_pylist(), found.table.to_pylist(), strict=True))
+            if found.texts is not None:
+                texts |= dict(zip(found.lines.to_pylist(), found.texts.to_pylist(), strict=True))
         else:
             columns[found.line] = found.values if isinstance(found, Accepted) else found.detail
     assert readings[0] == readings[1]
+    assert texts.items() <= raw_texts.items()
     return rows, columns, together
 
 
@@ -112,9 +119,97 @@ def test_plain_rows_are_taken_out_together_and_fit_the_contract(tmp_path: Path) 
     assert (one == other, together) == (True, 19_999)
     found = next(iter(parse_file_in_batches(
         RawFile(record="event", name="events/a.parquet", path=tmp_path / "a.parquet"), DAY, Options(), Reading(),
-        good_events(DAY, Options().nulls),
+        GoodEvents(DAY, Options().nulls),
     )))  # fmt: skip
     assert isinstance(found, GoodRows)
     assert not isinstance(found, Rejected)
     wanted = [field for field in load_contract("events").arrow_schema if field.name != "day"]
     assert {field.name: field.type for field in found.table.schema} == {field.name: field.type for field in wanted}
+
+
+TIMES = st.sampled_from(
+    [
+        *("2026-01-05T10:00:00Z", "2026-01-05 10:00:00", "2026-01-05T10:00:00.5+02:00", "2026-01-05T01:00:00+05:30"),
+        *("2026-01-05T10:00:00.1234567Z", "2026-01-05T10:00Z", "2026-01-05", "20260105", "2026-01-05T24:00:00Z"),
+        *(
+            "2026-13-05T10:00:00Z",
+            " 2026-01-05T10:00:00Z",
+            "2026-01-05T10:00:00+0200",
+            "2026-01-05T10:00:00z",
+            "",
+            None,
+        ),
+        *("2026-01-05T23:59:59.999999", "2026-01-04T23:59:59.999999", "2026-01-05T10:00:00-23:59", "1767607200000"),
+        *(1_767_607_200_000, 1_767_607_200, 1_767_607_200_000_000, 20260105, 1_767_607_200_000.5, True, "noon"),
+    ]
+)
+JSON_ROW = st.fixed_dictionaries(
+    {
+        **dict.fromkeys(("event_id", "user_id", "item_id", "request_id"), TEXT | st.sampled_from([7, -1, 2.5, 10**40])),
+        "event_type": st.sampled_from(["click", "impression", "hover", "", None, 1]),
+        "event_time": TIMES,
+    },
+    optional={
+        "placement": TEXT,
+        "role": st.sampled_from([None, "logged", "validation", "other", ""]),
+        "position": st.sampled_from([None, 0, 5, -2, 2**31, 1.0, 1.5, "1", False]),
+        "price": NUMBER | st.sampled_from([3, "3", 10**400, "", "NULL"]),
+        "propensity": NUMBER,
+        "extra": st.sampled_from([None, {"user_id": "x"}, [1, "a"], "2026-01-05T10:00:00Z", 5, "\ud800", "}{"]),
+    },
+)
+PLAIN = {**CLICK, "event_time": "2026-01-05T12:00:00Z", "position": 0, "price": 1.5}
+ODD_LINES = st.sampled_from(
+    [
+        *(b"", b" ", b"{}", b"[]", b"{", b"\xff", b"null", b'{"a": 1} {"b": 2}', b'{"a": 1}{"a": 1}'),
+        json.dumps(PLAIN).encode() + b" ",
+        json.dumps(PLAIN).encode() + json.dumps(PLAIN).encode(),
+        json.dumps(PLAIN).encode()[:-1] + b', "user_id": "v"}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": {"k": 1, "k": 2}}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": NaN}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": -Infinity}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": "\xff"}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": "\x01"}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": "' + b"y" * 3000 + b'"}',
+        json.dumps(PLAIN).encode()[:-1],
+        json.dumps(PLAIN).encode().replace(b"1.5", b"01.5"),
+        json.dumps(PLAIN).encode() + b"\r",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(JSON_ROW, max_size=6),
+    plain=st.integers(0, 3),
+    odd=st.lists(ODD_LINES, max_size=2),
+    ids=st.sampled_from(["e", 7]),
+    order=st.randoms(use_true_random=False),
+)
+def test_lines_at_once_and_one_by_one_agree(tmp_path, rows, plain, odd, ids, order) -> None:  # type: ignore[no-untyped-def]
+    lines = [json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") for row in rows]
+    lines += [json.dumps({**PLAIN, "event_id": ids}).encode()] * plain + odd
+    order.shuffle(lines)
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    one, other, _ = both(tmp_path / "a.jsonl")
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"event_time": "2026-01-05 12:00:00.25"},
+        {"event_time": "2026-01-05T12:00:00+01:00"},
+        {"event_time": 1_767_607_200_000},
+        {"user_id": 7, "item_id": 8},
+        {"price": None, "placement": "home"},
+        {"app": {"version": [1, 2]}},
+    ],
+)
+def test_ordinary_lines_are_taken_out_together(tmp_path: Path, other: dict) -> None:
+    lines = [json.dumps({**PLAIN, **other, "event_id": f"e{n}"}) for n in range(20_000)]
+    lines[7] = json.dumps({**PLAIN, **other, "user_id": None})
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    one, others, together = both(tmp_path / "a.jsonl")
+    assert (one == others, together) == (True, 19_999)

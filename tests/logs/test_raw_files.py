@@ -158,6 +158,39 @@ def test_a_header_that_cannot_count_is_one_sentence_and_a_count(
     assert (reading.ended, reading.rows_unread, reading.rows) == ("unreadable", rows, 0)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"events": events(3)}, indent=1),
+        json.dumps(events(1)[0], indent=2),
+        '{"events": [\n' + json.dumps(events(1)[0]) + "]}",
+    ],
+)
+def test_an_object_over_several_lines_is_one_sentence_with_its_mend(tmp_path: Path, content: str) -> None:
+    accepted, (rejected,), reading = read(tmp_path / "a.json", content.encode())
+    assert (accepted, reading.ended, rejected.line) == ([], "unreadable", 0)
+    assert "jq -c '.NAME[]' FILE" in rejected.detail
+
+
+def test_tabs_with_quoted_names_have_quoted_values(tmp_path: Path) -> None:
+    rows = events(3, user_id="u\t1")
+    quoted = "".join("\t".join(f'"{v}"' for v in line) + "\n" for line in [NAMES, *(r.values() for r in rows)])
+    accepted, rejected, _ = read(tmp_path / "a.tsv", quoted.replace("u\t1", "u 1").encode())
+    assert ([row.values["user_id"] for row in accepted], rejected) == (["u 1"] * 3, [])
+    plain = delimited(events(1, user_id='"u1"'), "\t")
+    accepted, _, _ = read(tmp_path / "b.tsv", plain)
+    assert accepted[0].values["user_id"] == '"u1"'
+
+
+def test_a_delta_table_among_the_files_is_not_read_file_by_file(tmp_path: Path) -> None:
+    folder = landed_day(tmp_path)
+    landing.write_lines(folder / "events" / "part-0.jsonl", [jsonl(events(1))])
+    (folder / "events" / "_delta_log").mkdir()
+    lost = [one for one in landing.landed(tmp_path, DAY).left_out if one.is_lost]
+    assert [one.name for one in lost] == ["events/_delta_log"]
+    assert "sgrec land" in lost[0].why
+
+
 def test_a_key_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
     line = '{"event_id" : "e1", "item_id": "i1", "x": {"a": "b\\":", "c": 1}, "item_id" :"i2"}'
     _, rejected, _ = read(tmp_path / "a.jsonl", line.encode())
