@@ -13,8 +13,19 @@ from sgrec_core.judge.calls.ledger import judged_with
 from sgrec_core.judge.versions.accepted import check_accepted
 from sgrec_core.judge.versions.adapters import resolve_adapter, unpin
 from sgrec_core.lake.spark import publish_spark, spark_session
+from sgrec_core.lake.spark_files import staging
 from sgrec_core.logs import adaptors, landing, parsing
-from sgrec_core.logs.spark import REJECTED, REJECTED_COLUMNS, catalogue, file_rows, is_long, parse_files, settle
+from sgrec_core.logs.spark import (
+    REJECTED,
+    REJECTED_COLUMNS,
+    accepted_events,
+    catalogue,
+    file_rows,
+    has_sessions,
+    is_long,
+    parse_files,
+    settle,
+)
 from sgrec_core.night.sources import prepare_landing
 from sgrec_core.runtime.job import Job, stage_command
 
@@ -57,24 +68,25 @@ def run(job: Job) -> None:
 
     with job.starting_engine():
         spark = spark_session(settings, "ingest_events")
-    try:
+    with spark, staging(job.lake, f"ingest_events-{job.day}") as folder:
         parsed = {
             record: parse_files(
-                spark, [file for file in landed.files if file.record == record], record, job.day, options
+                spark, [file for file in landed.files if file.record == record], record, job.day, options, folder
             )
             for record in landing.RECORDS
         }
         lost = [parsing.lost(one) for one in landed.left_out if one.is_lost]
         names = {one.file for one in lost}
         missing = [one for one in parsing.missing_files(landed, landing_root, job.day) if one.file not in names]
-        settled = settle(parsed, options.mapping)
+        frames = {record: of_record.frame for record, of_record in parsed.items()}
+        settled = settle(frames, options.mapping)
         bad = [frame.where("reason IS NOT NULL").select(*REJECTED_COLUMNS) for frame in settled.values()]
         if missing or lost:
             bad.append(spark.createDataFrame([*missing, *lost], REJECTED))
         rejected = functools.reduce(DataFrame.unionByName, bad).cache()
 
         by_reason = {row["reason"]: row["count"] for row in rejected.groupBy("reason").count().collect()}
-        of_files = file_rows(parsed, rejected, landed.left_out, missing)
+        of_files = file_rows(frames, rejected, landed.left_out, missing)
         # Events go last: once they are there, everything that they refer to is there.
         accepted = {
             record: publish_spark(
@@ -88,11 +100,19 @@ def run(job: Job) -> None:
         }
         publish_spark(job.lake, "events_rejected", rejected, partition=partition, fingerprint=fingerprint)
         job.lake.publish("ingest_files", of_files, partition=partition, fingerprint=fingerprint)
-        accepted["event"] = publish_spark(
-            job.lake, "events", settled["event"].where("reason IS NULL"), partition=partition, fingerprint=fingerprint
-        )
-    finally:
-        spark.stop()
+        if has_sessions(options.mapping):
+            accepted["event"] = publish_spark(
+                job.lake,
+                "events",
+                settled["event"].where("reason IS NULL"),
+                partition=partition,
+                fingerprint=fingerprint,
+            )
+        else:
+            tasks, make = accepted_events(spark, parsed["event"].paths, rejected, job.day, folder)
+            accepted["event"] = publish_spark(
+                job.lake, "events", tasks, partition=partition, fingerprint=fingerprint, make=make
+            )
 
     rows = {name: pc.sum(of_files[name]).as_py() for name in of_files.column_names if name.startswith("rows_")}
     merged = from_events or is_long(options.mapping)

@@ -27,6 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from sgrec_core.errors import ContractError, SettingsError
 from sgrec_core.files import read_json
 from sgrec_core.lake.contracts import Contract, load_contract
+from sgrec_core.lake.spark_files import FILE, OfBatches, read_files, repeated_hashes
 from sgrec_core.lake.storage import filesystem_of, paths_of
 from sgrec_core.lake.tables import Lake, Where, commit_properties
 from sgrec_core.settings import Settings
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 JAVA_VERSIONS = "17 or 21"
-_FILE = "_file"
-"""Column with the file that a row stands in."""
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
 GATEWAY = "_SGREC_SPARK_GATEWAY"
 """Environment variable that names the file of `sgrec_core.lake.gateway`; `sgrec nightly` sets it for its own jobs."""
@@ -142,7 +141,7 @@ def read_spark(spark: "SparkSession", lake: Lake, table: str, where: Where | Non
             continue
         assert delta is not None
         files = paths_of(lake, table, delta, partition)
-        part = _read_files(spark, contract, lake.uri(table), files)
+        part = read_files(spark, _file_schema(contract), files)
         for name, value in partition.items():
             part = part.withColumn(name, F.lit(value).cast(schema[name].dataType))
         part = part.select(*schema.names)
@@ -158,11 +157,13 @@ def publish_spark(
     partition: Mapping[str, object],
     fingerprint: str,
     metadata: Mapping[str, object] | None = None,
+    make: OfBatches | None = None,
 ) -> int:
     """Replace the rows of ``partition`` with those of ``frame`` in one commit; see `Lake.publish`.
 
     Args:
         frame: all columns of the contract; those named in ``partition`` may be absent and are filled in.
+        make: what the rows are made with in the executors, of the batches of ``frame``, which is anything then.
 
     Returns:
         Number of rows written.
@@ -174,19 +175,21 @@ def publish_spark(
     from pyspark.sql.pandas.types import from_arrow_schema
 
     contract = load_contract(table)
-    schema = from_arrow_schema(contract.arrow_schema)
-    for name, value in partition.items():
-        frame = frame.withColumn(name, F.lit(str(value)).cast(schema[name].dataType))
-    missing = [name for name in schema.names if name not in frame.columns]
-    if missing:
-        raise ContractError(f"table {table}: missing columns {', '.join(missing)}")
-    frame = frame.select(*(F.col(name).cast(schema[name].dataType).alias(name) for name in schema.names))
+    if make is None:
+        schema = from_arrow_schema(contract.arrow_schema)
+        for name, value in partition.items():
+            frame = frame.withColumn(name, F.lit(str(value)).cast(schema[name].dataType))
+        missing = [name for name in schema.names if name not in frame.columns]
+        if missing:
+            raise ContractError(f"table {table}: missing columns {', '.join(missing)}")
+        frame = frame.select(*(F.col(name).cast(schema[name].dataType).alias(name) for name in schema.names))
+        frame = frame.sortWithinPartitions(*contract.key)
     delta = lake.create(table)
     write_id = uuid.uuid4().hex
     root = lake.uri(table)
     try:
-        written = frame.sortWithinPartitions(*contract.key).mapInArrow(
-            _writer(table, root, write_id), "path string, size long, rows long, partition string"
+        written = frame.mapInArrow(
+            _writer(table, root, write_id, make), "path string, size long, rows long, partition string"
         )
         rows = written.collect()
         actions: list[AddAction | RemoveAction] = [
@@ -224,49 +227,12 @@ def publish_spark(
     return sum(row.rows for row in rows)
 
 
-def _read_files(spark: "SparkSession", contract: Contract, root: str, paths: list[str]) -> "DataFrame":
-    """Rows of Parquet files without their partition columns, and `_FILE`.
-
-    Spark itself reads a local lake. Of a URI the executors read through Arrow: no jars for object stores are needed.
-    """
-    from pyspark.sql import functions as F
-    from pyspark.sql.pandas.types import from_arrow_schema
-    from pyspark.sql.types import StringType
-
-    schema = from_arrow_schema(_file_schema(contract))
-    if "://" not in root:
-        return spark.read.schema(schema).parquet(*paths).withColumn(_FILE, F.input_file_name())
-    listed = spark.createDataFrame([(path,) for path in paths], "path string")
-    listed = listed.repartition(len(paths))
-    return listed.mapInArrow(_reader(contract.table), schema.add(_FILE, StringType()))
-
-
-def _reader(table: str):  # type: ignore[no-untyped-def]
-    """The function that runs in the executors: paths in, rows out."""
-
-    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        schema = _file_schema(load_contract(table))
-        for batch in batches:
-            for path in batch["path"].to_pylist():
-                filesystem, name = filesystem_of(path)
-                for part in pq.ParquetFile(filesystem.open_input_file(name)).iter_batches():
-                    # A file from before a column came into the contract lacks it: nulls, as Spark itself reads it.
-                    rows = pa.Table.from_batches([part])
-                    for field in schema:
-                        if field.name not in rows.column_names:
-                            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
-                    rows = rows.select(schema.names).cast(schema)
-                    yield from rows.append_column(_FILE, pa.repeat(path, rows.num_rows)).to_batches()
-
-    return read
-
-
 def _file_schema(contract: Contract) -> pa.Schema:
     """What stands in the Parquet files: Delta keeps partition columns in its log alone."""
     return pa.schema([f for f in contract.arrow_schema if f.name not in contract.partition_by])
 
 
-def _writer(table: str, root: str, write_id: str):  # type: ignore[no-untyped-def]
+def _writer(table: str, root: str, write_id: str, make: OfBatches | None = None) -> OfBatches:
     """The function that runs in the executors: check, split by partition, write."""
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -276,7 +242,7 @@ def _writer(table: str, root: str, write_id: str):  # type: ignore[no-untyped-de
         writers: dict[str, tuple[str, pq.ParquetWriter, int]] = {}
         attempt = uuid.uuid4().hex[:8]
         try:
-            for batch in batches:
+            for batch in batches if make is None else make(batches):
                 rows = contract.conform(pa.Table.from_batches([batch]))
                 contract.check(rows)
                 for values in (
@@ -323,13 +289,12 @@ def _check_keys(spark: "SparkSession", contract: Contract, root: str, paths: lis
     if not paths:
         return
     # The file tells the partition: partition columns are not in the files.
-    rows = _read_files(spark, contract, root, [f"{root}/{path}" for path in paths])
+    rows = read_files(spark, _file_schema(contract), [f"{root}/{path}" for path in paths])
     for columns in (contract.key, *contract.unique):
         inside = [name for name in columns if name not in contract.partition_by]
-        # Hashes travel faster than keys, and say at once that nothing repeats.
-        if not rows.groupBy(F.xxhash64(*inside)).count().filter("count > 1").limit(1).collect():
+        if not repeated_hashes(rows, *inside).limit(1).collect():
             continue
-        folder = F.regexp_extract(_FILE, r"^(.*)/[^/]*$", 1)
+        folder = F.regexp_extract(FILE, r"^(.*)/[^/]*$", 1)
         repeated = rows.groupBy(folder.alias("_folder"), *inside).count().filter("count > 1").limit(1).collect()
         if repeated:
             first = {name: repeated[0][name] for name in inside}

@@ -5,11 +5,14 @@ needs the whole day (unknown items, repeated ids) is settled here: the first row
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from datetime import date
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sgrec_core.lake import load_contract
+from sgrec_core.lake.spark_files import FILE, OfBatches, read_files, repeated_hashes, stage, staged_groups, staged_rows
 from sgrec_core.logs import parsing
 from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.landing import LeftOut, RawFile, Record
@@ -33,6 +36,8 @@ FEW = 1_000_000
 """Rows that every executor can hold."""
 REJECTED = "record string, reason string, detail string, file string, line long, raw_text string, part int"
 REJECTED_COLUMNS = [column.split()[0] for column in REJECTED.split(", ")]
+PLACE = pa.schema([("file", pa.string()), ("line", pa.int64()), ("part", pa.int32())])
+"""By which a row is known."""
 MAPPED = [("session_minutes", pa.float64()), ("updated", pa.timestamp("us", "UTC"))]
 """What a mapping says of a row besides."""
 OF_FILE = [
@@ -49,16 +54,23 @@ OF_FILE = [
 """What a parsed frame says of a file, in one row of its own, where ``ended`` is not null."""
 
 
+class Parsed(NamedTuple):
+    """Rows of raw files."""
+
+    frame: "DataFrame"
+    paths: list[str]
+    """The staged files that it reads."""
+
+
 def parse_files(
-    spark: "SparkSession", files: list[RawFile], record: Record, day: str, options: parsing.Options
-) -> "DataFrame":
+    spark: "SparkSession", files: list[RawFile], record: Record, day: str, options: parsing.Options, folder: str
+) -> Parsed:
     """Every row of the files: the columns of its table without ``day``, and of a rejected row.
 
-    ``reason`` is null where the row is accepted; each file has one more row, see `OF_FILE`. The frame is cached, since
-    several passes read it.
+    ``reason`` is null where the row is accepted; each file has one more row, see `OF_FILE`. The rows are staged in
+    ``folder``, since several passes read them.
     """
     from pyspark.sql.pandas.types import from_arrow_schema
-    from pyspark.storagelevel import StorageLevel
 
     columns = [
         field.with_nullable(True) for field in load_contract(parsing.TABLES[record]).arrow_schema if field.name != "day"
@@ -68,7 +80,7 @@ def parse_files(
     schema = pa.schema([*columns, *about, *OF_FILE])
 
     if not files:
-        return spark.createDataFrame([], from_arrow_schema(schema))
+        return Parsed(spark.createDataFrame([], from_arrow_schema(schema)), [])
 
     groups = in_tasks(files, spark.sparkContext.defaultParallelism)
 
@@ -79,7 +91,8 @@ def parse_files(
 
     # A range of n rows in n partitions: one task a group, and no Python process to make the list.
     tasks = spark.range(0, len(groups), 1, len(groups))
-    return tasks.mapInArrow(parse, from_arrow_schema(schema)).persist(StorageLevel.MEMORY_AND_DISK)
+    paths = stage(tasks, parse, schema, folder)
+    return Parsed(read_files(spark, schema, paths).drop(FILE), paths)
 
 
 def in_tasks(files: Sequence[RawFile], at_least: int) -> list[list[RawFile]]:
@@ -218,6 +231,11 @@ def is_long(mapping: LogMapping | None) -> bool:
     return mapping is not None and any(files.long is not None for files in mapping.catalogue or ())
 
 
+def has_sessions(mapping: LogMapping | None) -> bool:
+    """Whether requests are made of what users did within some time."""
+    return mapping is not None and any(files.session_minutes for files in mapping.events or ())
+
+
 def with_sessions(events: "DataFrame", mapping: LogMapping | None) -> "DataFrame":
     """Requests for events that have none: what a user did with one item until nothing came for so many minutes.
 
@@ -227,7 +245,7 @@ def with_sessions(events: "DataFrame", mapping: LogMapping | None) -> "DataFrame
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    if mapping is None or not any(files.session_minutes for files in mapping.events or ()):
+    if not has_sessions(mapping):
         return events
     needs_one = F.col("reason").isNull() & F.col("request_id").isNull()
     order = Window.partitionBy(needs_one, "user_id", "item_id").orderBy("event_time", "file", "line", "part")
@@ -263,6 +281,34 @@ def catalogue(settled: dict[Record, "DataFrame"], mapping: LogMapping | None) ->
     return merged.withColumn("item_hash", hashed("title", "description", "brand", "category"))
 
 
+def accepted_events(
+    spark: "SparkSession", paths: Sequence[str], rejected: "DataFrame", day: str, folder: str
+) -> tuple["DataFrame", OfBatches]:
+    """Tasks, and what makes rows of ``events`` of them: those of the staged ``paths`` less the ``rejected`` ones.
+
+    In the order of the files, and within `STAGED_ROWS` by event id. What is rejected is staged in ``folder`` as well.
+    """
+    contract = load_contract("events")
+    of_day = pa.scalar(date.fromisoformat(day), contract.column("day").arrow_type)
+    names = [field.name for field in contract.arrow_schema if field.name != "day"]
+    of_events = rejected.where("record = 'event'").select(*PLACE.names).coalesce(1)
+    taken_out = stage(of_events, lambda batches: batches, PLACE, folder)
+
+    def make(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                files = staged_rows(paths[number : number + 1], ["file"])["file"].unique()
+                bad = staged_rows(taken_out, PLACE.names, "file", files)
+                for rows in staged_groups(paths[number], [*names, *PLACE.names, "reason", "ended"]):
+                    rows = rows.filter(pc.and_(pc.is_null(rows["reason"]), pc.is_null(rows["ended"])))
+                    if bad.num_rows:
+                        rows = rows.join(bad, PLACE.names, join_type="left anti")
+                    rows = rows.select(names).sort_by("event_id")
+                    yield from rows.add_column(0, "day", pa.repeat(of_day, rows.num_rows)).to_batches()
+
+    return spark.range(0, len(paths), 1, len(paths)), make
+
+
 def reject_unknown(events: "DataFrame", known: "DataFrame") -> "DataFrame":
     """Reject accepted events of items that are not in ``known`` (item_id)."""
     from pyspark.sql import functions as F
@@ -279,8 +325,8 @@ def reject_repeated(frame: "DataFrame", record: Record) -> "DataFrame":
 
     key, reason = KEYS[record]
     accepted = frame.where("reason IS NULL")
-    # Only hashes of the keys travel between executors, and then the few keys whose hash was there twice.
-    twice = _few(accepted.groupBy(F.xxhash64(key).alias("hash")).count().where("count > 1").select("hash"))
+    # Few keys have a hash that is there twice, and only these travel between executors.
+    twice = _few(repeated_hashes(accepted, key))
     repeated = _few(
         accepted.join(twice, F.xxhash64(key) == F.col("hash"), "left_semi")
         .groupBy(key)

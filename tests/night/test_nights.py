@@ -7,6 +7,7 @@ re-run makes the same rows; a night with the other judge leaves the rewards of t
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -24,9 +25,10 @@ from stage_runs import last_run
 
 from sgrec_core.judge.versions.accepted import accepted_judges
 from sgrec_core.lake import Lake
-from sgrec_core.night.airflow import DAG_ID, airflow_environment, end_with_descendants
+from sgrec_core.night.airflow import DAG_ID, Warm, airflow_environment, end_with_descendants, warm_process
 from sgrec_core.registry import Registry
 from sgrec_core.runtime.stages import BY_NAME, GENERATOR, STAGES
+from sgrec_core.runtime.warm import SOCKET
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 pytestmark = [pytest.mark.night, pytest.mark.airflow, pytest.mark.spark]
@@ -222,9 +224,10 @@ def facts_of(home: Path, day: str, stage: str) -> dict[str, Any]:
     return last_run(Settings(home=home), day, stage)["facts"]
 
 
-def module(stage: str, day: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", f"jobs.{stage}", "--day", day, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
+def module(stage: str, day: str, *arguments: str, warm: Warm | None) -> None:
+    command = [sys.executable, "-m", "sgrec_core.runtime.warm", f"jobs.{stage}", "--day", day, *arguments]
+    environment = {**os.environ, **({SOCKET: str(warm.socket)} if warm else {})}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT_ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -261,8 +264,9 @@ def test_a_forced_re_run_makes_the_same_rows_and_models(
 ) -> None:
     """Stronger than a re-run, which skips: every stage computes again what stands in the tables."""
     before, state = rows_of(home), state_of(home)
-    for stage in STAGES:
-        module(stage.name, DAYS[1], "--force")
+    with warm_process(Settings(), subprocess.DEVNULL) as warm:
+        for stage in STAGES:
+            module(stage.name, DAYS[1], "--force", warm=warm)
     after = rows_of(home)
     for table in TABLES:
         assert after[table].equals(before[table]), table
@@ -340,8 +344,16 @@ def test_a_night_with_two_vllm_judges_is_labelled_and_stands_beside_the_other(
 
 @contextmanager
 def airflow_services() -> Iterator[Any]:
-    """A real scheduler and API server on the home's SQLite: a function that calls Airflow's command line, and both."""
+    """A real scheduler and API server on the home's SQLite: a function that calls Airflow's command line, and both.
+
+    Jobs are forked from a warm process, as a night by hand has one: cold ones would import for minutes.
+    """
     settings = Settings()
+    with warm_process(settings, subprocess.DEVNULL) as warm:
+        yield from _airflow_services(settings, warm)
+
+
+def _airflow_services(settings: Settings, warm: Warm | None) -> Iterator[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -354,6 +366,7 @@ def airflow_services() -> Iterator[Any]:
         # Otherwise the unpaused DAG would also run last night.
         "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
+        **({SOCKET: str(warm.socket)} if warm else {}),
     }
 
     def airflow(*arguments: str) -> None:
