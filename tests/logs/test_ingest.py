@@ -3,9 +3,11 @@
 import bz2
 import gzip
 import json
+import os
 import random
+import socket
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +19,8 @@ from stage_runs import last_run
 from jobs import ingest_events
 from sgrec_core.errors import InputError
 from sgrec_core.lake import Lake
+from sgrec_core.lake.maintenance import maintain_all
+from sgrec_core.lake.storage import STAGED
 from sgrec_core.logs import landing
 from sgrec_core.logs.spark import in_tasks
 from sgrec_core.quality.gates import check_stage
@@ -303,6 +307,10 @@ def test_what_only_the_whole_day_shows_is_settled_over_all_formats(tmp_path: Pat
             seen.setdefault(row["event_id"], row["user_id"])
 
     settings = Settings(home=tmp_path / "home", input=f"logs:{tmp_path / 'logs'}")
+    # Of a process of this machine that is gone, and of another machine.
+    staged = tmp_path / "home" / "lake" / STAGED
+    for name in (f"{socket.gethostname()}-999999999", "elsewhere-1"):
+        landing.write_lines(staged / name / "part-0.parquet", ["unfinished"])
     code, report = ingest(settings)
     assert (code, report["facts"]["rejected_by_reason"]) == (0, dict(reasons))
     lake = Lake(settings.lake_root)
@@ -311,4 +319,7 @@ def test_what_only_the_whole_day_shows_is_settled_over_all_formats(tmp_path: Pat
     assert len(found) == len(seen)
     kept = lake.read("events_rejected", columns=["file", "raw_text"]).to_pylist()
     assert all(row["raw_text"] for row in kept if not row["file"].endswith(".parquet"))
-    assert not any((tmp_path / "home" / "lake" / "_staged").iterdir()), "what was staged is gone"
+    assert [folder.name for folder in staged.iterdir()] == ["elsewhere-1"], "what was staged here is gone"
+    os.utime(staged / "elsewhere-1" / "part-0.parquet", (0, 0))
+    maintain_all(lake, timedelta(days=30))
+    assert not any(staged.iterdir())
