@@ -27,6 +27,8 @@ OfBatches = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 """What runs in the executors: batches in, batches out."""
 STAGED_ROWS = 100_000
 """Rows of a group in a staged file."""
+HASHES = 1_000_000
+"""That one task sorts."""
 FILE = "_file"
 """Column with the file that a row stands in."""
 
@@ -128,14 +130,15 @@ def _reader(schema: pa.Schema) -> OfBatches:
 def repeated_hashes(frame: "DataFrame", *key: str) -> "DataFrame":
     """The values of ``xxhash64(key)`` that several rows have, in the column ``hash``; of a few it is chance.
 
-    Only hashes travel, and are sorted by numpy: where hardly any key repeats, Spark's own grouping takes several times
-    as long.
+    Of many rows only hashes travel, and are sorted by numpy: where hardly any key repeats, Spark's own grouping takes
+    several times as long. Of few it is the faster one: no Python has to start.
     """
     from pyspark.sql import functions as F
 
-    parts = 8 * frame.sparkSession.sparkContext.defaultParallelism
-    hashes = frame.select(F.xxhash64(*key).alias("hash")).repartition(parts, "hash")
-    return hashes.mapInArrow(_repeated, "hash long")
+    hashes, rows = frame.select(F.xxhash64(*key).alias("hash")), frame.count()
+    if rows <= HASHES:
+        return hashes.groupBy("hash").count().where("count > 1").select("hash")
+    return hashes.repartition(rows // HASHES + 1, "hash").mapInArrow(_repeated, "hash long")
 
 
 def _repeated(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
