@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from sgrec_core.errors import InputError
+from sgrec_core.registry.weights import read_weights
 
 
 class RegisteredModel:
@@ -15,7 +15,7 @@ class RegisteredModel:
 
     def __init__(self, folder: Path) -> None:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.tensors = load_file(folder / "model.safetensors")
+        self.tensors = read_weights(folder, of=f"the model in {folder}")
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Recommend items.
