@@ -106,7 +106,7 @@ class Lake:
         if delta is None:
             return contract.arrow_schema.empty_table().select(wanted)
         if version is None:
-            _check_age(contract, delta)
+            check_age(contract, delta)
         partition, other = split(contract, where or {})
         needed = list(dict.fromkeys([*wanted, *(contract.key if ordered else ()), *other]))
         dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, where or {}))
@@ -306,7 +306,7 @@ class Lake:
                 description=contract.description,
                 configuration=contract.delta_properties,
             )
-        _check_age(contract, delta)
+        check_age(contract, delta)
         present = delta.metadata().configuration
         wanted = {f"delta.constraints.{name}": condition for name, condition in contract.delta_constraints.items()}
         absent = [key for key in wanted if key not in present]
@@ -343,7 +343,7 @@ def _committed(commit: Callable[[], T], *, may_try_again: Callable[[], bool] = l
     return commit()
 
 
-def _check_age(contract: Contract, delta: DeltaTable) -> None:
+def check_age(contract: Contract, delta: DeltaTable) -> None:
     """ContractError when the table was made before a column came into its contract: a merge would drop that column."""
     names = {field.name for field in delta.schema().fields}
     missing = [name for name in contract.arrow_schema.names if name not in names]

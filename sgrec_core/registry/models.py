@@ -7,7 +7,6 @@ fingerprint, hence a re-run that changes nothing registers nothing.
 Who is champion stands in a table (`sgrec_core.registry.promotions`); MLflow's alias mirrors it.
 """
 
-import json
 import logging
 import os
 import tempfile
@@ -38,6 +37,8 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+BELOW = Path("data") / "model"
+"""Below its artifacts: pyfunc puts the folder that `Registry.register` wrote, under its own name, below ``data``."""
 CODE_TAG = "sgrec.code_digest"
 """Of a version: the code of the stage that made it."""
 
@@ -157,7 +158,7 @@ class Registry:
         from mlflow.exceptions import MlflowException
         from mlflow.models import infer_signature
 
-        from sgrec_core.registry.weights import check_finite, write_weights
+        from sgrec_core.registry.weights import check_finite, write_model
 
         found = self.find(name, fingerprint)
         if found is not None:
@@ -183,8 +184,7 @@ class Registry:
             self._mlflow.log_metrics({key: float(value) for key, value in (metrics or {}).items()})
             data = Path(scratch) / "model"
             data.mkdir()
-            write_weights(data, tensors)
-            (data / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_model(data, tensors, config)
             model = self._mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="sgrec_core.registry",
@@ -211,13 +211,12 @@ class Registry:
         """Tensors and config of a registered version.
 
         Raises:
-            SgrecError: a weight is not finite, or the file is lost or damaged.
+            SgrecError: a weight is not finite, or a file is lost or damaged.
         """
         from mlflow.exceptions import MlflowException
 
-        from sgrec_core.registry.weights import read_weights
+        from sgrec_core.registry.weights import read_model
 
-        # pyfunc puts the folder that `register` wrote, under its own name, below `data`.
         # By its place: MLflow looks a model up by its id in the registry that its process used last.
         logged = self.client.get_logged_model(version.source.removeprefix("models:/"))
         try:
@@ -228,8 +227,7 @@ class Registry:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise  # a server that is away, which passes
             raise SgrecError(f"{version}: its files are gone from {logged.artifact_location}: {error}") from error
-        folder = Path(place) / "data" / "model"
-        return read_weights(folder, of=str(version)), json.loads((folder / "config.json").read_text())
+        return read_model(Path(place) / BELOW, of=str(version))
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
         self.client.set_registered_model_alias(version.name, alias, version.version)

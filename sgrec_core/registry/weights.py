@@ -1,10 +1,12 @@
-"""The weights of a registered model as a file: the one place where the registry reads and writes safetensors.
+"""A registered model as files: the one place where the registry reads and writes safetensors.
 
 A NaN in a weight is met far away, as an empty list or an index out of range. So it is told here, on both ways.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,27 +14,28 @@ from safetensors.torch import load_file, save_file
 
 from sgrec_core.errors import SgrecError
 
-FILE = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def write_weights(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write the tensors, which `check_finite` has passed."""
+def write_model(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Write tensors, which `check_finite` has passed, and ``config``, which is JSON."""
     # Sorted and contiguous, so that the same weights make the same file.
-    save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, folder / FILE)
+    save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def read_weights(folder: Path, *, of: str) -> dict[str, torch.Tensor]:
-    """The tensors of the model ``of``.
+def read_model(folder: Path, *, of: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and config of the model ``of``.
 
     Raises:
-        SgrecError: the file is lost or damaged, or a tensor is not finite.
+        SgrecError: a file is lost or damaged, or a tensor is not finite.
     """
     try:
-        tensors = load_file(folder / FILE)
-    except (OSError, SafetensorError) as error:
-        raise SgrecError(f"{of}: its weights cannot be read from {folder / FILE}: {error}") from error
+        tensors, config = load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise SgrecError(f"{of}: it cannot be read from {folder}: {error}") from error
     check_finite(tensors, of=of)
-    return tensors
+    return tensors, config
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], *, of: str) -> None:

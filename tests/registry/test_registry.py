@@ -110,7 +110,7 @@ def test_weights_that_were_damaged_name_model_version_and_tensor(registry: Regis
     with pytest.raises(SgrecError, match="sgrec-generator version 1: 1 of 2 numbers of tensor 'weight' are NaN or inf"):
         registry.load(version)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(SgrecError, match=f"sgrec-generator version 1: its weights cannot be read from .*{path.name}"):
+    with pytest.raises(SgrecError, match=f"sgrec-generator version 1: it cannot be read from {path.parent}"):
         registry.load(version)
     shutil.rmtree(path.parents[3])
     with pytest.raises(SgrecError, match="sgrec-generator version 1: its files are gone from file:"):
