@@ -89,12 +89,11 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines = []
     if found["cause"]:
         since = f" since {_clock(found['since'])}" if found["since"] else ""
-        lines += [
-            f"night {found['day']} is {found['state']} at {found['step']}{since}: {found['cause']}",
-            f"owner: {found['owner']}; last good night: {found['last_good'] or 'none'}",
-            f"runbook: {found['runbook']}",
-            f"command: {found['command']}",
-        ]
+        where = found["state"] if found["verdict"] == "red" else found["verdict"]
+        where += f" at {found['step']}" if found["step"] else ""
+        lines.append(f"night {found['day']} is {where}{since}: {found['cause']}")
+        lines += [f"{name}: {found[name]}" for name in ("owner", "runbook", "command") if found[name]]
+        lines.append(f"last good night: {found['last_good'] or 'none'}")
     if found["late"]:
         lines.append(f"the night after {found['day'] or 'the first'} is missing")
     if found["missing"]:

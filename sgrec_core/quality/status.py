@@ -6,7 +6,7 @@ wait for it. Nothing is written but what puts MLflow right.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -66,8 +66,13 @@ def status_of_home(
         SgrecError: no stage of the night of ``day`` has run.
     """
     lake, problems = Lake(settings.lake_root), list[str]()
-    days = days_with_runs(lake)
     running = running_night(settings)
+    try:
+        days = days_with_runs(lake)
+    except UNREADABLE as error:
+        days = []
+        problems.append(_lost(STAGE_RUNS, error))
+    is_lost = bool(problems)
     if running is not None and running not in days:
         days = sorted([*days, running], reverse=True)
     listed = _first(nights, _nights(settings, lake, days, running))
@@ -76,22 +81,17 @@ def status_of_home(
     champion, challenger = _generators(settings, decisions, problems)
     newest = listed[0].day if listed else None
     late = max_age_hours is not None and is_late(newest, max_age_hours)
-    stop = judged.at.stop if judged and judged.at and judged.verdict is not None else None
-    code = EXIT_CODES.get(judged.verdict or GREEN, 1) if judged else 0
+    code = EXIT_CODES.get(judged.verdict or GREEN, 1) if judged else int(is_lost)
     hold = held(decisions)
     return {
         "home": str(settings.home.resolve()),
         "input": settings.input,
         "day": judged.day if judged else None,
-        "state": judged.state if judged else "none",
+        "state": judged.state if judged else "unreadable" if is_lost else "none",
         "verdict": judged.verdict if judged else None,
         "step": judged.step if judged else None,
-        "cause": stop.reason if stop else None,
-        "since": stop.since.isoformat() if stop and stop.since else None,
+        **_incident(settings, judged),
         "last_good": _last_good(settings, lake, days, running),
-        "owner": stop.owner if stop else None,
-        "runbook": stop.runbook if stop else None,
-        "command": stop.command if stop else None,
         "promotion": {**_promotion(settings, judged), "hold": None if hold is None else str(hold)},
         "champion": champion and {**_of(champion), "age_days": _days_between(champion.day, newest)},
         "challenger": challenger and _of(challenger),
@@ -112,7 +112,7 @@ def status_of_home(
             for night in listed
         ],
         "problems": problems,
-        "exit_code": 1 if late and not code else code,
+        "exit_code": 1 if late else code,
     }
 
 
@@ -122,7 +122,7 @@ def _nights(settings: Settings, lake: Lake, days: list[str], running: str | None
         try:
             at = state_of_night(settings, lake, day)
         except UNREADABLE as error:
-            lost = f"table {STAGE_RUNS} could not be read: {' '.join(str(error).split())}"
+            lost = _lost(STAGE_RUNS, error)
             yield NightState(day=day, state="unreadable", step="", ended=None, message=lost, verdict=RED, at=None)
             continue
         if day == running:
@@ -187,6 +187,20 @@ def _promotion(settings: Settings, night: NightState | None) -> dict[str, Any]:
     return {name: evaluation.get(name) for name in ("promoted", "serves", "reason")}
 
 
+def _incident(settings: Settings, night: NightState | None) -> dict[str, Any]:
+    """Why the night is not green, since when, whose it is and what to paste; nulls where it is, or runs."""
+    stop = night.at.stop if night and night.at and night.verdict is not None else None
+    if stop is not None:
+        told = {**asdict(stop), "since": stop.since and stop.since.isoformat()}
+    else:
+        # One that came to its end: what its summary has to say.
+        told = {} if night is None or night.verdict in (GREEN, None) else _summary(settings, night.day)
+    return {
+        "cause": told.get("reason") or (night.message if night and night.verdict == RED else None) or None,
+        **{name: told.get(name) for name in ("since", "owner", "runbook", "command")},
+    }
+
+
 def _last_good(settings: Settings, lake: Lake, days: list[str], running: str | None) -> str | None:
     nights = _nights(settings, lake, days[:LOOKED_BACK], running)
     return next((night.day for night in nights if night.verdict in (GREEN, AMBER)), None)
@@ -196,9 +210,12 @@ def _decisions(lake: Lake, problems: list[str]) -> list[Decision]:
     try:
         return Promotions(lake).read()
     except UNREADABLE as error:
-        lost = " ".join(str(error).split())
-        problems.append(f"who serves is not known: table {PROMOTIONS} could not be read: {lost}")
+        problems.append(_lost(PROMOTIONS, error))
         return []
+
+
+def _lost(table: str, error: Exception) -> str:
+    return f"table {table} could not be read: {' '.join(str(error).split())}"
 
 
 def _generators(

@@ -31,19 +31,16 @@ def champion_and_challenger(settings: Settings, decisions: Sequence[Decision]) -
     """Who serves by ``decisions``, and who was registered last. What MLflow says otherwise is put right.
 
     Raises:
-        SgrecError: MLflow's database is damaged.
+        SgrecError: MLflow's database is damaged, or its server does not answer.
     """
-    folder = settings.home.resolve() / "mlflow"
-    database = folder / "mlflow.db"
+    database = settings.home.resolve() / "mlflow" / "mlflow.db"
     if settings.mlflow_uri is not None:
         return _asked(settings)
     serves = champion(decisions)
     if not database.exists():
         return (None if serves is None else Known(serves, None)), None
     try:
-        can_write = os.access(database, os.W_OK)
-        if can_write:
-            put_right(database, (folder / "artifacts").as_uri())
+        can_write = _put_right(database)
         aliases, days = _read(database)
     except sqlite3.Error as error:
         raise SgrecError(f"{database} cannot be read: {error}") from error
@@ -69,6 +66,7 @@ def folder_of(settings: Settings, version: str) -> Path:
         WHERE v.name = ? AND v.version = ?
     """
     try:
+        _put_right(database)
         with closing(_opened(database)) as connection:
             found = connection.execute(question, (GENERATOR, int(version))).fetchone()
     except sqlite3.Error as error:
@@ -76,6 +74,14 @@ def folder_of(settings: Settings, version: str) -> Path:
     if found is None:
         raise SgrecError(f"{database} knows no {GENERATOR} version {version}")
     return Path(unquote(urlsplit(found[0]).path)) / BELOW
+
+
+def _put_right(database: Path) -> bool:
+    """What `Registry` does first in a home that was moved; False where nobody may write."""
+    if not os.access(database, os.W_OK):
+        return False
+    put_right(database, (database.parent / "artifacts").as_uri())
+    return True
 
 
 def _opened(database: Path) -> sqlite3.Connection:
@@ -97,9 +103,14 @@ def _read(database: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _asked(settings: Settings) -> tuple[Known | None, Known | None]:
-    registry = Registry(settings)
-    serves, challenger = registry.champion(), registry.aliases(GENERATOR).get(CHALLENGER)
-    return (
-        None if serves is None else Known(serves.version, serves.day),
-        None if challenger is None else Known(challenger, registry.get(GENERATOR, challenger).day),
-    )
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry = Registry(settings)
+        serves, challenger = registry.champion(), registry.aliases(GENERATOR).get(CHALLENGER)
+        return (
+            None if serves is None else Known(serves.version, serves.day),
+            None if challenger is None else Known(challenger, registry.get(GENERATOR, challenger).day),
+        )
+    except MlflowException as error:
+        raise SgrecError(f"MLflow does not say who serves: {error.error_code}") from error

@@ -90,6 +90,7 @@ def test_torn_progress_is_passed_over(night: Settings, cut: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(torn(json.dumps(line).encode(), cut) + b"\n" + json.dumps(line).encode() + b"\n")
     with only_night(night, DAY):
+        record(Lake(night.lake_root), [Run(day=DAY, stage="ingest_events", input=night.input)])
         assert "3/7" in shown(code=0)
     tear(path, cut)
     assert "ingest_events" in shown()

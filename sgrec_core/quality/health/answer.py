@@ -40,6 +40,11 @@ def make(target: str) -> str:
     return f"make -C {shlex.quote(str(PROJECT_ROOT))} {target}"
 
 
+def folder_there(path: Path) -> Path:
+    """The path, or what of it exists."""
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
 def line(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -3,17 +3,19 @@
 import importlib.metadata
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import psutil
 
@@ -22,18 +24,24 @@ from sgrec_core.judge.engines.backends import served_model
 from sgrec_core.lake.spark import VECTORS, check_java, has_java_module
 from sgrec_core.logs import landing as raw
 from sgrec_core.night.airflow import check_interpreters
-from sgrec_core.quality.health.answer import SECONDS, SERVER_SECONDS, SLACK_SECONDS, Answer, few, line, make, sgrec
+from sgrec_core.quality.health.answer import (
+    SECONDS,
+    SERVER_SECONDS,
+    SLACK_SECONDS,
+    Answer,
+    few,
+    folder_there,
+    line,
+    make,
+    sgrec,
+)
 from sgrec_core.runtime.code import locked_versions
 from sgrec_core.runtime.layout import LAYOUT, layout_of
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 LEAST_DISK, LOW_DISK = 1 << 30, 5 << 30
 """Free bytes below which a night cannot run, and below which a week of them may not."""
-
-
-def folder_there(path: Path) -> Path:
-    """The path, or what of it exists."""
-    return next(one for one in (path, *path.parents) if one.exists())
+KEY = "OPENAI_API_KEY"
 
 
 def home_of_this_version(settings: Settings) -> Answer:
@@ -66,8 +74,9 @@ def _java(settings: Settings) -> Answer:
 
 
 def _libraries(settings: Settings) -> Answer:
-    # A build for one kind of machine is the version: 2.13.0+cpu is 2.13.0.
-    installed = {_name(one.name): one.version.partition("+")[0] for one in importlib.metadata.distributions()}
+    # The first on the path is imported. A build for one kind of machine is the version: 2.13.0+cpu is 2.13.0.
+    there = reversed(list(importlib.metadata.distributions()))
+    installed = {_name(one.name): one.version.partition("+")[0] for one in there}
     locked = locked_versions(PROJECT_ROOT / "requirements" / "main.lock")
     others = [
         f"{name} {installed.get(name, 'missing')} instead of {version}"
@@ -105,24 +114,26 @@ def _judge(settings: Settings) -> Answer:
 
 
 def _judge_server(settings: Settings) -> Answer:
-    """Its list of models, which costs nothing. No URL is told as it is: keys stand in some."""
-    judge = settings.judge
-    parts = urlsplit(judge.server_url)
-    place = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        return Answer("failed", f"{place} is no URL", "SGREC_JUDGE__SERVER_URL=http://HOST:PORT/v1")
-    url = urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/models"))
-    key = os.environ.get("OPENAI_API_KEY", "none")
+    """Its list of models, which costs nothing. Of its URL the host alone is told: keys stand in some."""
+    judge, parts = settings.judge, urlsplit(settings.judge.server_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return Answer("failed", "SGREC_JUDGE__SERVER_URL is no URL", "SGREC_JUDGE__SERVER_URL=http://HOST:PORT/v1")
+    user, _, host = parts.netloc.rpartition("@")
+    place = f"{parts.scheme}://{host}"
+    url = urlunsplit(parts._replace(netloc=host, path=parts.path.rstrip("/") + "/models"))
+    # As the client that nights use: a name and a password in the URL come before the key.
+    key = f"Basic {b64encode(unquote(user).encode()).decode()}" if user else f"Bearer {os.environ.get(KEY, 'none')}"
     start = "start the server, or set SGREC_JUDGE__SERVER_URL to the one that runs"
     try:
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+        request = urllib.request.Request(url, headers={"Authorization": key})
         with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:
             served = sorted(str(model["id"]) for model in json.load(response)["data"])
     except urllib.error.HTTPError as error:
-        mend = "set OPENAI_API_KEY to a key that it takes" if error.code in (401, 403) else start
+        mend = f"set {KEY} to a key that it takes" if error.code in (401, 403) else start
         return Answer("failed", f"{place} answers {error.code} {error.reason}", mend)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = getattr(error, "reason", None) or type(error).__name__
+    except (OSError, ValueError, KeyError, TypeError, HTTPException) as error:
+        # Not the error's own words, which may hold the URL.
+        why = error.reason if isinstance(error, urllib.error.URLError) else type(error).__name__
         return Answer("failed", f"{place} does not answer as a judge: {why}", start)
     if served_model(judge) not in served:
         what = f"{place} does not serve {served_model(judge)!r}; it serves {few(served) or 'nothing'}"
@@ -169,8 +180,10 @@ def _disk(settings: Settings) -> Answer:
 
 
 def _memory(settings: Settings) -> Answer:
-    memory, unit = psutil.virtual_memory(), settings.spark_memory[-1:].lower()
-    wanted = float(settings.spark_memory.rstrip("kmgtbKMGTB")) * 1024 ** " kmgt".find(unit)
+    memory, asked = psutil.virtual_memory(), re.fullmatch(r"(\d+)([kmgt]?)b?", settings.spark_memory.lower())
+    if asked is None:
+        return Answer("failed", f"SGREC_SPARK_MEMORY={settings.spark_memory} is no size", "SGREC_SPARK_MEMORY=3g")
+    wanted = int(asked[1]) * 1024 ** "_kmgt".find(asked[2] or "_")
     what = f"{memory.available / 2**30:,.1f} of {memory.total / 2**30:,.1f} GiB free, Spark takes {wanted / 2**30:,.1f}"
     if wanted > memory.total:
         return Answer("failed", what, "SGREC_SPARK_MEMORY=2g, or a larger machine")
@@ -181,17 +194,18 @@ def _memory(settings: Settings) -> Answer:
 
 def _clock(settings: Settings) -> Answer:
     """No file that this home or this sgrec has, or that waits to be read, may come from the future."""
-    latest = time.time() + SLACK_SECONDS
-    source = settings.input.partition(":")
+    now = datetime.now(UTC)
+    latest, tomorrow = now.timestamp() + SLACK_SECONDS, (now + timedelta(days=1)).date().isoformat()
     files = [PROJECT_ROOT / "requirements" / "main.lock", *settings.home.resolve().glob("reports/*/*.json*")]
-    for folder in sorted(Path(source[2]).glob("day=????-??-??"))[-1:] if source[0] == "logs" else ():
-        files += folder.rglob("*")
-    ahead = [str(path) for path in files if path.stat().st_mtime > latest]
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    kind, _, path = settings.input.partition(":")
+    days = sorted(Path(path).glob("day=????-??-??")) if kind == "logs" else []
+    files += [file for day in days[-1:] for file in day.rglob("*")]
+    ahead = [str(day) for day in days if day.name > f"day={tomorrow}"]
+    ahead += [str(file) for file in files if file.lstat().st_mtime > latest]
     if ahead:
-        what = f"it is {now}, and these are from later: {few(ahead)}"
+        what = f"it is {now:%Y-%m-%d %H:%M} UTC, and these are from later: {few(ahead)}"
         return Answer("failed", what, "timedatectl set-ntp true, here and where the files come from")
-    return Answer("ok", now)
+    return Answer("ok", f"{now:%Y-%m-%d %H:%M} UTC")
 
 
 MACHINE: dict[str, Callable[[Settings], Answer]] = {

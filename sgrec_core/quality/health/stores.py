@@ -16,7 +16,7 @@ from sgrec_core.lake import Lake, load_contract, table_names
 from sgrec_core.lake.storage import filesystem_of
 from sgrec_core.lake.tables import check_age
 from sgrec_core.night.airflow import airflow_environment, running_night
-from sgrec_core.quality.health.answer import SERVER_SECONDS, SLACK_SECONDS, Answer, few, line, sgrec
+from sgrec_core.quality.health.answer import SERVER_SECONDS, SLACK_SECONDS, Answer, few, folder_there, line, sgrec
 from sgrec_core.quality.night import state_of_night
 from sgrec_core.quality.status import is_late
 from sgrec_core.registry.glance import folder_of
@@ -32,9 +32,7 @@ HEARTBEAT_SECONDS = 60.0
 def _lake(settings: Settings) -> Answer:
     """A probe can be written, read and removed, and each file that a table consists of is there in its size."""
     lake, (filesystem, folder) = Lake(settings.lake_root), filesystem_of(settings.lake_root)
-    probe = f"{folder}/.doctor-{uuid.uuid4().hex}"
-    if "://" not in lake.root:
-        Path(lake.root).mkdir(parents=True, exist_ok=True)
+    probe = f"{folder if '://' in lake.root else folder_there(Path(folder))}/.doctor-{uuid.uuid4().hex}"
     try:
         with filesystem.open_output_stream(probe) as file:
             file.write(b"probe")
@@ -141,9 +139,8 @@ def _last_night(settings: Settings) -> Answer:
         if settings.source == "logs" and is_late(day, settings.airflow.late_hours):
             age = (datetime.now(UTC).date() - date.fromisoformat(day)).days
             what = f"the newest night is {day}, {age} days ago"
-            return Answer(
-                "warning", what, "see whether the logs land and the scheduler runs, then " + sgrec(settings, "nightly")
-            )
+            mend = f"see whether logs land and the scheduler runs; by hand: {sgrec(settings, 'nightly')}"
+            return Answer("warning", what, mend)
         return Answer("ok", f"{day} succeeded")
     return Answer("warning", "no stage has run yet", sgrec(settings, "nightly"))
 
