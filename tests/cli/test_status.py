@@ -20,6 +20,7 @@ from sgrec_core.files import write_json
 from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import only_night
 from sgrec_core.registry import CHAMPION, GENERATOR, Registry
+from sgrec_core.runtime.layout import LAYOUT
 from sgrec_core.runtime.runs import Run, record
 from sgrec_core.runtime.stages import JUDGE_TRAINING_FOLDER, STAGES
 from sgrec_core.settings import PROJECT_ROOT, Settings
@@ -39,6 +40,7 @@ def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(console, "width", 250)
     home.mkdir()
     write_json(home / "source.json", {"input": "simulator"})
+    write_json(home / "home.json", {"layout": LAYOUT})
     return Settings(home=home)
 
 
