@@ -89,7 +89,6 @@ def status_of_home(
         "day": judged.day if judged else None,
         "state": judged.state if judged else "unreadable" if is_lost else "none",
         "verdict": judged.verdict if judged else None,
-        "step": judged.step if judged else None,
         **_incident(settings, judged),
         "last_good": _last_good(settings, lake, days, running),
         "promotion": {**_promotion(settings, judged), "hold": None if hold is None else str(hold)},
@@ -196,6 +195,8 @@ def _incident(settings: Settings, night: NightState | None) -> dict[str, Any]:
         # One that came to its end: what its summary has to say.
         told = {} if night is None or night.verdict in (GREEN, None) else _summary(settings, night.day)
     return {
+        # Of a night that is not whole the first step that did not end well, which need not be the last that began.
+        "step": stop.step if stop else night and night.step,
         "cause": told.get("reason") or (night.message if night and night.verdict == RED else None) or None,
         **{name: told.get(name) for name in ("since", "owner", "runbook", "command")},
     }
