@@ -1,5 +1,8 @@
 """Turn the day's events into decision points, and slates into preference pairs (`sgrec_core.states`)."""
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from sgrec_core.lake.queries import days_until, has_labels
 from sgrec_core.lake.spark import publish_spark, read_spark, spark_session
 from sgrec_core.runtime.job import Job, stage_command
@@ -50,15 +53,21 @@ def run(job: Job) -> None:
     finally:
         spark.stop()
 
-    published = job.lake.read("user_states", where=partition, columns=["split", "user_id"]).to_pandas()
-    sources = job.lake.read("preference_pairs", where=partition, columns=["source"]).to_pandas()["source"]
+    published = job.lake.read("user_states", where=partition, columns=["split", "user_id"], ordered=False)
+    splits = counted(published["split"])
+    sources = counted(job.lake.read("preference_pairs", where=partition, columns=["source"], ordered=False)["source"])
     job.fact("states", count)
     for split in ("train", "validation"):
-        job.fact(f"states_{split}", int((published["split"] == split).sum()))
-    job.fact("users", int(published["user_id"].nunique()))
+        job.fact(f"states_{split}", splits.get(split, 0))
+    job.fact("users", pc.count_distinct(published["user_id"]).as_py())
     job.fact("decisions_without_history", too_early)
     job.fact("preference_pairs", pair_count)
-    job.fact("pairs_by_source", {name: int(number) for name, number in sources.value_counts().sort_index().items()})
+    job.fact("pairs_by_source", dict(sorted(sources.items())))
+
+
+def counted(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs."""
+    return {row["values"]: row["counts"] for row in values.value_counts().to_pylist()}
 
 
 main = stage_command("build_states", run)

@@ -68,7 +68,7 @@ def run(job: Job) -> None:
 
     with job.starting_engine():
         spark = spark_session(settings, "ingest_events")
-    with spark, staging(job.lake, f"ingest_events-{job.day}") as folder:
+    with spark, staging(job.lake) as folder:
         parsed = {
             record: parse_files(
                 spark, [file for file in landed.files if file.record == record], record, job.day, options, folder

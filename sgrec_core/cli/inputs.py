@@ -79,6 +79,8 @@ def land(
     unplaced = found.unplaced.total()
     for why, count in found.unplaced.most_common(3):
         console.print(f"no day is known of {count:,} rows ({to / UNPLACED}): {why}", markup=False, soft_wrap=True)
+    for line in found.beside:
+        console.print(f"another {line} is there: remove it if what was landed now takes its place", soft_wrap=True)
     for line in found.broken:
         complain(f"not read to its end: {line}")
     share = unplaced / max(unplaced + found.rows.total(), 1)

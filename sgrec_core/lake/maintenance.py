@@ -5,13 +5,14 @@ Delta's transactions, stay in the checkpoint.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
+import pyarrow.fs as pafs
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from sgrec_core.lake.contracts import table_names
-from sgrec_core.lake.storage import filesystem_of
+from sgrec_core.lake.storage import STAGED, filesystem_of
 from sgrec_core.lake.tables import Lake
 
 
@@ -64,6 +65,15 @@ def _those_there(root: str, paths: list[str]) -> int:
 
 
 def maintain_all(lake: Lake, keep: timedelta) -> list[Maintained]:
-    """`maintain` every table that was published."""
+    """`maintain` every table that was published; what killed jobs have staged goes as well."""
+    _forget_staged(lake, datetime.now(UTC) - keep)
     done = (maintain(lake, table, keep) for table in table_names())
     return [table for table in done if table is not None]
+
+
+def _forget_staged(lake: Lake, before: datetime) -> None:
+    filesystem, path = filesystem_of(f"{lake.root}/{STAGED}")
+    for folder in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        files = filesystem.get_file_info(pafs.FileSelector(folder.path, recursive=True))
+        if files and all(file.mtime < before for file in files):
+            filesystem.delete_dir(folder.path)

@@ -4,16 +4,20 @@ Rows that Spark need not look at stay in Arrow: into the JVM and out of it again
 they take to be read and written.
 """
 
+import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sgrec_core.lake.storage import filesystem_of
+from sgrec_core.lake.storage import STAGED, filesystem_of
 from sgrec_core.lake.tables import Lake
 
 if TYPE_CHECKING:
@@ -28,16 +32,22 @@ FILE = "_file"
 
 
 @contextmanager
-def staging(lake: Lake, name: str) -> Iterator[str]:
+def staging(lake: Lake) -> Iterator[str]:
     """A folder beside the tables for rows on their way into them, where every executor reaches it; gone afterwards."""
-    folder = f"{lake.root}/_staged/{name}"
-    filesystem, path = filesystem_of(folder)
-    filesystem.create_dir(path, recursive=True)
+    root = f"{lake.root}/{STAGED}"
+    filesystem, path = filesystem_of(root)
+    machine = socket.gethostname()
+    for left in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True)):
+        # Of a process of this machine that was killed; what others left goes with `sgrec maintain`.
+        of_machine, _, process = left.base_name.rpartition("-")
+        if of_machine == machine and process.isdigit() and not psutil.pid_exists(int(process)):
+            filesystem.delete_dir(left.path)
+    name = f"{machine}-{os.getpid()}"
+    filesystem.create_dir(f"{path}/{name}", recursive=True)
     try:
-        filesystem.delete_dir_contents(path)  # of a run that was killed
-        yield folder
+        yield f"{root}/{name}"
     finally:
-        filesystem.delete_dir(path)
+        filesystem.delete_dir(f"{path}/{name}")
 
 
 def stage(frame: "DataFrame", make: OfBatches, schema: pa.Schema, folder: str) -> list[str]:

@@ -12,6 +12,9 @@ from sgrec_core.lake.conditions import Where, files
 from sgrec_core.lake.contracts import load_contract
 from sgrec_core.lake.tables import Lake
 
+STAGED = "_staged"
+"""Folder beside the tables for what is on its way into them."""
+
 
 def filesystem_of(root: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or a URI, and the path there."""

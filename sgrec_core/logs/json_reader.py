@@ -26,8 +26,8 @@ from sgrec_core.logs.rows import (
 )
 from sgrec_core.logs.streams import Line, lines_of, text_chunks
 
-BATCH = 16_384
-"""Lines that are looked at together."""
+BATCH, BATCH_BYTES = 16_384, 1 << 23
+"""Lines that are looked at together, at most, and bytes of them but for the last."""
 SHOWN = 4096
 """Bytes of what follows damage that are kept."""
 
@@ -50,12 +50,14 @@ def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> 
 def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
     """Up to ``size`` lines at a time, and what came before an error before it."""
     held: list[Line] = []
+    filled = 0
     try:
         for line in lines:
             held.append(line)
-            if len(held) == size:
+            filled += len(line.data)
+            if len(held) == size or filled >= BATCH_BYTES:
                 yield held
-                held = []
+                held, filled = [], 0
     except (BrokenOffError, OSError):
         yield held
         raise

@@ -52,6 +52,8 @@ class LandedFiles:
     """Files that could not be read to their end, with the reason."""
     again: list[str] = field(default_factory=list)
     """Days that were there before and have got rows."""
+    beside: list[str] = field(default_factory=list)
+    """Landed files of the same names with other content: perhaps these are to take their place."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def land(sources: Iterable[str], options: Options, to: Path, progress: Callable[
         for day, is_new in _split(raw, name, options, to, found):
             written.setdefault(day, set()).add(f"{FOLDERS['event']}/{name}")
             changed |= {day} if is_new else set()
+            found.beside += _beside(raw, name, day_folder(to, day))
     for raw in raws:
         if raw.record != "event":
             progress(raw.name)
@@ -104,6 +107,8 @@ def land(sources: Iterable[str], options: Options, to: Path, progress: Callable[
             taken[f"{FOLDERS[raw.record]}/{name}"] = raw
             for day in written:
                 written[day].add(_whole(raw, name, day_folder(to, day)))
+    landed_now = {f"{day}/{name}" for day, names in written.items() for name in names}
+    found.beside = [one for one in found.beside if one.removeprefix("day=") not in landed_now]
     for day, names in written.items():
         known = before.get(day, set())
         if known and (day in changed or not names <= known):
@@ -207,6 +212,17 @@ def _landed_name(raw: Raw) -> str:
     ending = ending.with_suffix("") if ending.suffix in COMPRESSIONS else ending
     suffix = ".jsonl" if ending.suffix in (".parquet", ".json") else ending.suffix
     return f"{ending.stem}-{_digest(raw.path)}{suffix}.gz"
+
+
+def _beside(raw: Raw, name: str, day: Path) -> list[str]:
+    """Files of ``day`` that are called as this one is, but for the digest of what they hold."""
+    if raw.path is None:
+        return []
+    digest = _digest(raw.path)
+    folder = day / FOLDERS["event"]
+    others = (path.name for path in folder.iterdir() if len(path.name) == len(name) and path.name != name)
+    same = re.compile(re.escape(name).replace(digest, "[0-9a-f]{10}"))
+    return [f"{day.name}/{FOLDERS['event']}/{other}" for other in sorted(others) if same.fullmatch(other)]
 
 
 def _whole_name(raw: Raw, taken: Iterable[str]) -> str:

@@ -53,6 +53,15 @@ def test_users_without_decisions_neither_add_nor_take() -> None:
     assert not found[:50].any()
 
 
+def test_users_without_requests_neither_add_to_a_value_nor_take_from_it() -> None:
+    ours, theirs = of_users(1, ndcg=0.08, ecpm=200), of_users(2, ndcg=0.08, ecpm=220)
+    for one in (ours, theirs):
+        one.figures["ecpm"][:50] = np.nan
+    _, found = score_differences(ours, theirs, Weights(ndcg=0, ecpm=1, gmv=0, dislikes=0))
+    relative = np.nanmean(ours.figures["ecpm"]) / np.nanmean(theirs.figures["ecpm"]) - 1
+    np.testing.assert_allclose(found.mean(), relative * theirs.figures["ndcg"].mean())
+
+
 def test_other_users_are_refused() -> None:
     ours, theirs = of_users(1, ndcg=0.08), of_users(2, ndcg=0.08)
     with pytest.raises(ValueError, match="200 users against those of 199"):

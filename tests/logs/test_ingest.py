@@ -3,6 +3,11 @@
 import bz2
 import gzip
 import json
+import os
+import random
+import socket
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +19,8 @@ from stage_runs import last_run
 from jobs import ingest_events
 from sgrec_core.errors import InputError
 from sgrec_core.lake import Lake
+from sgrec_core.lake.maintenance import maintain_all
+from sgrec_core.lake.storage import STAGED
 from sgrec_core.logs import landing
 from sgrec_core.logs.spark import in_tasks
 from sgrec_core.quality.gates import check_stage
@@ -272,3 +279,47 @@ def test_many_small_files_are_read_many_a_task(tmp_path: Path) -> None:
     assert ingest(settings)[0] == 0
     assert Lake(settings.lake_root).count("ingest_files") == 301
     assert len(in_tasks(landing.raw_files(tmp_path / "logs", DAY), 2)) <= 4
+
+
+@pytest.mark.spark
+def test_what_only_the_whole_day_shows_is_settled_over_all_formats(tmp_path: Path) -> None:
+    folder = landing.day_folder(tmp_path / "logs", DAY)
+    landing.write_jsonl(folder / "catalogue" / "c.jsonl", [{"item_id": f"i{n}"} for n in range(5)])
+    draws = random.Random(0)
+    rows = {
+        name: [
+            event(draws.randrange(400), item_id=f"i{draws.randrange(6)}", user_id=f"{name} {line}")
+            for line in range(1, 301)
+        ]
+        for name in ("a.parquet", "b.jsonl", "c.csv")
+    }
+    (folder / "events").mkdir()
+    times = [{**row, "event_time": datetime(2026, 1, 5, 10, tzinfo=UTC)} for row in rows["a.parquet"]]
+    pq.write_table(pa.Table.from_pylist(times), folder / "events" / "a.parquet")
+    landing.write_jsonl(folder / "events" / "b.jsonl", rows["b.jsonl"])
+    landing.write_csv(folder / "events" / "c.csv", rows["c.csv"])
+    seen: dict[object, object] = {}
+    reasons: Counter[str] = Counter()
+    for row in (row for of_file in rows.values() for row in of_file):
+        known = row["item_id"] != "i5"
+        reasons["duplicate_event_id" if known else "unknown_item"] += not known or row["event_id"] in seen
+        if known:
+            seen.setdefault(row["event_id"], row["user_id"])
+
+    settings = Settings(home=tmp_path / "home", input=f"logs:{tmp_path / 'logs'}")
+    # Of a process of this machine that is gone, and of another machine.
+    staged = tmp_path / "home" / "lake" / STAGED
+    for name in (f"{socket.gethostname()}-999999999", "elsewhere-1"):
+        landing.write_lines(staged / name / "part-0.parquet", ["unfinished"])
+    code, report = ingest(settings)
+    assert (code, report["facts"]["rejected_by_reason"]) == (0, dict(reasons))
+    lake = Lake(settings.lake_root)
+    found = lake.read("events", columns=["event_id", "user_id"]).to_pylist()
+    assert {row["event_id"]: row["user_id"] for row in found} == seen
+    assert len(found) == len(seen)
+    kept = lake.read("events_rejected", columns=["file", "raw_text"]).to_pylist()
+    assert all(row["raw_text"] for row in kept if not row["file"].endswith(".parquet"))
+    assert [folder.name for folder in staged.iterdir()] == ["elsewhere-1"], "what was staged here is gone"
+    os.utime(staged / "elsewhere-1" / "part-0.parquet", (0, 0))
+    maintain_all(lake, timedelta(days=30))
+    assert not any(staged.iterdir())

@@ -134,3 +134,13 @@ def test_the_files_of_a_delta_table_in_a_folder_are_not_taken_for_its_rows(tmp_p
     assert rows(tmp_path) == ["1767607200,u1,i1"]
     landed(tmp_path, place)
     assert [row for row in rows(tmp_path) if "u3" in row] == []
+
+
+def test_a_file_that_has_changed_names_what_it_may_replace(tmp_path: Path) -> None:
+    put(tmp_path / "ev1.csv", HEADER + "1767607200,u1,i1\n")
+    other = put(tmp_path / "ev10.csv", HEADER + "1767607200,u9,i9\n")
+    assert landed(tmp_path, tmp_path / "ev1.csv", other).beside == []
+    (before,) = (tmp_path / "to" / DAY / "events").glob("ev1-*")
+    repaired = put(tmp_path / "ev1.csv", HEADER + "1767607200,u2,i1\n")
+    assert landed(tmp_path, repaired, other).beside == [f"{DAY}/events/{before.name}"]
+    assert landed(tmp_path, repaired).beside == [f"{DAY}/events/{before.name}"], "as long as it is there"
