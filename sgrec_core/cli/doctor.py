@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,9 +56,13 @@ def _findings() -> "list[Finding]":
 
 def _settings() -> Settings:
     """Of a home of any version, also where there is none yet."""
+    from deltalake.exceptions import DeltaError
+
     from sgrec_core.runtime.job import read_settings
 
-    home = named_home()
-    source = os.environ.get("SGREC_INPUT") or source_of(home)
+    home, source = named_home(), os.environ.get("SGREC_INPUT")
+    if not source:
+        with suppress(OSError, ValueError, DeltaError):  # what is lost or damaged is told by its check
+            source = source_of(home)
     settings = read_settings(home=home, **({"input": source} if source else {}))
     return with_judge_interpreter(settings) if settings.judge.engine == "vllm" else settings

@@ -190,6 +190,8 @@ def test_room(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
             assert "sgrec maintain" in found["mend"]
     monkeypatch.setenv("SGREC_SPARK_MEMORY", "900000m")
     assert "Spark takes 878.9" in doctor(failed="memory")["memory"]["what"]
+    monkeypatch.setenv("SGREC_SPARK_MEMORY", "lots")
+    assert "SGREC_SPARK_MEMORY=lots is no size" in doctor(failed="memory")["memory"]["what"]
 
 
 def test_files_from_the_future(logs: Path) -> None:
@@ -319,6 +321,15 @@ def test_files_of_tables(settings: Settings) -> None:
     doctor(failed="lake")
 
 
+def test_a_home_whose_runs_and_source_are_lost_is_looked_at_all_the_same(settings: Settings) -> None:
+    (settings.home / "source.json").write_text("{")
+    for file in (settings.home / "lake" / "stage_runs").glob("day=*/*.parquet"):
+        file.unlink()
+    found = doctor(failed="lake, last night")
+    assert "table stage_runs: " in found["lake"]["what"]
+    assert "stage_runs from a backup" in found["lake"]["mend"]
+
+
 def test_a_table_of_an_older_version(settings: Settings) -> None:
     lake = Path(settings.lake_root)
     write_deltalake(str(lake / "items"), pa.table({"day": [DAY], "item_id": ["a"]}), partition_by=["day"])
@@ -372,11 +383,14 @@ def test_the_last_night(settings: Settings, logs: Path) -> None:
     assert "the clock is behind" in doctor(failed="last night")["last night"]["what"]
 
 
-def test_the_champion(settings: Settings, registry_home: Path) -> None:
+def test_the_champion(settings: Settings, registry_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry(settings)
     for number, day in enumerate((DAY, "2026-01-06"), start=1):
         registry.promote(register(registry, day))
         assert doctor()["champion"]["what"] == f"{GENERATOR} version {number}: 1 tensors, all finite"
+    monkeypatch.setenv("SGREC_HOME", str(settings.home.rename(settings.home.with_name("moved"))))
+    assert doctor()["champion"]["state"] == "ok", "MLflow's paths are put right"
+    monkeypatch.setenv("SGREC_HOME", str(settings.home.with_name("moved").rename(settings.home)))
     path = sorted(registry_home.rglob("model.safetensors"), key=lambda file: file.stat().st_mtime)[-1]
     save_file({"weight": torch.tensor([float("inf"), 1.0])}, path)
     found = doctor(failed="champion")["champion"]
