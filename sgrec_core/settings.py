@@ -402,6 +402,9 @@ class AirflowSettings(Section):
     )
     retry_delay_seconds: float = Field(30.0, ge=0, description="wait before the first retry; doubles with each")
     gpu_slots: int = Field(1, ge=1, description="slots of the pool gpu: stages that may hold a GPU at the same time")
+    late_hours: float = Field(
+        36.0, gt=0, description="hours after the end of the newest night's day from when `sgrec doctor` misses the next"
+    )
     warm: bool = Field(
         True, description="fork the jobs of `sgrec nightly` from one process that has imported the libraries"
     )

@@ -7,7 +7,16 @@ that ``sgrec --help`` answers at once.
 import errno
 import sys
 
-from sgrec_core.cli import inputs, judges, migration, models, nights, tables  # noqa: F401 - each adds its commands
+from sgrec_core.cli import (  # noqa: F401 - each adds its commands
+    doctor,
+    inputs,
+    judges,
+    migration,
+    models,
+    nights,
+    status,
+    tables,
+)
 from sgrec_core.cli.app import app, complain
 from sgrec_core.errors import SgrecError
 from sgrec_core.runtime.zygote import run_main

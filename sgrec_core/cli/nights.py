@@ -1,4 +1,4 @@
-"""Commands that run nights, and show how they went."""
+"""Commands that run nights."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 from sgrec_core.cli.app import Input, InterruptedNightError, Judge, Map, app, complain, console
 from sgrec_core.cli.homes import days_between, default_day, existing_home, landed_days, settle_home, valid_day
-from sgrec_core.cli.views import changes_table, evaluation_cells, nights_table, read_summary, show_summary, stages_table
+from sgrec_core.cli.views import changes_table, evaluation_cells, read_summary, show_summary
 
 
 @app.command()
@@ -122,35 +122,6 @@ def backfill(
     if stopped:
         complain(stopped)
         raise typer.Exit(1)
-
-
-@app.command()
-def status(
-    day: Annotated[str | None, typer.Option(help="Show every stage of this night.", show_default=False)] = None,
-    nights: Annotated[int, typer.Option(min=1, help="How many of the latest nights to list.")] = 7,
-) -> None:
-    """Which stage recent nights are at, which generators are champion and challenger, and a hold on promotion."""
-    from sgrec_core.judge.versions.accepted import accepted_judges
-    from sgrec_core.registry import CHALLENGER, CHAMPION, Registry
-    from sgrec_core.registry.promotions import held
-    from sgrec_core.runtime.stages import GENERATOR
-
-    settings = existing_home()
-    console.print(f"{settings.home} · {settings.input}", soft_wrap=True)
-    console.print(stages_table(settings, valid_day(day)) if day else nights_table(settings, nights))
-    registry = Registry(settings)
-    challenger = registry.aliases(GENERATOR).get(CHALLENGER)
-    for alias, version in (
-        (CHAMPION, registry.champion()),
-        (CHALLENGER, registry.get(GENERATOR, challenger) if challenger else None),
-    ):
-        made = f"version {version.version}, made by night {version.day}" if version else "none yet"
-        console.print(f"{alias}: {made}")
-    hold = held(registry.promotions.read())
-    if hold is not None:
-        console.print(f"promotion is {hold}", soft_wrap=True, markup=False)
-    for judge in accepted_judges(settings)[-1:]:
-        console.print(f"judge accepted last ({judge.how}, {judge.day}): {judge}", soft_wrap=True, markup=False)
 
 
 def show_night(settings: Settings, day: str) -> "Outcome":

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 JAVA_VERSIONS = "17 or 21"
+VECTORS = "jdk.incubator.vector"
+"""A module of Java that Spark loads."""
 LOG_CONFIGURATION = Path(__file__).with_name("log4j2.properties")
 GATEWAY = "_SGREC_SPARK_GATEWAY"
 """Environment variable that names the file of `sgrec_core.lake.gateway`; `sgrec nightly` sets it for its own jobs."""
@@ -48,10 +50,9 @@ def check_java() -> None:
     """Fail before Spark does, in words.
 
     Raises:
-        SettingsError: no Java, one that is too old, or one without the module that Spark needs.
+        SettingsError: no Java, or one that is too old.
     """
-    home = os.environ.get("JAVA_HOME")
-    java = f"{home}/bin/java" if home else "java"
+    home, java = os.environ.get("JAVA_HOME"), _java()
     if shutil.which(java) is None:
         where = f"JAVA_HOME={home} holds no bin/java" if home else "no `java` on the PATH"
         raise SettingsError(
@@ -63,6 +64,17 @@ def check_java() -> None:
         raise SettingsError(
             f"Spark needs Java {JAVA_VERSIONS}, {java} is: {words.splitlines()[0] if words else 'unknown'}"
         )
+
+
+def has_java_module(name: str) -> bool:
+    """Whether that Java has a module; cut-down ones lack some. It takes a start of Java, so nights do not ask."""
+    listed = subprocess.run([_java(), "--list-modules"], capture_output=True, text=True).stdout
+    return any(line.partition("@")[0] == name for line in listed.splitlines())
+
+
+def _java() -> str:
+    home = os.environ.get("JAVA_HOME")
+    return f"{home}/bin/java" if home else "java"
 
 
 def spark_configuration(settings: Settings) -> "SparkConf":

@@ -40,10 +40,14 @@ class Lake:
         return f"{self.root}/{load_contract(table).table}"
 
     def open(self, table: str, version: int | None = None) -> DeltaTable | None:
-        """The Delta table, or None while nothing was published."""
+        """The Delta table, or None while nothing was published. Raises ContractError for a version that is gone."""
         try:
             return DeltaTable(self.uri(table), version=version)
-        except TableNotFoundError:
+        except DeltaError as error:
+            if version is not None:
+                raise ContractError(f"table {table} has no version {version}, or has it no more") from error
+            if not isinstance(error, TableNotFoundError):
+                raise
             return None
 
     def version(self, table: str) -> int | None:
@@ -93,20 +97,26 @@ class Lake:
             ordered: False for any order.
 
         Returns:
-            The rows; an empty table of the contract's schema while nothing was published.
+            The rows; an empty table of the contract's schema while nothing was published. For a ``version`` that is
+            gone ContractError is raised.
         """
         contract = load_contract(table)
-        schema = contract.arrow_schema
-        wanted = list(columns) if columns is not None else schema.names
+        wanted = list(columns) if columns is not None else contract.arrow_schema.names
         delta = self.open(table, version)
         if delta is None:
-            return schema.empty_table().select(wanted)
+            return contract.arrow_schema.empty_table().select(wanted)
         if version is None:
-            _check_age(contract, delta)
+            check_age(contract, delta)
         partition, other = split(contract, where or {})
         needed = list(dict.fromkeys([*wanted, *(contract.key if ordered else ()), *other]))
         dataset = delta.to_pyarrow_dataset(file_pruning_predicate=files(contract, where or {}))
-        rows = dataset.to_table(columns=needed, filter=expression(contract, partition))
+        try:
+            rows = dataset.to_table(columns=needed, filter=expression(contract, partition))
+        except FileNotFoundError as error:
+            if version is None:
+                raise
+            lost = str(error).partition("\n")[0]
+            raise ContractError(f"table {table}: files of version {version} are gone: {lost}") from error
         rows = _typed(contract, rows)
         if other:
             rows = rows.filter(expression(contract, other))
@@ -296,7 +306,7 @@ class Lake:
                 description=contract.description,
                 configuration=contract.delta_properties,
             )
-        _check_age(contract, delta)
+        check_age(contract, delta)
         present = delta.metadata().configuration
         wanted = {f"delta.constraints.{name}": condition for name, condition in contract.delta_constraints.items()}
         absent = [key for key in wanted if key not in present]
@@ -333,7 +343,7 @@ def _committed(commit: Callable[[], T], *, may_try_again: Callable[[], bool] = l
     return commit()
 
 
-def _check_age(contract: Contract, delta: DeltaTable) -> None:
+def check_age(contract: Contract, delta: DeltaTable) -> None:
     """ContractError when the table was made before a column came into its contract: a merge would drop that column."""
     names = {field.name for field in delta.schema().fields}
     missing = [name for name in contract.arrow_schema.names if name not in names]

@@ -13,7 +13,7 @@ from sgrec_core.files import read_json, write_json
 from sgrec_core.hashing import digest
 from sgrec_core.judge.versions.adapters import of_night
 from sgrec_core.lake import Lake
-from sgrec_core.runtime.code import stage_digest
+from sgrec_core.runtime.code import stage_digests
 from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import BY_NAME, STAGES, Stage
 from sgrec_core.settings import Settings
@@ -84,6 +84,7 @@ def stale_stages(settings: Settings, day: str) -> tuple[str, ...]:
     Those that have not run are left out, and those whose results stay until somebody asks for others.
     """
     runs = last_runs(Lake(settings.lake_root), day)
+    today = stage_digests(settings.home.resolve() / "cache" / "code.json")
     return tuple(
         stage.name
         for stage in STAGES
@@ -91,7 +92,7 @@ def stale_stages(settings: Settings, day: str) -> tuple[str, ...]:
         and not stage.stays
         and stage.name in runs
         and runs[stage.name].state in DONE
-        and runs[stage.name].code_digest != stage_digest(stage.name)
+        and runs[stage.name].code_digest != today[stage.name]
     )
 
 

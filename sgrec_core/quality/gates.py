@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,6 +31,9 @@ from sgrec_core.runtime.code import code_digest
 from sgrec_core.runtime.runs import Run, last_done, record
 from sgrec_core.runtime.stages import BY_NAME
 from sgrec_core.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RAW_LOGS = "raw_logs"
 """Name of the result that balances rows in against rows accepted and rejected; no table."""
@@ -325,12 +328,12 @@ def _earlier(path: Path) -> TableResult | None:
         return None
 
 
-def _counts(of_file: pd.Series) -> str:
+def _counts(of_file: "pd.Series") -> str:
     """The counts of a row of ``ingest_files``."""
     return ", ".join(f"{of_file[name]:,} {name[5:]}" for name in of_file.index if name.startswith("rows_"))
 
 
-def _most_frequent_reason(rejected: pd.DataFrame, read: pd.DataFrame) -> str:
+def _most_frequent_reason(rejected: "pd.DataFrame", read: "pd.DataFrame") -> str:
     """The reason of most rejected or unread rows with its file, for the one line that on-call sees first."""
     counted = rejected[rejected["reason"] != "anonymous"].groupby(["reason", "file"]).size()
     found = [(int(rows), str(reason), str(file)) for (reason, file), rows in counted.items()]

@@ -138,18 +138,7 @@ def gather_night(settings: Settings, day: str) -> Night:
     reports, lake = settings.reports(day), Lake(settings.lake_root)
     failures = read_failures(reports)
     steps = steps_of_night(last_runs(lake, day), failures)
-    # A table whose gate this run did not reach was validated by an earlier run; that says nothing of this night.
-    current = {
-        table
-        for stage in STAGES
-        for table in stage.publishes
-        if any(step.name == f"check_{stage.name}" and not step.stale and step.started for step in steps)
-    }
-    if "events" in current:
-        current.add(RAW_LOGS)
-    if "aspect_scores" in current:
-        current.add(JUDGE_CALLS)
-    results = [result for result in read_results(reports) if result.table in current]
+    results = _results_of_run(reports, steps)
     ended = {step.name for step in steps if step.state in DONE}
     problems: list[str] = []
 
@@ -180,6 +169,21 @@ def gather_night(settings: Settings, day: str) -> Night:
     )
 
 
+def _results_of_run(reports: Path, steps: list[Step]) -> list[TableResult]:
+    """A table whose gate this run did not reach was validated by an earlier one; that says nothing of this night."""
+    current = {
+        table
+        for stage in STAGES
+        for table in stage.publishes
+        if any(step.name == f"check_{stage.name}" and not step.stale and step.started for step in steps)
+    }
+    if "events" in current:
+        current.add(RAW_LOGS)
+    if "aspect_scores" in current:
+        current.add(JUDGE_CALLS)
+    return [result for result in read_results(reports) if result.table in current]
+
+
 @dataclass(frozen=True, kw_only=True)
 class At:
     """How far a night got."""
@@ -188,6 +192,8 @@ class At:
     """``succeeded``, ``stopped`` or ``unfinished`` (running, or interrupted)."""
     step: Step
     """The one that tells most: that which failed, else the last one that began."""
+    stop: Stop | None
+    """What the page says of the stop; None where the night succeeded."""
 
 
 def state_of_night(settings: Settings, lake: Lake, day: str) -> At | None:
@@ -198,12 +204,12 @@ def state_of_night(settings: Settings, lake: Lake, day: str) -> At | None:
         return None
     newest = max(step.started for step in steps if step.started)
     steps.append(_step(REPORT, runs.get(REPORT), failures.get(REPORT), newest))
-    for step in steps:
-        if step.state == "failed":
-            return At(state="stopped", step=step)
+    if all(step.state in DONE for step in steps):
+        return At(state="succeeded", step=steps[-1], stop=None)
+    stop = _stop(settings, day, steps, _results_of_run(settings.reports(day), steps), failures)
+    failed = next((step for step in steps if step.state == "failed"), None)
     current = [step for step in steps if step.started and not step.stale]
-    state = "succeeded" if all(step.state in DONE for step in steps) else "unfinished"
-    return At(state=state, step=current[-1])
+    return At(state="stopped" if failed else "unfinished", step=failed or current[-1], stop=stop)
 
 
 def steps_of_night(runs: Mapping[str, Run], failures: Mapping[str, Mapping[str, Any]]) -> list[Step]:

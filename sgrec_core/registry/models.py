@@ -7,7 +7,6 @@ fingerprint, hence a re-run that changes nothing registers nothing.
 Who is champion stands in a table (`sgrec_core.registry.promotions`); MLflow's alias mirrors it.
 """
 
-import json
 import logging
 import os
 import tempfile
@@ -15,10 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 from sgrec_core import __version__
 from sgrec_core.errors import SgrecError
@@ -30,6 +26,10 @@ from sgrec_core.runtime.runs import git, git_revision
 from sgrec_core.runtime.stages import GENERATOR
 from sgrec_core.settings import Settings
 
+if TYPE_CHECKING:
+    # Torch takes seconds to import; who asks for versions alone does not pay.
+    import torch
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow and Alembic narrate every database migration, MLflow every input example.
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
@@ -37,6 +37,8 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+BELOW = Path("data") / "model"
+"""Below its artifacts: pyfunc puts the folder that `Registry.register` wrote, under its own name, below ``data``."""
 CODE_TAG = "sgrec.code_digest"
 """Of a version: the code of the stage that made it."""
 
@@ -131,7 +133,7 @@ class Registry:
         *,
         day: str,
         fingerprint: str,
-        tensors: Mapping[str, torch.Tensor],
+        tensors: "Mapping[str, torch.Tensor]",
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
         parameters: Mapping[str, Any] | None = None,
@@ -143,19 +145,26 @@ class Registry:
 
         Args:
             fingerprint: hex digest of all that determined the tensors.
-            tensors: weights; stored as safetensors.
+            tensors: weights, all finite; stored as safetensors.
             config: JSON that `load` gives back beside the tensors.
             tables: table name to the Delta version that was read.
             example: input and output as pandas DataFrames, from which signature and input example are made.
 
         Ten parameters, because a version is that many facts, most of which callers leave out.
+
+        Raises:
+            SgrecError: a weight is not finite; nothing is registered.
         """
         from mlflow.exceptions import MlflowException
         from mlflow.models import infer_signature
 
+        from sgrec_core.registry.weights import check_finite, write_model
+
         found = self.find(name, fingerprint)
         if found is not None:
             return found
+        # Before a run is logged: a model that is refused leaves nothing behind.
+        check_finite(tensors, of=f"{name} of night {day}")
         self._mlflow.set_tracking_uri(self.tracking_uri)
         self._mlflow.set_registry_uri(self.tracking_uri)
         if self.client.get_experiment_by_name(name) is None:
@@ -175,11 +184,7 @@ class Registry:
             self._mlflow.log_metrics({key: float(value) for key, value in (metrics or {}).items()})
             data = Path(scratch) / "model"
             data.mkdir()
-            # Sorted and contiguous, so that the same weights make the same file.
-            save_file(
-                {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, data / "model.safetensors"
-            )
-            (data / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_model(data, tensors, config)
             model = self._mlflow.pyfunc.log_model(
                 name="model",
                 loader_module="sgrec_core.registry",
@@ -202,16 +207,27 @@ class Registry:
         """The metrics that a version was registered with."""
         return dict(self.client.get_run(version.run_id).data.metrics)
 
-    def load(self, version: ModelVersion) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and config of a registered version."""
-        # pyfunc puts the folder that `register` wrote, under its own name, below `data`.
+    def load(self, version: ModelVersion) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+        """Tensors and config of a registered version.
+
+        Raises:
+            SgrecError: a weight is not finite, or a file is lost or damaged.
+        """
+        from mlflow.exceptions import MlflowException
+
+        from sgrec_core.registry.weights import read_model
+
         # By its place: MLflow looks a model up by its id in the registry that its process used last.
         logged = self.client.get_logged_model(version.source.removeprefix("models:/"))
-        place = self._mlflow.artifacts.download_artifacts(
-            artifact_uri=logged.artifact_location, tracking_uri=self.tracking_uri
-        )
-        folder = Path(place) / "data" / "model"
-        return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+        try:
+            place = self._mlflow.artifacts.download_artifacts(
+                artifact_uri=logged.artifact_location, tracking_uri=self.tracking_uri
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise  # a server that is away, which passes
+            raise SgrecError(f"{version}: its files are gone from {logged.artifact_location}: {error}") from error
+        return read_model(Path(place) / BELOW, of=str(version))
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
         self.client.set_registered_model_alias(version.name, alias, version.version)

@@ -12,16 +12,17 @@ the calendar, and between the two no night promotes, of whatever day it is.
 import getpass
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime
 from typing import Literal
 
 import pyarrow as pa
+from deltalake import QueryBuilder
 from deltalake.exceptions import CommitFailedError
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake, load_contract
-from sgrec_core.lake.tables import TRIES
+from sgrec_core.lake.tables import TRIES, check_age
 from sgrec_core.runtime.stages import GENERATOR
 
 TABLE = "promotions"
@@ -206,7 +207,14 @@ class Promotions:
 
     def read(self, version: int | None = None) -> list[Decision]:
         """All decisions, the oldest first."""
-        rows = self.rows(version).drop_columns(["sequence", "decided_at"]).to_pylist()
+        delta = self._lake.open(TABLE, version)
+        if delta is None:
+            return []
+        check_age(load_contract(TABLE), delta)
+        names = ", ".join(f'"{one.name}"' for one in fields(Decision))
+        found = QueryBuilder().register("decisions", delta).execute(f"SELECT {names} FROM decisions ORDER BY sequence")
+        # Not `Lake.read`: Arrow's dataset imports pandas, which takes longer than all that `sgrec status` does.
+        rows = pa.RecordBatchReader.from_stream(found).read_all().to_pylist()
         return [Decision(**{**row, "day": row["day"].isoformat()}) for row in rows]
 
     def decide(self, choose: Callable[[list[Decision]], Decision | None]) -> Decision | None:

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file
 
 from sgrec_core.errors import InputError
+from sgrec_core.registry.weights import read_model
 
 
 class RegisteredModel:
     """The content of ``model.safetensors`` and ``config.json`` under ``folder``; generators also predict."""
 
     def __init__(self, folder: Path) -> None:
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.tensors = load_file(folder / "model.safetensors")
+        self.tensors, self.config = read_model(folder, of="the model that is served")
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Recommend items.

@@ -21,7 +21,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sgrec_core.cli import app, homes
-from sgrec_core.cli.views import nights_table
 from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import (
@@ -337,15 +336,6 @@ def test_state_of_a_night_is_that_of_its_last_run(home: Path) -> None:
     assert at() == ("succeeded", "report_quality")
     ran(settings, *whole[:5], ("check_tokenize_items", "failed"))
     assert at() == ("stopped", "check_tokenize_items")
-
-
-def test_the_nights_of_a_home_are_listed_from_the_lake(home: Path) -> None:
-    settings = Settings()
-    ran(settings, ("ingest_events", "finished"), ("check_ingest_events", "failed"))
-    output = StringIO()
-    Console(file=output, width=200).print(nights_table(settings, 7))
-    (_, row) = output.getvalue().splitlines()
-    assert re.search(r"2026-01-05\s+stopped\s+check_ingest_events .* failed", row), row
 
 
 # Nights that stop

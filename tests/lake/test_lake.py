@@ -278,3 +278,27 @@ def test_a_table_of_an_older_contract_is_named_with_what_to_do(tmp_path: Path) -
         lake.read("item_codes")
     with pytest.raises(ContractError, match="item_codes lacks column wanted_codes"):
         lake.upsert("item_codes", contract.arrow_schema.empty_table())
+
+
+def test_a_version_that_is_gone_is_an_error_and_not_empty(lake: Lake) -> None:
+    lake.publish("users", users("a"), partition=DAY, fingerprint="aa" * 8)
+    first = lake.version("users")
+    assert first is not None
+    lake.publish("users", users("b"), partition=DAY, fingerprint="bb" * 8)
+    assert lake.read("users", version=first)["user_id"].to_pylist() == ["a"]
+    with pytest.raises(ContractError, match=rf"table users has no version {first + 2}, or has it no more"):
+        lake.read("users", version=first + 2)
+
+    (file,) = DeltaTable(lake.uri("users"), version=first).file_uris()
+    Path(file).unlink()
+    with pytest.raises(ContractError, match=rf"table users: files of version {first} are gone: .*{Path(file).name}"):
+        lake.read("users", version=first)
+    assert lake.read("users")["user_id"].to_pylist() == ["b"], "today's files are another"
+
+    # As maintenance cleans a log up: a checkpoint stands for what came before.
+    delta = DeltaTable(lake.uri("users"))
+    delta.create_checkpoint()
+    (Path(lake.uri("users")) / "_delta_log" / f"{first:020d}.json").unlink()
+    with pytest.raises(ContractError, match=rf"table users has no version {first}, or has it no more"):
+        lake.read("users", version=first)
+    assert lake.read("users")["user_id"].to_pylist() == ["b"]

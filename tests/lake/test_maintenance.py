@@ -93,7 +93,7 @@ def test_old_versions_can_be_read_as_long_as_they_are_kept(lake: Lake) -> None:
     maintain(lake, "users", timedelta(days=1))
     assert lake.read("users", version=version).num_rows == 30
     maintain(lake, "users", AT_ONCE)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ContractError, match=f"table users: files of version {version} are gone"):
         lake.read("users", version=version)
 
 

@@ -1,11 +1,13 @@
 """Models in a real MLflow on SQLite: idempotent registration, artifacts without code, the history of champions."""
 
+import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
 from registered_models import register
+from safetensors.torch import save_file
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.registry import Registry
@@ -91,3 +93,25 @@ def test_an_unknown_version_lists_the_valid_ones(registry: Registry) -> None:
     register(registry, "2026-01-05")
     with pytest.raises(SgrecError, match="no version 'champion'; valid are 1"):
         registry.get(GENERATOR, "champion")
+
+
+def test_weights_that_are_no_numbers_are_not_registered(registry: Registry) -> None:
+    tensors = {"good": torch.ones(3), "broken": torch.tensor([1.0, float("nan"), float("inf")])}
+    with pytest.raises(SgrecError, match="sgrec-generator of night 2026-01-05: 2 of 3 numbers of tensor 'broken' are"):
+        registry.register(GENERATOR, day="2026-01-05", fingerprint="ab" * 16, tensors=tensors, config={})
+    assert registry.versions(GENERATOR) == []
+    assert registry.client.get_experiment_by_name(GENERATOR) is None, "no run was logged either"
+
+
+def test_weights_that_were_damaged_name_model_version_and_tensor(registry: Registry) -> None:
+    version = register(registry, "2026-01-05")
+    (path,) = (Settings().home / "mlflow").rglob("model.safetensors")
+    save_file({"weight": torch.tensor([1.0, float("nan")])}, path)
+    with pytest.raises(SgrecError, match="sgrec-generator version 1: 1 of 2 numbers of tensor 'weight' are NaN or inf"):
+        registry.load(version)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(SgrecError, match=f"sgrec-generator version 1: it cannot be read from {path.parent}"):
+        registry.load(version)
+    shutil.rmtree(path.parents[3])
+    with pytest.raises(SgrecError, match="sgrec-generator version 1: its files are gone from file:"):
+        registry.load(version)

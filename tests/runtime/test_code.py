@@ -467,8 +467,8 @@ def test_what_is_not_followed_exists() -> None:
 
 
 def test_every_library_that_computes_is_locked() -> None:
-    locked = {*code._versions(PROJECT_ROOT / "requirements" / "main.lock")}
-    locked |= {*code._versions(PROJECT_ROOT / "requirements" / "judge.lock")}
+    locked = {*code.locked_versions(PROJECT_ROOT / "requirements" / "main.lock")}
+    locked |= {*code.locked_versions(PROJECT_ROOT / "requirements" / "judge.lock")}
     for stage in ALL_STAGES:
         libraries = code.reached(f"jobs.{stage.name}:run").libraries - sys.stdlib_module_names
         names = {code.DISTRIBUTIONS.get(name, name.lower().replace("_", "-")) for name in libraries}
