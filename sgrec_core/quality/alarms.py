@@ -1,0 +1,59 @@
+"""Metrics of a night that lie out of the band of their past: what holds promotion back, or is told.
+
+They are rows of ``night_metrics``, which the gates write (`sgrec_core.quality.night_metrics`).
+"""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from sgrec_core.lake import Lake
+
+TABLE = "night_metrics"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A row of the table whose status is ``out``."""
+
+    day: str
+    stage: str
+    metric: str
+    dimension: str
+    value: float
+    low: float
+    high: float
+    how: str
+    severity: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric} {self.dimension}".strip()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g}, not {self.low:.4g} to {self.high:.4g} ({self.how})"
+
+
+def alarms(lake: Lake, day: str, *, stages: Container[str]) -> list[Alarm]:
+    """Those of ``day`` behind ``stages``, critical ones first."""
+    return alarms_of_days(lake, [day], stages=stages)
+
+
+def alarms_of_days(lake: Lake, days: Sequence[str], *, stages: Container[str]) -> list[Alarm]:
+    """Those of several days, critical ones first."""
+    columns = ["day", "stage", "metric", "dimension", "value", "low", "high", "how", "severity", "status"]
+    rows = lake.read(TABLE, where={"day": list(days)}, columns=columns).to_pylist()
+    found = [
+        Alarm(**{**row, "day": row["day"].isoformat()})
+        for row in rows
+        if row.pop("status") == "out" and row["stage"] in stages
+    ]
+    return sorted(found, key=lambda alarm: alarm.severity != "critical")
+
+
+def critical_in_words(found: Sequence[Alarm]) -> str | None:
+    """The first critical one, and how many more there are; None where there is none."""
+    critical = [alarm for alarm in found if alarm.severity == "critical"]
+    if not critical:
+        return None
+    others = f"; {len(critical) - 1} more critical metrics are out of their bands" if len(critical) > 1 else ""
+    return f"{critical[0]}{others}"
