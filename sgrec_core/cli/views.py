@@ -12,6 +12,9 @@ from sgrec_core.files import read_json
 from sgrec_core.settings import Settings
 from sgrec_core.wording import metric, number, words
 
+COLOURS = {"green": "green", "amber": "yellow", "red": "red"}
+"""Of the verdicts, on a terminal."""
+
 
 def read_summary(settings: Settings, day: str) -> dict[str, Any]:
     """What report_quality wrote about the night, or nothing if it never ran."""
@@ -26,7 +29,8 @@ def show_summary(settings: Settings, day: str) -> None:
     summary = read_summary(settings, day)
     if not summary:
         return
-    table = Table(title=f"night {day}: {summary['status']}", title_justify="left", show_header=False, box=None)
+    verdict = f", {summary['verdict']}" if summary.get("verdict") else ""
+    table = Table(title=f"night {day}: {summary['status']}{verdict}", title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     rows, judge, reward, paths = summary["rows"], summary["judge"], summary["reward"], summary["paths"]
@@ -40,6 +44,8 @@ def show_summary(settings: Settings, day: str) -> None:
         table.add_row(role, model_in_words(summary["evaluation"].get(role)))
     if summary["evaluation"].get("reason"):
         table.add_row("decision", escape(summary["evaluation"]["reason"]))
+    for alarm in summary.get("alarms", []):
+        table.add_row("metric", escape(alarm_in_words(alarm)))
     if summary["hold"]:
         table.add_row("promotion", escape(summary["hold"]))
     for note in summary["notes"]:
@@ -47,6 +53,13 @@ def show_summary(settings: Settings, day: str) -> None:
     table.add_row("report", str(settings.home / paths["report"]))
     table.add_row("models", str(settings.home / paths["models"]))
     console.print(table)
+
+
+def alarm_in_words(alarm: Mapping[str, Any]) -> str:
+    """One metric out of its band in a line."""
+    name = " ".join(filter(None, (alarm["metric"], alarm["dimension"])))
+    where = f"{alarm['value']:.4g}, not {alarm['low']:.4g} to {alarm['high']:.4g}"
+    return f"{name} {where} ({alarm['severity']}; owner {alarm['owner']})"
 
 
 def figures_in_words(values: Mapping[str, Any], *names: str) -> str:
@@ -101,11 +114,13 @@ def nights_table(settings: Settings, count: int) -> Table:
     from sgrec_core.lake import Lake
     from sgrec_core.night.airflow import running_night
     from sgrec_core.night.changes import stale_stages
+    from sgrec_core.quality.alarms import alarms, critical_in_words, verdict
     from sgrec_core.quality.night import state_of_night
     from sgrec_core.runtime.runs import days_with_runs
+    from sgrec_core.runtime.stages import BY_NAME
 
     table = Table(box=None)
-    for name in ("day", "night", "stage", "time (UTC)", "message", "stale"):
+    for name in ("day", "night", "stage", "time (UTC)", "verdict", "message", "stale"):
         table.add_column(name, no_wrap=name not in ("message", "stale"))
     running, lake = running_night(settings), Lake(settings.lake_root)
     for day in days_with_runs(lake):
@@ -117,7 +132,13 @@ def nights_table(settings: Settings, count: int) -> Table:
         mark = {"succeeded": "green", "stopped": "red"}.get(state, "yellow")
         moment = step.ended.strftime("%m-%d %H:%M") if step.ended else ""
         stale = ", ".join(stale_stages(settings, day))
-        table.add_row(day, f"[{mark}]{state}[/]", step.name, moment, escape(message), stale)
+        said = ""
+        if state in ("succeeded", "stopped"):
+            found = alarms(lake, day, stages=BY_NAME) if state == "succeeded" else []
+            said = verdict(state == "succeeded", found)
+            said = f"[{COLOURS[said]}]{said}[/]"
+            message = message or critical_in_words(found) or ""
+        table.add_row(day, f"[{mark}]{state}[/]", step.name, moment, said, escape(message), stale)
         if table.row_count == count:
             break
     return table

@@ -50,6 +50,13 @@ def alarms_of_days(lake: Lake, days: Sequence[str], *, stages: Container[str]) -
     return sorted(found, key=lambda alarm: alarm.severity != "critical")
 
 
+def verdict(succeeded: bool, found: Sequence[Alarm]) -> str:
+    """Of a night: ``green``, ``amber`` (published, but a critical metric is out of its band) or ``red`` (stopped)."""
+    if not succeeded:
+        return "red"
+    return "amber" if any(alarm.severity == "critical" for alarm in found) else "green"
+
+
 def critical_in_words(found: Sequence[Alarm]) -> str | None:
     """The first critical one, and how many more there are; None where there is none."""
     critical = [alarm for alarm in found if alarm.severity == "critical"]
