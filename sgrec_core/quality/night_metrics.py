@@ -29,6 +29,8 @@ from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
 
 DECLARATION = SCHEMAS / "metrics" / "night.yaml"
+Past = dict[tuple[str, str], list[tuple[str, Figure]]]
+"""By metric and dimension: figures with their days."""
 STANDARD_ERRORS_OF_INTERVAL = 2 * 1.96
 """In a 95% interval."""
 
@@ -108,7 +110,8 @@ def write_metrics(settings: Settings, lake: Lake, day: str, stage: str) -> list[
     stages = measured_behind(stage)
     for one in stages:
         if one in MEASURES:
-            rows = [_row(settings, day, *of_figure) for of_figure in _banded(settings, lake, day, one)]
+            found = banded(MEASURES[one](lake, day), _past(settings, lake, day, one), day)
+            rows = [_row(settings, day, *of_figure) for of_figure in found]
             table = pa.Table.from_pylist(rows, schema=load_contract(TABLE).arrow_schema)
             partition, fingerprint = {"day": day, "stage": one}, digest("night_metrics", repr(rows), length=32)
             if lake.fingerprint(TABLE, partition) != transaction_version(fingerprint):
@@ -116,10 +119,10 @@ def write_metrics(settings: Settings, lake: Lake, day: str, stage: str) -> list[
     return alarms(lake, day, stages=stages) if any(one in MEASURES for one in stages) else []
 
 
-def _banded(settings: Settings, lake: Lake, day: str, stage: str) -> Iterator[tuple[Metric, Measured, Band | None]]:
-    """Each figure of ``stage`` with its metric and its band."""
-    declaration, past = declared(), _past(settings, lake, day, stage)
-    for measured in MEASURES[stage](lake, day):
+def banded(measures_of_day: Iterable[Measured], past: Past, day: str) -> Iterator[tuple[Metric, Measured, Band | None]]:
+    """Each figure of ``day`` with its metric and its band."""
+    declaration = declared()
+    for measured in measures_of_day:
         metric = declaration.metrics[measured.metric]
         allowed = Allowed(
             deviations=declaration.deviations,
@@ -159,13 +162,13 @@ def _row(settings: Settings, day: str, metric: Metric, measured: Measured, of: B
     }
 
 
-def _past(settings: Settings, lake: Lake, day: str, stage: str) -> dict[tuple[str, str], list[tuple[str, Figure]]]:
-    """By metric and dimension: figures of earlier days that were not out of their bands, the newest first."""
+def _past(settings: Settings, lake: Lake, day: str, stage: str) -> Past:
+    """What was measured behind ``stage`` on earlier days and was not out of its band, the newest first."""
     nights = declared().nights
     partitions = lake.partitions(TABLE)
     days = sorted((one["day"] for one in partitions if one["stage"] == stage and one["day"] < day), reverse=True)
     rows = lake.read(TABLE, where={"day": days[: 2 * nights], "stage": stage}).to_pylist() if days else []
-    past: dict[tuple[str, str], list[tuple[str, Figure]]] = {}
+    past: Past = {}
     for row in sorted(rows, key=lambda row: row["day"], reverse=True):
         of_figure = past.setdefault((row["metric"], row["dimension"]), [])
         if row["input"] == settings.input and row["status"] != "out" and len(of_figure) < nights:

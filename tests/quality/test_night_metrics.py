@@ -1,0 +1,151 @@
+"""A day beside the day before, through the real ingest and its gate: incidents that break no contract are out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from jobs import ingest_events
+from sgrec_core.lake import Lake
+from sgrec_core.logs import landing
+from sgrec_core.quality.alarms import TABLE, alarms, critical_in_words, verdict
+from sgrec_core.quality.gates import Gate, check_stage
+from sgrec_core.quality.night_metrics import MEASURES, declared, measured_behind
+from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.stages import STAGES
+from sgrec_core.settings import Settings, SimulatorSettings
+from sgrec_core.simulator.raw_logs import DAY_MILLISECONDS, catalogue_rows, event_rows, profile_rows
+from sgrec_core.simulator.requests import simulate_day
+
+pytestmark = pytest.mark.spark
+
+DAYS = ("2026-01-05", "2026-01-06", "2026-01-07")
+SMALL = SimulatorSettings(users=150, items=80, new_items_per_day=2)
+Rows = list[dict[str, Any]]
+Logs = dict[str, Rows]
+"""Rows by folder of the landing."""
+
+
+def logs_of(day: str) -> Logs:
+    simulated = simulate_day(SMALL, day, DAYS[0])
+    return {
+        "events": event_rows(simulated, day),
+        "catalogue": catalogue_rows(simulated.items),
+        "profiles": profile_rows(simulated.users),
+    }
+
+
+@pytest.fixture(scope="module")
+def logs() -> dict[str, Logs]:
+    return {day: logs_of(day) for day in DAYS}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, logs: dict[str, Logs]) -> Settings:
+    """Of a home with one clean day."""
+    folder = tmp_path_factory.mktemp("metrics")
+    settings = Settings(home=folder / "home", input=f"logs:{folder / 'logs'}")
+    assert not ingested(settings, DAYS[0], logs[DAYS[0]]).alarms
+    return settings
+
+
+def ingested(settings: Settings, day: str, logs: Logs) -> Gate:
+    """Land the logs, ingest them, and what the gate says."""
+    folder = landing.day_folder(Path(settings.input.partition(":")[2]), day)
+    for name, rows in logs.items():
+        landing.write_jsonl(folder / name / "part-0.jsonl", rows)
+    manifest = {"files": [f"{name}/part-0.jsonl" for name in logs]}
+    (folder / landing.MANIFEST).write_text(json.dumps(manifest))
+    assert Job("ingest_events", day, settings).execute(ingest_events.run, Console(quiet=True)) == 0
+    return check_stage(settings, "ingest_events", day)
+
+
+def half(logs: Logs, _: Logs) -> Logs:
+    """One of two producers is gone: whole requests are missing."""
+    return {**logs, "events": [row for row in logs["events"] if int(row["request_id"][-1]) % 2]}
+
+
+def all_clicked(logs: Logs, _: Logs) -> Logs:
+    kinds = {"impression": "click"}
+    return {
+        **logs,
+        "events": [{**row, "event_type": kinds.get(row["event_type"], row["event_type"])} for row in logs["events"]],
+    }
+
+
+def in_cents(logs: Logs, _: Logs) -> Logs:
+    return {**logs, "events": [{**row, "price": 100 * row["price"]} for row in logs["events"]]}
+
+
+def tenth_of_the_catalogue(logs: Logs, _: Logs) -> Logs:
+    return {**logs, "catalogue": logs["catalogue"][:8]}
+
+
+def replay(logs: Logs, before: Logs) -> Logs:
+    return {**logs, "events": [{**row, "event_time": row["event_time"] + DAY_MILLISECONDS} for row in before["events"]]}
+
+
+INCIDENTS: list[tuple[Callable[[Logs, Logs], Logs], str]] = [
+    (half, "raw_rows event"),
+    (all_clicked, "events impression"),
+    (in_cents, "price median"),
+    (tenth_of_the_catalogue, "items"),
+    (replay, "seen_before"),
+]
+
+
+@pytest.fixture(scope="module")
+def clean(settings: Settings, logs: dict[str, Logs]) -> Rows:
+    """The second day as it should be, and its rows of the table."""
+    assert ingested(settings, DAYS[1], logs[DAYS[1]]).alarms == []
+    return metrics_of(settings, DAYS[1])
+
+
+def metrics_of(settings: Settings, day: str) -> Rows:
+    return Lake(settings.lake_root).read(TABLE, where={"day": day}).to_pylist()
+
+
+def test_a_second_clean_day_has_bands_and_no_alarm(settings: Settings, clean: Rows) -> None:
+    assert {row["status"] for row in metrics_of(settings, DAYS[0])} == {"no band"}
+    without = {row["metric"] for row in clean if row["status"] == "no band"}
+    assert without == {"item_overlap"}, "the first day has none before it"
+    assert {row["status"] for row in clean} == {"in", "no band"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in clean if row["status"] == "in")
+
+
+@pytest.mark.parametrize(("incident", "metric"), INCIDENTS)
+def test_an_incident_that_breaks_no_contract_is_out_at_critical(
+    settings: Settings, clean: Rows, logs: dict[str, Logs], incident: Callable[[Logs, Logs], Logs], metric: str
+) -> None:
+    gate = ingested(settings, DAYS[1], incident(logs[DAYS[1]], logs[DAYS[0]]))
+    critical = [alarm.name for alarm in gate.alarms if alarm.severity == "critical"]
+    assert metric in critical, gate.alarms
+    assert verdict(True, gate.alarms) == "amber"
+    # Of a night that its gate stops the figures are kept too.
+    assert (gate.state == "failed") == (incident is tenth_of_the_catalogue)
+    assert alarms(Lake(settings.lake_root), DAYS[1], stages=["ingest_events"]) == gate.alarms
+    said = critical_in_words(gate.alarms)
+    assert said is not None
+    assert "1 earlier night" in said or "known beforehand" in said
+
+
+def test_a_mended_day_is_as_if_nothing_had_been_and_what_was_out_is_no_past(
+    settings: Settings, clean: Rows, logs: dict[str, Logs]
+) -> None:
+    assert ingested(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms
+    assert ingested(settings, DAYS[2], logs[DAYS[2]]).alarms == [], "the bands of the first day alone"
+    assert ingested(settings, DAYS[1], logs[DAYS[1]]).alarms == []
+    assert metrics_of(settings, DAYS[1]) == clean
+    version = Lake(settings.lake_root).version(TABLE)
+    check_stage(settings, "ingest_events", DAYS[1], force=True)
+    assert Lake(settings.lake_root).version(TABLE) == version, "the same figures are not written again"
+
+
+def test_each_metric_is_measured_behind_a_gate_that_is_there() -> None:
+    behind = [one for stage in STAGES if stage.publishes for one in measured_behind(stage.name)]
+    assert len(behind) == len(set(behind))
+    assert {metric.stage for metric in declared().metrics.values()} == set(MEASURES) <= set(behind)
+    assert measured_behind("train_judge") == []
