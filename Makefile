@@ -51,7 +51,7 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-night bench-tokenizers \
+.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-metrics bench-night bench-tokenizers \
 	bench-training bench-updates
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
@@ -70,6 +70,8 @@ bench-ingest: java env
 bench-judge: env judge-env
 	@.venv-judge/bin/python -m benchmarks.judge $(OPTIONS)
 	@$(BENCH) benchmarks.judge_training $(if $(SHORT),--short)
+bench-metrics: env
+	@$(BENCH) benchmarks.night_metrics
 bench-night: java env
 	@$(BENCH) benchmarks.night $(if $(SHORT),--short)
 bench-lake: env

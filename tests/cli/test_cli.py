@@ -20,11 +20,13 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sgrec_core.cli import app, homes
+from sgrec_core.cli import app, homes, nights
 from sgrec_core.cli.views import nights_table
 from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.files import write_json
 from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import (
+    Outcome,
     airflow_environment,
     check_interpreters,
     end_with_descendants,
@@ -346,6 +348,32 @@ def test_the_nights_of_a_home_are_listed_from_the_lake(home: Path) -> None:
     Console(file=output, width=200).print(nights_table(settings, 7))
     (_, row) = output.getvalue().splitlines()
     assert re.search(r"2026-01-05\s+stopped\s+check_ingest_events .* failed", row), row
+
+
+@pytest.mark.parametrize(
+    ("verdict", "arguments", "code"), [("green", (), 0), ("amber", (), 4), ("amber", ("--strict",), 1)]
+)
+def test_the_exit_code_tells_a_green_night_from_an_amber_one(
+    no_home: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, arguments: tuple[str, ...], code: int
+) -> None:
+    def night(settings: Settings, day: str) -> Outcome:
+        out = {"metric": "click_rate", "dimension": "", "value": 0.9, "low": 0.1, "high": 0.2, "how": "x"}
+        summary = {name: {} for name in ("rows", "judge", "reward", "evaluation")} | {
+            "status": "succeeded",
+            "verdict": verdict,
+            "alarms": [out | {"severity": "critical", "owner": "data-platform"}] if verdict == "amber" else [],
+            "hold": None,
+            "notes": [],
+            "paths": {"report": "index.html", "models": "mlflow"},
+        }
+        write_json(settings.reports(day) / "summary.json", summary)
+        return Outcome(day, 0, 60.0, no_home / "airflow.log")
+
+    monkeypatch.setattr(nights, "show_night", night)
+    done = CliRunner().invoke(app, ["nightly", *arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    assert f"night 2026-01-05: succeeded, {verdict}" in done.output
+    assert ("click_rate 0.9, not 0.1 to 0.2 (critical; owner data-platform)" in done.output) == (verdict == "amber")
 
 
 # Nights that stop
