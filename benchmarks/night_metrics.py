@@ -26,11 +26,11 @@ from sgrec_core.simulator.requests import simulate_day
 FIRST_DAY = "2026-01-05"
 CHOSEN_ON = range(1, 5)
 SIZES = {
-    "tiny": ({"users": 150, "items": 80, "new_items_per_day": 2}, range(101, 113)),
-    "default": ({}, range(201, 205)),
+    "tiny": ({"users": 150, "items": 80, "new_items_per_day": 2}, range(101, 131)),
+    "default": ({}, range(201, 209)),
 }
 """Settings of the simulator, and seeds."""
-DAYS = 8
+DAYS = 6
 Logs = dict[str, pa.Table]
 """``events``, ``items`` and ``users`` of a day."""
 

@@ -86,7 +86,7 @@ def of_files(files: pa.Table, error_of_events: float) -> Iterator[Measured]:
 def item_overlap(events: pa.Table, before: pa.Table) -> Measured:
     """What the items' shares of the events have in common on two days: 1 minus their total variation distance."""
     today, earlier = (_item_shares(rows["item_id"]) for rows in (events, before))
-    common = sum(min(share, earlier.get(item, 0.0)) for item, share in today.items())
+    common = min(1.0, sum(min(share, earlier.get(item, 0.0)) for item, share in today.items()))
     draws = pc.count_distinct(events["request_id"]).as_py()
     return Measured(metric="item_overlap", figure=_share(common * draws, draws))
 
