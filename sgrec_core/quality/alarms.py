@@ -13,7 +13,7 @@ TABLE = "night_metrics"
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """A row of the table whose status is ``out``."""
+    """A row of the table whose status is ``out``, of a night that nobody has accepted."""
 
     day: str
     stage: str
@@ -39,7 +39,7 @@ def alarms(lake: Lake, day: str, *, stages: Container[str]) -> list[Alarm]:
 
 
 def alarms_of_days(lake: Lake, days: Sequence[str], *, stages: Container[str]) -> list[Alarm]:
-    """Those of several days, critical ones first."""
+    """Those of several days that nobody has accepted, critical ones first."""
     columns = ["day", "stage", "metric", "dimension", "value", "low", "high", "how", "severity", "status"]
     rows = lake.read(TABLE, where={"day": list(days)}, columns=columns).to_pylist()
     found = [
@@ -47,7 +47,17 @@ def alarms_of_days(lake: Lake, days: Sequence[str], *, stages: Container[str]) -
         for row in rows
         if row.pop("status") == "out" and row["stage"] in stages
     ]
+    if found:
+        known = accepted_nights(lake)
+        found = [alarm for alarm in found if alarm.day not in known]
     return sorted(found, key=lambda alarm: alarm.severity != "critical")
+
+
+def accepted_nights(lake: Lake) -> set[str]:
+    """Nights of which a person said that what they measured is right."""
+    from sgrec_core.registry.promotions import Promotions, accepted  # imports torch; most nights have no alarm
+
+    return accepted(Promotions(lake).read())
 
 
 def verdict(succeeded: bool, found: Sequence[Alarm]) -> str:

@@ -21,7 +21,7 @@ from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.contracts import SCHEMAS
 from sgrec_core.lake.tables import transaction_version
 from sgrec_core.quality import measures
-from sgrec_core.quality.alarms import TABLE, Alarm, alarms, alarms_of_days
+from sgrec_core.quality.alarms import TABLE, Alarm, accepted_nights, alarms, alarms_of_days
 from sgrec_core.quality.history import Allowed, Band, Figure, band, deviations, same_weekday
 from sgrec_core.quality.measures import Measured
 from sgrec_core.runtime.runs import last_done
@@ -163,17 +163,28 @@ def _row(settings: Settings, day: str, metric: Metric, measured: Measured, of: B
 
 
 def _past(settings: Settings, lake: Lake, day: str, stage: str) -> Past:
-    """What was measured behind ``stage`` on earlier days and was not out of its band, the newest first."""
+    """What was measured behind ``stage`` on earlier days and was not out of its band, the newest first.
+
+    A figure that was out of its band and was accepted begins a new level: what lies before it is no past any more.
+    """
     nights = declared().nights
     partitions = lake.partitions(TABLE)
     days = sorted((one["day"] for one in partitions if one["stage"] == stage and one["day"] < day), reverse=True)
     rows = lake.read(TABLE, where={"day": days[: 2 * nights], "stage": stage}).to_pylist() if days else []
+    accepted = accepted_nights(lake) if any(row["status"] == "out" for row in rows) else set()
     past: Past = {}
+    begun: set[tuple[str, str]] = set()
     for row in sorted(rows, key=lambda row: row["day"], reverse=True):
-        of_figure = past.setdefault((row["metric"], row["dimension"]), [])
-        if row["input"] == settings.input and row["status"] != "out" and len(of_figure) < nights:
+        name, of_day = (row["metric"], row["dimension"]), row["day"].isoformat()
+        of_figure = past.setdefault(name, [])
+        is_out = row["status"] == "out"
+        if name in begun or row["input"] != settings.input or len(of_figure) == nights:
+            continue
+        if not is_out or of_day in accepted:
             figure = Figure(value=row["value"], error=row["error"], size=row["size"])
-            of_figure.append((row["day"].isoformat(), figure))
+            of_figure.append((of_day, figure))
+            if is_out:
+                begun.add(name)
     return past
 
 

@@ -74,7 +74,18 @@ def test_help_imports_nothing_heavy_and_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT_ROOT, check=True)
     assert done.stdout.strip() == ""
     help_text = sgrec("--help").stdout
-    for command in ("nightly", "backfill", "status", "evaluate", "promote", "rollback", "hold", "release", "recommend"):
+    for command in (
+        "nightly",
+        "backfill",
+        "status",
+        "evaluate",
+        "promote",
+        "rollback",
+        "hold",
+        "release",
+        "accept-night",
+        "recommend",
+    ):
         assert command in help_text
         assert command in sgrec(command, "--help").stdout
 

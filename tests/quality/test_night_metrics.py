@@ -1,6 +1,7 @@
 """A day beside the day before it, through the gate: incidents that break no contract are out of their bands."""
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from jobs import ingest_events
+from sgrec_core.cli import app
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.logs import landing
 from sgrec_core.quality.alarms import TABLE, alarms, critical_in_words, verdict
 from sgrec_core.quality.gates import Gate, check_stage
 from sgrec_core.quality.night_metrics import MEASURES, declared, measured_behind
+from sgrec_core.registry.promotions import login
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings, SimulatorSettings
@@ -172,6 +176,28 @@ def test_a_mended_day_is_as_if_nothing_had_been_and_what_was_out_is_no_past(
     version = Lake(settings.lake_root).version(TABLE)
     check_stage(settings, "ingest_events", DAYS[1], force=True)
     assert Lake(settings.lake_root).version(TABLE) == version, "the same figures are not written again"
+
+
+def test_a_level_that_a_person_accepts_is_the_past_of_later_nights(
+    settings: Settings, logs: dict[str, Logs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(settings.home, tmp_path / "home")
+    (home / "source.json").write_text(json.dumps({"input": settings.input}))
+    monkeypatch.setenv("SGREC_HOME", str(home))
+    settings = settings.model_copy(update={"home": home})
+    whole, fewer = (change(logs[DAYS[2]], logs[DAYS[1]]) for change in (lambda logs, _: logs, half))
+    command = ["accept-night", "--day", DAYS[1], "--reason", "a market was closed"]
+    published(settings, DAYS[1], logs[DAYS[1]])
+    refused = CliRunner().invoke(app, command)
+    assert f"night {DAYS[1]} has no metric out of its band" in str(refused.exception)
+    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms
+    assert published(settings, DAYS[2], fewer).alarms, "the first day is all that it goes by"
+    done = CliRunner().invoke(app, command)
+    assert f"night {DAYS[1]} was accepted by {login()}: a market was closed" in done.output, done.exception
+    assert alarms(Lake(settings.lake_root), DAYS[1], stages=["ingest_events"]) == []
+    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == [], "run again"
+    assert published(settings, DAYS[2], fewer).alarms == []
+    assert "events impression" in {alarm.name for alarm in published(settings, DAYS[2], whole).alarms}
 
 
 @pytest.mark.spark
