@@ -58,7 +58,7 @@ def show_summary(settings: Settings, day: str) -> None:
 def alarm_in_words(alarm: Mapping[str, Any]) -> str:
     """One metric out of its band in a line."""
     name = " ".join(filter(None, (alarm["metric"], alarm["dimension"])))
-    where = f"{alarm['value']:.4g}, not {alarm['low']:.4g} to {alarm['high']:.4g}"
+    where = f"{number(alarm['value'])}, not {number(alarm['low'])} to {number(alarm['high'])}"
     return f"{name} {where} ({alarm['severity']}; owner {alarm['owner']})"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from sgrec_core.lake import Lake
+from sgrec_core.wording import number
 
 TABLE = "night_metrics"
 
@@ -19,6 +20,8 @@ class Alarm:
     stage: str
     metric: str
     dimension: str
+    place: int
+    """Among the declared figures: causes stand before what follows from them."""
     value: float
     low: float
     high: float
@@ -30,17 +33,17 @@ class Alarm:
         return f"{self.metric} {self.dimension}".strip()
 
     def __str__(self) -> str:
-        return f"{self.name} {self.value:.4g}, not {self.low:.4g} to {self.high:.4g} ({self.how})"
+        return f"{self.name} {number(self.value)}, not {number(self.low)} to {number(self.high)} ({self.how})"
 
 
 def alarms(lake: Lake, day: str, *, stages: Container[str]) -> list[Alarm]:
-    """Those of ``day`` behind ``stages``, critical ones first."""
+    """Those of ``day`` behind ``stages``, critical ones first, causes before what follows from them."""
     return alarms_of_days(lake, [day], stages=stages)
 
 
 def alarms_of_days(lake: Lake, days: Sequence[str], *, stages: Container[str]) -> list[Alarm]:
-    """Those of several days that nobody has accepted, critical ones first."""
-    columns = ["day", "stage", "metric", "dimension", "value", "low", "high", "how", "severity", "status"]
+    """Those of several days that nobody has accepted; see `alarms`."""
+    columns = ["day", "stage", "metric", "dimension", "place", "value", "low", "high", "how", "severity", "status"]
     rows = lake.read(TABLE, where={"day": list(days)}, columns=columns).to_pylist()
     found = [
         Alarm(**{**row, "day": row["day"].isoformat()})
@@ -50,7 +53,7 @@ def alarms_of_days(lake: Lake, days: Sequence[str], *, stages: Container[str]) -
     if found:
         known = accepted_nights(lake)
         found = [alarm for alarm in found if alarm.day not in known]
-    return sorted(found, key=lambda alarm: alarm.severity != "critical")
+    return sorted(found, key=lambda alarm: (alarm.severity != "critical", alarm.place))
 
 
 def accepted_nights(lake: Lake) -> set[str]:
@@ -72,5 +75,5 @@ def critical_in_words(found: Sequence[Alarm]) -> str | None:
     critical = [alarm for alarm in found if alarm.severity == "critical"]
     if not critical:
         return None
-    others = f"; {len(critical) - 1} more critical metrics are out of their bands" if len(critical) > 1 else ""
+    others = f"; {len(critical) - 1} more critical out of their bands" if len(critical) > 1 else ""
     return f"{critical[0]}{others}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import date
 from statistics import NormalDist, median
 
+from sgrec_core.wording import number
+
 ROBUST = 1.4826
 """Median absolute deviations in a standard deviation, of normal values."""
 FEW = 4
@@ -90,7 +92,7 @@ def band(past: Sequence[Figure], allowed: Allowed, *, size: float | None = None,
         widths["spread of the past"] = allowed.spread * ROBUST * off
     name, width = max(widths.items(), key=lambda item: item[1])
     nights = f"{len(past)} earlier night{'s' if len(past) > 1 else ''}{of}"
-    how = f"{middle:.4g}, median of {nights}, give or take {width:.3g} ({name})"
+    how = f"{number(float(middle))}, median of {nights}, give or take {number(float(width))}: {name}"
     return Band(low=max(0.0, middle - width), high=middle + width, how=how)
 
 

@@ -61,9 +61,14 @@ class Declaration:
     spread: float
 
     @property
+    def figures(self) -> list[tuple[str, str]]:
+        """Metric and dimension of each, in their order."""
+        return [(metric.metric, dimension) for metric in self.metrics.values() for dimension in metric.dimensions]
+
+    @property
     def deviations(self) -> float:
         """Of chance that each figure may lie off."""
-        return deviations(self.false_alarms, sum(len(metric.dimensions) for metric in self.metrics.values()))
+        return deviations(self.false_alarms, len(self.figures))
 
 
 @cache
@@ -134,7 +139,7 @@ def banded(measures_of_day: Iterable[Measured], past: Past, day: str) -> Iterato
             band_of = Band(
                 low=max(0.0, metric.expected - metric.points),
                 high=metric.expected + metric.points,
-                how=f"{metric.expected:g}, known beforehand, give or take {metric.points:g} (declared floor)",
+                how=f"{metric.expected:g}, known beforehand, give or take {metric.points:g}: declared floor",
             )
             yield metric, measured, band_of
             continue
@@ -149,6 +154,7 @@ def _row(settings: Settings, day: str, metric: Metric, measured: Measured, of: B
         "stage": metric.stage,
         "metric": measured.metric,
         "dimension": measured.dimension,
+        "place": declared().figures.index((measured.metric, measured.dimension)),
         # Sums come in any order: rounded, they are the same again.
         "value": float(f"{figure.value:.10g}"),
         "error": float(f"{figure.error:.10g}"),

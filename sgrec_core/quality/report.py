@@ -81,17 +81,17 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
 
     Keys: ``day``; ``verdict`` (green, amber or red); ``status`` (succeeded or stopped); ``stopped_at`` (task),
     ``reason``, ``since``; ``source``; ``rows`` {in, accepted, rejected, rejected_by_reason}; ``checks`` {run,
-    failed_critical, failed_warning}; ``alarms`` [{metric, dimension, value, low, high, how, severity, owner}], metrics
-    out of the band of their past; ``judge`` {engine, version, meaningless, asked, cached, skipped, unaffordable, paid,
-    failed, left_format, drift {aspect: stability index}, flagged_items, flagged_items_shown {item: signs},
-    flagged_users, flagged_users_shown {user: signs}}; ``rollout`` {target_rate, held_out_target_rate (shares of groups
-    that hold the chosen item), rolled_out_by}; ``reward`` {agreement_rate, mean_gate, groups,
-    groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {supervised, optimised, champion,
-    popularity: each null or {model, version, users, hr@10, ndcg@10, ecpm, gmv, dislikes, and intervals}, values_by
-    (estimator of the values), differences [{of, minus, ndcg@10, and its interval}], promoted, serves (the candidate
-    that was promoted), reason, history (kept in lists, or left out of them)}; ``hold`` (that on promotion, in words);
-    ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table: version}; ``paths`` {report, data_docs,
-    models, lake}, below the home; ``notes`` [{stage, text}].
+    failed_critical, failed_warning}; ``alarms`` [{metric, dimension, value, low, high, how, severity, owner,
+    description}], metrics out of the band of their past; ``judge`` {engine, version, meaningless, asked, cached,
+    skipped, unaffordable, paid, failed, left_format, drift {aspect: stability index}, flagged_items,
+    flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}}; ``rollout`` {target_rate,
+    held_out_target_rate (shares of groups that hold the chosen item), rolled_out_by}; ``reward`` {agreement_rate,
+    mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {supervised,
+    optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10, ecpm, gmv, dislikes, and
+    intervals}, values_by (estimator of the values), differences [{of, minus, ndcg@10, and its interval}], promoted,
+    serves (the candidate that was promoted), reason, history (kept in lists, or left out of them)}; ``hold`` (that on
+    promotion, in words); ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table: version}; ``paths``
+    {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
     """
     stop = night.stop
     return {
@@ -141,8 +141,9 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
 def _alarm(alarm: Alarm) -> dict[str, Any]:
     """One metric out of its band, and who answers for it."""
     metric = declared().metrics.get(alarm.metric)
-    shown = {name: value for name, value in asdict(alarm).items() if name not in ("day", "stage")}
-    return {**shown, "owner": metric.owner if metric else None}
+    shown = {name: value for name, value in asdict(alarm).items() if name not in ("day", "stage", "place")}
+    about = {"owner": metric.owner, "description": metric.description} if metric else {"owner": None, "description": ""}
+    return {**shown, **about}
 
 
 def below(home: Path, path: Path) -> str:

@@ -153,10 +153,10 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
             for stage in STAGES
         ],
         "night_metrics": [
-            {"day": the_day, "stage": "ingest_events", "metric": "events", "dimension": kind, "value": 30.0,
-             "error": 5.5, "size": None, "low": None, "high": None, "how": "no earlier night to go by",
+            {"day": the_day, "stage": "ingest_events", "metric": "events", "dimension": kind, "place": place,
+             "value": 30.0, "error": 5.5, "size": None, "low": None, "high": None, "how": "no earlier night to go by",
              "severity": "critical", "status": "no band", "input": "simulator"}
-            for kind in ("click", "impression")
+            for place, kind in enumerate(("click", "impression"))
         ],
         "candidate_results": [
             {"day": the_day, "role": role, "model": "sgrec-generator", "model_version": "3", "recipe": "r",
