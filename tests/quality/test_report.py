@@ -441,7 +441,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The page of a night that went well and of one that stopped, both with hostile texts."""
     good, stopped = (Settings(home=tmp_path_factory.mktemp(name) / "home") for name in ("good", "stopped"))
     run_night(good, attack=ATTACK, notes={"ingest_events": [RULE, ATTACK]})
-    out_of_band(good)
+    out_of_band(good, metric="item_overlap", dimension="")
     run_night(stopped, attack=ATTACK, before_gate=broken_states)
     promotions.Promotions(Lake(good.lake_root)).decide(lambda decisions: promotions.hold(decisions, ATTACK))
     return {"good": write_report(good, DAY)[1], "stopped": write_report(stopped, DAY)[1]}
