@@ -4,6 +4,7 @@ Declared in ``schemas/metrics/night.yaml``, counted by `measures`, bands by `his
 ``night_metrics``. Bands go by earlier days alone, so a day that runs again measures and finds the same.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -85,6 +86,9 @@ def declared() -> Declaration:
         declaration = Declaration(metrics={one.metric: one for one in found}, **raw)
     except (TypeError, KeyError) as error:
         raise ContractError(f"{DECLARATION.name}: not a valid declaration of metrics: {error}") from error
+    twice = [name for name, times in Counter(one.metric for one in found).items() if times > 1]
+    if twice:
+        raise ContractError(f"{DECLARATION.name}: {', '.join(twice)} is declared more than once")
     for one in found:
         if one.severity not in ("critical", "warning") or one.stage not in stages:
             raise ContractError(
