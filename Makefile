@@ -17,8 +17,9 @@ help:
 nightly: java env $(if $(filter vllm,$(JUDGE)),judge-env)
 	@.venv/bin/sgrec nightly $(if $(INPUT),--input $(INPUT)) $(if $(DAY),--day $(DAY)) $(if $(JUDGE),--judge $(JUDGE))
 
+# Three workers on two cores: a quarter of the time tests wait for schedulers, JVMs and servers.
 test: java env judge-env browser lint
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What needs no Spark, Airflow, vLLM, browser, night or training: two minutes on two quiet cores.
 test-fast: env
@@ -51,7 +52,7 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-night bench-tokenizers \
+.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-metrics bench-night bench-tokenizers \
 	bench-training bench-updates
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
@@ -70,6 +71,8 @@ bench-ingest: java env
 bench-judge: env judge-env
 	@.venv-judge/bin/python -m benchmarks.judge $(OPTIONS)
 	@$(BENCH) benchmarks.judge_training $(if $(SHORT),--short)
+bench-metrics: env
+	@$(BENCH) benchmarks.night_metrics
 bench-night: java env
 	@$(BENCH) benchmarks.night $(if $(SHORT),--short)
 bench-lake: env

@@ -1,4 +1,4 @@
-"""Check what a stage published for a day against the table contracts, and stop the night on a critical failure."""
+"""Check what a stage published for a day against contracts and earlier nights; stop the night on a critical failure."""
 
 from typing import Annotated
 
@@ -22,6 +22,7 @@ def check_quality(
     """Check the tables that a stage published for a day against their contracts in schemas/.
 
     Results lie under SGREC_HOME/reports/<day>/quality/. Rows and contracts that passed before are not validated again.
+    The day is also measured, beside the nights before (table night_metrics): that stops no night.
 
     Exit codes: 0 passed (warnings do not stop a night), 2 cannot run, 3 a critical check failed.
     """
@@ -38,7 +39,11 @@ def check_quality(
             report_progress(reports, f"check_{stage}", "failed", message=f"{type(error).__name__}: {error}")
             raise
         Console(highlight=False).print(closing_table(gate, day))
+        for alarm in gate.alarms:
+            Console(highlight=False, markup=False, soft_wrap=True).print(f"{alarm.severity}: {alarm}")
         message = gate.message or f"{sum(len(result.checks) for result in gate.results)} checks"
+        if gate.alarms:
+            message += f"; {len(gate.alarms)} metrics out of their bands, first {gate.alarms[0]}"
         report_progress(reports, f"check_{stage}", gate.state, message=message, seconds=gate.seconds)
         stop_on_critical(gate)
     except SgrecError as error:

@@ -3,7 +3,8 @@
 Candidates are the night's supervised policy and its optimised one. They, the champion and popularity rank the whole
 catalogue for the day's validation decisions. Where the source logs impressions with bids, it is also estimated what the
 lists would earn with held-out users' requests (`sgrec_core.night.value`). The gate (`sgrec_core.evaluation.gate`) says
-which candidate serves; a night whose candidates do not pass is a successful night. On a source whose users never repeat
+which candidate serves; a night whose candidates do not pass is a successful night. Nothing is promoted while a critical
+metric of the night is out of the band of its past (`sgrec_core.quality.alarms`). On a source whose users never repeat
 an item, lists leave out the history, and the figures with it stand beside.
 """
 
@@ -31,12 +32,15 @@ from sgrec_core.night.evaluation import (
 from sgrec_core.night.generators import as_generator, day_catalogue
 from sgrec_core.night.recipes import RECIPE_TAG, is_of_another_recipe
 from sgrec_core.night.repeats import leaves_out_history
+from sgrec_core.quality.alarms import alarms, critical_in_words
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
 from sgrec_core.runtime.job import Job, stage_command
-from sgrec_core.runtime.stages import BUSINESS_REWARD, GENERATOR
+from sgrec_core.runtime.stages import BUSINESS_REWARD, BY_NAME, GENERATOR, STAGES
 from sgrec_core.runtime.stages import SUPERVISED as SUPERVISED_MODEL
 
+STAGES_BEFORE = tuple(stage.name for stage in STAGES[: STAGES.index(BY_NAME["evaluate_generator"])])
+"""Whose metrics hold promotion: those of this one are measured behind it."""
 Versions = dict[str, ModelVersion]
 """By role."""
 
@@ -54,6 +58,7 @@ def run(job: Job) -> None:
         versions[CHAMPION] = champion
     leave_out = leaves_out_history(job.lake, job.day, job.settings)
     days = days_until(job.day, job.settings.states.history_days)
+    held_by = critical_in_words(alarms(job.lake, job.day, stages=STAGES_BEFORE))
     fingerprint = job.inputs_fingerprint(
         {
             "versions": {role: [version.version, version.fingerprint] for role, version in versions.items()},
@@ -61,6 +66,7 @@ def run(job: Job) -> None:
             "responses": of_night(registry, BUSINESS_REWARD, job.day, stage="fit_business_reward").fingerprint,
             "evaluation": settings.model_dump(),
             "leave_out_history": leave_out,
+            "held_by": held_by,
             # What evidence over nights is made of.
             "results": [line for line in job.lake.published_until("candidate_results", job.day) if job.day not in line],
         }
@@ -93,7 +99,7 @@ def run(job: Job) -> None:
         rows += _difference_rows(comparisons)
         evidence = evidence_of_recipes(job.lake, job.day, recipes, rankings, settings)
         choice = decide(comparisons, margins_of(settings), evidence)
-        serves, reason = _promote(job, registry, versions, choice)
+        serves, reason = _promote(job, registry, versions, choice, held_by)
         of_optimised = evidence.get((OPTIMISED, SUPERVISED))
         if of_optimised is not None:
             job.fact("recipe_evidence", of_optimised.value)
@@ -171,10 +177,14 @@ def _difference_rows(comparisons: dict[tuple[str, str], Comparison]) -> list[dic
     return rows
 
 
-def _promote(job: Job, registry: Registry, versions: Versions, choice: Choice) -> tuple[str | None, str]:
+def _promote(
+    job: Job, registry: Registry, versions: Versions, choice: Choice, held_by: str | None
+) -> tuple[str | None, str]:
     """Promote what passed the gate, if nothing stands against it; the role that was promoted, and why, in words."""
     if choice.serves is None:
         return None, choice.reason
+    if held_by is not None:
+        return None, f"held, because a critical metric is out of the band of its past: {held_by} ({choice.reason})"
     version = as_generator(registry, versions[choice.serves])
     serving = registry.champion()
     if serving is not None and serving.day == job.day and is_of_another_recipe(version, serving):

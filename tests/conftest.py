@@ -49,6 +49,7 @@ SLOW = {
     "judge/test_judge_job.py",
     "judge/test_judge_server.py",
     "night/test_migrate.py",
+    "quality/test_night_metrics.py",
     "quality/test_quality.py",
     "quality/test_report.py",
     "runtime/test_job.py",

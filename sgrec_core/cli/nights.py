@@ -17,6 +17,9 @@ from sgrec_core.cli.app import Input, InterruptedNightError, Judge, Map, app, co
 from sgrec_core.cli.homes import days_between, default_day, existing_home, landed_days, settle_home, valid_day
 from sgrec_core.cli.views import changes_table, evaluation_cells, read_summary, show_summary
 
+AMBER = 4
+"""Exit code of a night that published its tables and promotes nothing, because a critical metric is out of its band."""
+
 
 @app.command()
 def nightly(
@@ -30,19 +33,28 @@ def nightly(
     source: Input = None,
     judge: Judge = None,
     mapping: Map = None,
+    strict: Annotated[bool, typer.Option("--strict", help="An amber night exits with 1, as a red one does.")] = False,
 ) -> None:
-    """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again."""
+    """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again.
+
+    Exit codes: 0 green; 1 red, the night stopped; 4 amber: tables are published, but a critical metric is out of the
+    band of the nights before, and promotion is held.
+    """
     day = valid_day(day) if day is not None else None
     settings = settle_home(source, judge, mapping, starts_anew=True)
     day = day or default_day(settings)
     outcome = show_night(settings, day)
     written = settings.reports(day) / "summary.json"
     # One that is older than this run would tell of another.
-    if written.exists() and written.stat().st_mtime >= time.time() - outcome.seconds:
+    told = written.exists() and written.stat().st_mtime >= time.time() - outcome.seconds
+    if told:
         show_summary(settings, day)
     if outcome.exit_code:
         complain(f"night {day} stopped at {outcome.reason}")
         raise typer.Exit(1)
+    if told and read_summary(settings, day).get("verdict") == "amber":
+        complain(f"night {day} is amber: a critical metric is out of the band of its past; see the page")
+        raise typer.Exit(1 if strict else AMBER)
 
 
 @app.command()
@@ -105,10 +117,12 @@ def backfill(
         if changes.state in ("stale", "changed"):
             console.print(f"night {day} is {changes.state}: {changes.why}")
         outcome = show_night(settings, day)
-        states = [stage["state"] for stage in read_summary(settings, day).get("stages", [])]
+        summary = read_summary(settings, day)
+        states = [stage["state"] for stage in summary.get("stages", [])]
+        ended = "[yellow]amber[/]" if summary.get("verdict") == "amber" else "succeeded"
         table.add_row(
             day,
-            "[red]stopped[/]" if outcome.exit_code else "succeeded",
+            "[red]stopped[/]" if outcome.exit_code else ended,
             f"{outcome.seconds:,.0f}",
             str(states.count("finished")),
             str(states.count("skipped")),

@@ -12,6 +12,9 @@ from sgrec_core.files import read_json
 from sgrec_core.settings import Settings
 from sgrec_core.wording import metric, number, words
 
+COLOURS = {"green": "green", "amber": "yellow", "red": "red"}
+"""Of the verdicts, on a terminal."""
+
 
 def read_summary(settings: Settings, day: str) -> dict[str, Any]:
     """What report_quality wrote about the night, or nothing if it never ran."""
@@ -26,7 +29,8 @@ def show_summary(settings: Settings, day: str) -> None:
     summary = read_summary(settings, day)
     if not summary:
         return
-    table = Table(title=f"night {day}: {summary['status']}", title_justify="left", show_header=False, box=None)
+    verdict = f", {summary['verdict']}" if summary.get("verdict") else ""
+    table = Table(title=f"night {day}: {summary['status']}{verdict}", title_justify="left", show_header=False, box=None)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     rows, judge, reward, paths = summary["rows"], summary["judge"], summary["reward"], summary["paths"]
@@ -40,6 +44,8 @@ def show_summary(settings: Settings, day: str) -> None:
         table.add_row(role, model_in_words(summary["evaluation"].get(role)))
     if summary["evaluation"].get("reason"):
         table.add_row("decision", escape(summary["evaluation"]["reason"]))
+    for alarm in summary.get("alarms", []):
+        table.add_row("metric", escape(alarm_in_words(alarm)))
     if summary["hold"]:
         table.add_row("promotion", escape(summary["hold"]))
     for note in summary["notes"]:
@@ -47,6 +53,13 @@ def show_summary(settings: Settings, day: str) -> None:
     table.add_row("report", str(settings.home / paths["report"]))
     table.add_row("models", str(settings.home / paths["models"]))
     console.print(table)
+
+
+def alarm_in_words(alarm: Mapping[str, Any]) -> str:
+    """One metric out of its band in a line."""
+    name = " ".join(filter(None, (alarm["metric"], alarm["dimension"])))
+    where = f"{number(alarm['value'])}, not {number(alarm['low'])} to {number(alarm['high'])}"
+    return f"{name} {where} ({alarm['severity']}; owner {alarm['owner']})"
 
 
 def figures_in_words(values: Mapping[str, Any], *names: str) -> str:

@@ -1,4 +1,7 @@
-"""The gate behind a stage: validate what it published for a day, and stop the night on a critical failure."""
+"""The gate behind a stage: validate what it published for a day, and stop the night on a critical failure.
+
+What its contract cannot tell, the nights before can: it also measures the day (`sgrec_core.quality.night_metrics`).
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError
 
-from sgrec_core.errors import GateError
+from sgrec_core.errors import ContractError, GateError
 from sgrec_core.files import write_json
 from sgrec_core.hashing import digest
 from sgrec_core.judge.calls.scores import find_scores
@@ -19,6 +23,8 @@ from sgrec_core.lake import Lake
 from sgrec_core.lake.conditions import files
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.lake.queries import item_hashes
+from sgrec_core.quality.alarms import Alarm
+from sgrec_core.quality.night_metrics import write_metrics
 from sgrec_core.quality.validation import (
     Check,
     TableResult,
@@ -52,6 +58,8 @@ class Gate:
     """``finished``, ``skipped`` (all tables were validated before, as they are) or ``failed`` (a critical check)."""
     message: str | None
     """The first critical failure in one line."""
+    alarms: list[Alarm]
+    """Metrics out of the band of their past: they stop no night."""
     seconds: float
 
 
@@ -84,14 +92,25 @@ def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False
             result, is_new = _check_table(settings, lake, reports, table, day, force)
             results.append(result)
             validated += is_new
+        message = critical_failures_in_words(results)
+        found = _metrics(settings, lake, day, stage, broken=message is not None)
     except BaseException as error:
         record(lake, [run.ended("failed", message=f"{type(error).__name__}: {error}")])
         raise
-    message = critical_failures_in_words(results)
     state = "failed" if message else "finished" if validated else "skipped"
     run = run.ended(state, message=message)
     record(lake, [run])
-    return Gate(stage=stage, results=results, state=state, message=message, seconds=run.seconds)
+    return Gate(stage=stage, results=results, state=state, message=message, alarms=found, seconds=run.seconds)
+
+
+def _metrics(settings: Settings, lake: Lake, day: str, stage: str, *, broken: bool) -> list[Alarm]:
+    """What is out of its band behind ``stage``; a stopped night is measured too, as far as its tables let it."""
+    try:
+        return write_metrics(settings, lake, day, stage)
+    except (KeyError, ValueError, ContractError, DeltaError, pa.ArrowException):
+        if not broken:
+            raise
+        return []
 
 
 def stop_on_critical(gate: Gate) -> None:

@@ -17,10 +17,13 @@ from deltalake.exceptions import DeltaError
 from sgrec_core.errors import SgrecError
 from sgrec_core.files import json_lines
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
+from sgrec_core.quality.alarms import Alarm, alarms, verdict
 from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, rows_of_day
+from sgrec_core.quality.night_metrics import measured_behind
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
 from sgrec_core.runtime.runs import DONE, Run, last_runs
-from sgrec_core.runtime.stages import STAGES
+from sgrec_core.runtime.stages import STAGES, Stage
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 REPORT = STAGES[-1].name
@@ -88,6 +91,8 @@ class Night:
     stop: Stop | None
     steps: list[Step]
     results: list[TableResult]
+    alarms: list[Alarm]
+    """Metrics out of the band of their past, critical ones first."""
     rejects: list[RejectReason]
     evaluations: list[dict[str, Any]]
     meaningless: bool | None
@@ -102,6 +107,11 @@ class Night:
     @property
     def status(self) -> str:
         return "succeeded" if self.stop is None else "stopped"
+
+    @property
+    def verdict(self) -> str:
+        """``green``, ``amber`` or ``red``; see `alarms.verdict`."""
+        return verdict(self.stop is None, self.alarms)
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -160,6 +170,7 @@ def gather_night(settings: Settings, day: str) -> Night:
         stop=_stop(settings, day, steps, results, failures),
         steps=steps,
         results=results,
+        alarms=_alarms(lake, day, [one for stage in _gated(steps) for one in measured_behind(stage.name)], problems),
         rejects=_rejects(rows("events_rejected", "ingest_events")),
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
@@ -169,14 +180,15 @@ def gather_night(settings: Settings, day: str) -> Night:
     )
 
 
+def _gated(steps: list[Step]) -> list[Stage]:
+    """Stages whose gates this run reached."""
+    reached = {step.name for step in steps if not step.stale and step.started}
+    return [stage for stage in STAGES if f"check_{stage.name}" in reached]
+
+
 def _results_of_run(reports: Path, steps: list[Step]) -> list[TableResult]:
     """A table whose gate this run did not reach was validated by an earlier one; that says nothing of this night."""
-    current = {
-        table
-        for stage in STAGES
-        for table in stage.publishes
-        if any(step.name == f"check_{stage.name}" and not step.stale and step.started for step in steps)
-    }
+    current = {table for stage in _gated(steps) for table in stage.publishes}
     if "events" in current:
         current.add(RAW_LOGS)
     if "aspect_scores" in current:
@@ -332,6 +344,14 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
             problems.append(f"table {table} could not be read: {error}")
         tables.append({"table": table, "version": version, "rows": rows, "of_day": dated, "owner": contract.owner})
     return tables
+
+
+def _alarms(lake: Lake, day: str, stages: list[str], problems: list[str]) -> list[Alarm]:
+    try:
+        return alarms(lake, day, stages=stages)
+    except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
+        problems.append(f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics: {error}")
+        return []
 
 
 def _hold(lake: Lake, problems: list[str]) -> str | None:

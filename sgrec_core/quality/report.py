@@ -6,6 +6,7 @@ owns it, what to do. It is one file without scripts or outside resources; everyt
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import jinja2
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
+from sgrec_core.quality.alarms import Alarm, critical_in_words
 from sgrec_core.quality.night import Night, gather_night
+from sgrec_core.quality.night_metrics import declared
 from sgrec_core.quality.validation import short
 from sgrec_core.settings import Settings
 from sgrec_core.wording import MOST, duration, fact, metric, number, share, words
@@ -76,21 +79,24 @@ def write_report(
 def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[str, Any]:
     """The night's figures as JSON; what the night did not get to is null.
 
-    Keys: ``day``; ``status`` (succeeded or stopped); ``stopped_at`` (task), ``reason``, ``since``; ``source``; ``rows``
-    {in, accepted, rejected, rejected_by_reason}; ``checks`` {run, failed_critical, failed_warning}; ``judge`` {engine,
-    version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift {aspect: stability
-    index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}};
-    ``rollout`` {target_rate, held_out_target_rate (shares of groups that hold the chosen item), rolled_out_by};
-    ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth};
-    ``evaluation`` {supervised, optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10,
-    ecpm, gmv, dislikes, and intervals}, values_by (estimator of the values), differences [{of, minus, ndcg@10, and its
-    interval}], promoted, serves (the candidate that was promoted), reason, history (kept in lists, or left out of
-    them)}; ``hold`` (that on promotion, in words); ``stages`` [{name, state, seconds, facts, message}]; ``tables``
-    {table: version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
+    Keys: ``day``; ``verdict`` (green, amber or red); ``status`` (succeeded or stopped); ``stopped_at`` (task),
+    ``reason``, ``since``; ``source``; ``rows`` {in, accepted, rejected, rejected_by_reason}; ``checks`` {run,
+    failed_critical, failed_warning}; ``alarms`` [{metric, dimension, value, low, high, how, severity, owner,
+    description}], metrics out of the band of their past; ``judge`` {engine, version, meaningless, asked, cached,
+    skipped, unaffordable, paid, failed, left_format, drift {aspect: stability index}, flagged_items,
+    flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}}; ``rollout`` {target_rate,
+    held_out_target_rate (shares of groups that hold the chosen item), rolled_out_by}; ``reward`` {agreement_rate,
+    mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {supervised,
+    optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10, ecpm, gmv, dislikes, and
+    intervals}, values_by (estimator of the values), differences [{of, minus, ndcg@10, and its interval}], promoted,
+    serves (the candidate that was promoted), reason, history (kept in lists, or left out of them)}; ``hold`` (that on
+    promotion, in words); ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table: version}; ``paths``
+    {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
     """
     stop = night.stop
     return {
         "day": night.day,
+        "verdict": night.verdict,
         "status": night.status,
         "stopped_at": stop.step if stop else None,
         "reason": stop.reason if stop else None,
@@ -102,6 +108,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
             "failed_critical": sum(check.severity == "critical" for check in night.failures),
             "failed_warning": sum(check.severity != "critical" for check in night.failures),
         },
+        "alarms": [_alarm(alarm) for alarm in night.alarms],
         "judge": {
             "meaningless": night.meaningless,
             **{name: night.facts("score_aspects").get(f"judge_{name}") for name in JUDGE_FACTS},
@@ -131,6 +138,14 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     }
 
 
+def _alarm(alarm: Alarm) -> dict[str, Any]:
+    """One metric out of its band, and who answers for it."""
+    metric = declared().metrics.get(alarm.metric)
+    shown = {name: value for name, value in asdict(alarm).items() if name not in ("day", "stage", "place")}
+    about = {"owner": metric.owner, "description": metric.description} if metric else {"owner": None, "description": ""}
+    return {**shown, **about}
+
+
 def below(home: Path, path: Path) -> str:
     """A path as a home that may be moved keeps it."""
     return str(path.relative_to(home))
@@ -145,6 +160,7 @@ def render_page(night: Night, summary: Mapping[str, Any]) -> str:
         .render(
             night=night,
             summary=summary,
+            held_by=critical_in_words(night.alarms),
             facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
             plot=interval_plot(summary["evaluation"]),
             written=datetime.now(UTC).replace(microsecond=0),

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 from sgrec_core.lake.contracts import Column, Contract, all_contracts
+from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
 from sgrec_core.runtime.stages import ALL_STAGES, STAGE_RUNS
 from sgrec_core.settings import PROJECT_ROOT
 
@@ -33,15 +34,13 @@ def table_docs() -> str:
 
 def _line(contract: Contract) -> str:
     stages = ", ".join(stage.name for stage in ALL_STAGES if contract.table in stage.publishes)
-    if contract.table == STAGE_RUNS:
-        stages = "every run"
+    stages = {STAGE_RUNS: "every run", NIGHT_METRICS: "gates"}.get(contract.table, stages)
     return f"| [{contract.table}](#{contract.table}) | {stages} | {_cell(contract.description)} |"
 
 
 def _section(contract: Contract) -> str:
     readers = ", ".join(f"`{stage.name}`" for stage in ALL_STAGES if contract.table in stage.reads)
-    if contract.table == STAGE_RUNS:
-        readers = "every stage"
+    readers = {STAGE_RUNS: "every stage", NIGHT_METRICS: "gates, `evaluate_generator`"}.get(contract.table, readers)
     unique = "; ".join(", ".join(f"`{name}`" for name in columns) for columns in (contract.key, *contract.unique))
     facts = [
         f"- Owner: {contract.owner}; a broken rule is {contract.severity}.",

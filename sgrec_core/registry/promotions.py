@@ -6,7 +6,8 @@ as of a day: a night's own, and for a person that of the newest night so far. Da
 back, so what nights met is settled: a night pins what decisions as of earlier days add up to, and keeps it.
 
 A person also freezes promotion (*hold*), and lifts that (*release*). Neither changes a champion: they have the day of
-the calendar, and between the two no night promotes, of whatever day it is.
+the calendar, and between the two no night promotes, of whatever day it is. Nor does *accept*, a person's word that what
+night ``day`` measured is right, though it was out of the bands of its past (`sgrec_core.quality.alarms`).
 """
 
 import getpass
@@ -27,7 +28,7 @@ from sgrec_core.runtime.stages import GENERATOR
 
 TABLE = "promotions"
 
-Action = Literal["promote", "rollback", "pin", "hold", "release"]
+Action = Literal["promote", "rollback", "pin", "hold", "release", "accept"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Decision:
             return f"held by {self.who} since {self.day}: {reason}; `sgrec release` lifts it"
         if self.action == "release":
             return f"released by {self.who} on {self.day}: {reason}"
+        if self.action == "accept":
+            return f"night {self.day} was accepted by {self.who}: {reason}"
         done = {"promote": "promoted", "rollback": "rolled back", "pin": "pinned"}[self.action]
         as_of = "" if self.who.endswith(self.day) else f" as of {self.day}"
         return f"{self.model} version {self.version} was {done} by {self.who}{as_of}"
@@ -178,9 +181,20 @@ def release(decisions: Sequence[Decision], reason: str) -> Decision:
     return _decision("release", _today(), None, None, login(), reason)
 
 
+def accept(decisions: Sequence[Decision], day: str, reason: str) -> Decision | None:
+    """A person says that what night ``day`` measured is right."""
+    return None if day in accepted(decisions) else _decision("accept", day, None, None, login(), reason)
+
+
+def accepted(decisions: Sequence[Decision]) -> set[str]:
+    """Days of the nights of which a person said so."""
+    return {decision.day for decision in decisions if decision.action == "accept"}
+
+
 def _newest_day(decisions: Sequence[Decision], at_least: str) -> str:
     """The day that a person decides as of: no night so far meets the decision, every later one does."""
-    return max([at_least, *(decision.day for decision in decisions if decision.action not in ("hold", "release"))])
+    nights = (decision.day for decision in decisions if decision.action in ("promote", "rollback", "pin"))
+    return max([at_least, *nights])
 
 
 def _today() -> str:

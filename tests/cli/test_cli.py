@@ -20,10 +20,12 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sgrec_core.cli import app, homes
+from sgrec_core.cli import app, homes, nights
 from sgrec_core.errors import InputError, SettingsError, SgrecError
+from sgrec_core.files import write_json
 from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import (
+    Outcome,
     airflow_environment,
     check_interpreters,
     end_with_descendants,
@@ -71,7 +73,18 @@ def test_help_imports_nothing_heavy_and_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PROJECT_ROOT, check=True)
     assert done.stdout.strip() == ""
     help_text = sgrec("--help").stdout
-    for command in ("nightly", "backfill", "status", "evaluate", "promote", "rollback", "hold", "release", "recommend"):
+    for command in (
+        "nightly",
+        "backfill",
+        "status",
+        "evaluate",
+        "promote",
+        "rollback",
+        "hold",
+        "release",
+        "accept-night",
+        "recommend",
+    ):
         assert command in help_text
         assert command in sgrec(command, "--help").stdout
 
@@ -336,6 +349,32 @@ def test_state_of_a_night_is_that_of_its_last_run(home: Path) -> None:
     assert at() == ("succeeded", "report_quality")
     ran(settings, *whole[:5], ("check_tokenize_items", "failed"))
     assert at() == ("stopped", "check_tokenize_items")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "arguments", "code"), [("green", (), 0), ("amber", (), 4), ("amber", ("--strict",), 1)]
+)
+def test_the_exit_code_tells_a_green_night_from_an_amber_one(
+    no_home: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, arguments: tuple[str, ...], code: int
+) -> None:
+    def night(settings: Settings, day: str) -> Outcome:
+        out = {"metric": "click_rate", "dimension": "", "value": 0.9, "low": 0.1, "high": 0.2, "how": "x"}
+        summary = {name: {} for name in ("rows", "judge", "reward", "evaluation")} | {
+            "status": "succeeded",
+            "verdict": verdict,
+            "alarms": [out | {"severity": "critical", "owner": "data-platform"}] if verdict == "amber" else [],
+            "hold": None,
+            "notes": [],
+            "paths": {"report": "index.html", "models": "mlflow"},
+        }
+        write_json(settings.reports(day) / "summary.json", summary)
+        return Outcome(day, 0, 60.0, no_home / "airflow.log")
+
+    monkeypatch.setattr(nights, "show_night", night)
+    done = CliRunner().invoke(app, ["nightly", *arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    assert f"night 2026-01-05: succeeded, {verdict}" in done.output
+    assert ("click_rate 0.9, not 0.1 to 0.2 (critical; owner data-platform)" in done.output) == (verdict == "amber")
 
 
 # Nights that stop

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from rewarded_groups import fused
+from small_night import rows_of
 from small_world import (
     CODES,
     DAY,
@@ -423,6 +424,27 @@ def test_a_held_night_does_all_but_promote(two_nights: Any, tmp_path: Path) -> N
     registry.promotions.decide(lambda decisions: promotions.release(decisions, "over"))
     assert run_stage(other, "evaluate_generator", DAY)["state"] == "skipped"
     assert registry.champion() == champion, "nights do not come back to what was held"
+
+
+@pytest.mark.parametrize("severity", ["critical", "warning"])
+def test_a_critical_metric_out_of_its_band_holds_promotion_until_it_is_in_again(
+    two_nights: Any, tmp_path: Path, severity: str
+) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    settings = world_settings(home)
+    shutil.rmtree(home / "lake" / "promotions")  # as if the night had not come to its decision
+    lake, registry = Lake(settings.lake_root), Registry(settings)
+    row = rows_of("night_metrics", DAY)[0] | {"value": 9.0, "low": 20.0, "high": 40.0, "how": "30, median of 1 night"}
+    publish(lake, "night_metrics", [row | {"severity": severity, "status": "out"}], day=DAY, stage="ingest_events")
+    facts = run_stage(settings, "evaluate_generator", DAY)["facts"]
+    assert facts["promoted"] is (severity == "warning")
+    if severity == "warning":
+        return
+    assert "events click 9, not 20 to 40 (30, median of 1 night)" in facts["reason"]
+    assert registry.champion() is None
+    publish(lake, "night_metrics", [row | {"status": "in"}], day=DAY, stage="ingest_events")
+    assert run_stage(settings, "evaluate_generator", DAY)["facts"]["promoted"] is True
+    assert registry.champion() is not None
 
 
 def test_a_registered_generator_serves_by_itself(two_nights: Any) -> None:

@@ -94,7 +94,7 @@ def test_sgrec_backfill_computes_every_day_in_order(home: Path, computed: subpro
     assert computed.returncode == 0, computed.stdout + computed.stderr
     for day in DAYS:
         summary = json.loads((home / "reports" / day / "summary.json").read_text())
-        assert summary["status"] == "succeeded"
+        assert (summary["status"], summary["verdict"]) == ("succeeded", "green")
         ended = [event["stage"] for event in events_of(home, day) if event["event"] == "finished"]
         assert set(ended) == TASKS
     runs = [last_run(Settings(home=home), day, "ingest_events") for day in DAYS]
@@ -172,7 +172,7 @@ def test_status_shows_nights_and_models(home: Path, computed: subprocess.Complet
     done = sgrec("status")
     assert done.returncode == 0, done.stderr
     for day in DAYS:
-        assert re.search(rf"{day}\s+succeeded\s+report_quality", done.stdout)
+        assert re.search(rf"{day}\s+succeeded\s+report_quality\s+\S+ \S+\s+green", done.stdout)
     assert re.search(r"^challenger: version \d+, made by night 2026-01-06$", done.stdout, re.MULTILINE)
     stages = sgrec("status", "--day", DAYS[0]).stdout
     assert all(task in stages for task in TASKS - {"report_quality"})

@@ -4,16 +4,20 @@ import functools
 import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_night import DAY, FACTS, JUDGE_VERSION, damage, rows_of, run_night
+from rich.console import Console
+from small_night import DAY, FACTS, JUDGE_VERSION, damage, rows_of, run_night, table_of
 
+from sgrec_core.cli.views import nights_table
 from sgrec_core.lake import Lake
 from sgrec_core.quality.data_docs import build_data_docs
 from sgrec_core.quality.night import gather_night
@@ -316,6 +320,44 @@ def test_page_and_summary_say_that_promotion_is_held(good_night: Path) -> None:
     assert "table promotions could not be read" in page
 
 
+def out_of_band(settings: Settings, **changes: Any) -> None:
+    """A metric behind ingest as it would be after an incident."""
+    row = rows_of("night_metrics")[0] | {"low": 60.0, "high": 140.0, "status": "out", "how": "100, median of 3 nights"}
+    partition = {"day": DAY, "stage": "ingest_events"}
+    table = table_of("night_metrics", [row | changes])
+    Lake(settings.lake_root).publish("night_metrics", table, partition=partition, fingerprint="e" * 32)
+
+
+def test_a_night_is_green_or_amber_and_the_page_says_so_first(good_night: Path) -> None:
+    summary, page = summary_and_page()
+    assert (summary["verdict"], summary["alarms"]) == ("green", [])
+    assert "<h2>Green. The night succeeded</h2>" in page
+    out_of_band(Settings(), severity="warning", metric=f"events{ATTACK}"[:200])
+    summary, page = summary_and_page()
+    assert summary["verdict"] == "green", "a warning holds nothing"
+    assert summary["alarms"][0]["owner"] is None, "of a metric that is not declared any more"
+    assert "Metrics out of their bands" in page
+    out_of_band(Settings())
+    summary, page = summary_and_page()
+    assert (summary["status"], summary["verdict"]) == ("succeeded", "amber")
+    (alarm,) = summary["alarms"]
+    assert (alarm["metric"], alarm["dimension"], alarm["value"], alarm["low"]) == ("events", "click", 30.0, 60.0)
+    assert (alarm["severity"], alarm["owner"]) == ("critical", "data-platform")
+    assert "<h2>Amber. The night succeeded; a critical metric is out of the band of its past</h2>" in page
+    assert "events click 30, not 60 to 140 (100, median of 3 nights)" in page
+    record(Lake(Settings().lake_root), [Run(day=DAY, stage="report_quality", input="simulator").ended("finished")])
+    output = StringIO()
+    Console(file=output, width=250).print(nights_table(Settings(), 1))
+    assert re.search(rf"{DAY}\s+\w+\s+\w+\s+\S+ \S+\s+amber\s+events click 30, not 60", output.getvalue())
+
+
+def test_metrics_that_cannot_be_read_cost_a_banner_not_the_page(good_night: Path) -> None:
+    out_of_band(Settings())
+    for file in (good_night / "lake" / "night_metrics").rglob("*.parquet"):
+        file.unlink()
+    assert "table night_metrics could not be read, so the verdict knows no metrics" in summary_and_page()[1]
+
+
 def test_the_page_needs_nothing_from_outside(good_night: Path) -> None:
     _, page = summary_and_page()
     for word in ("http://", "https://", "<script", "@import", '<link rel="stylesheet"'):
@@ -399,6 +441,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The page of a night that went well and of one that stopped, both with hostile texts."""
     good, stopped = (Settings(home=tmp_path_factory.mktemp(name) / "home") for name in ("good", "stopped"))
     run_night(good, attack=ATTACK, notes={"ingest_events": [RULE, ATTACK]})
+    out_of_band(good, metric="item_overlap", dimension="")
     run_night(stopped, attack=ATTACK, before_gate=broken_states)
     promotions.Promotions(Lake(good.lake_root)).decide(lambda decisions: promotions.hold(decisions, ATTACK))
     return {"good": write_report(good, DAY)[1], "stopped": write_report(stopped, DAY)[1]}
@@ -430,8 +473,6 @@ def test_the_page_reads_well_in_a_browser(browser: Any, pages: dict[str, Path], 
 
 
 def test_the_report_stage_leaves_its_own_facts(good_night: Path) -> None:
-    from rich.console import Console
-
     from jobs.report_quality import run
 
     assert Job("report_quality", DAY, Settings()).execute(run, Console(quiet=True)) == 0

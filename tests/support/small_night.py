@@ -152,6 +152,12 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
              "input": "simulator", "sgrec_version": "0.1.0", "git_revision": None}
             for stage in STAGES
         ],
+        "night_metrics": [
+            {"day": the_day, "stage": "ingest_events", "metric": "events", "dimension": kind, "place": place,
+             "value": 30.0, "error": 5.5, "size": None, "low": None, "high": None, "how": "no earlier night to go by",
+             "severity": "critical", "status": "no band", "input": "simulator"}
+            for place, kind in enumerate(("click", "impression"))
+        ],
         "candidate_results": [
             {"day": the_day, "role": role, "model": "sgrec-generator", "model_version": "3", "recipe": "r",
              "user_id": f"u{u}", "decisions": 1, "ndcg": 0.5, "hit_rate": 1.0, "deep_hit_rate": 1.0}

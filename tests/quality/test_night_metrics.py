@@ -1,0 +1,221 @@
+"""A day beside the day before it, through the gate: incidents that break no contract are out of their bands."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from jobs import ingest_events
+from sgrec_core.cli import app
+from sgrec_core.lake import Lake, load_contract
+from sgrec_core.logs import landing
+from sgrec_core.quality.alarms import TABLE, alarms, critical_in_words, verdict
+from sgrec_core.quality.gates import Gate, check_stage
+from sgrec_core.quality.night_metrics import MEASURES, declared, measured_behind
+from sgrec_core.registry.promotions import login
+from sgrec_core.runtime.job import Job
+from sgrec_core.runtime.stages import STAGES
+from sgrec_core.settings import Settings, SimulatorSettings
+from sgrec_core.simulator.raw_logs import DAY_MILLISECONDS, catalogue_rows, event_rows, profile_rows
+from sgrec_core.simulator.requests import simulate_day
+
+DAYS = ("2026-01-05", "2026-01-06", "2026-01-07")
+SMALL = SimulatorSettings(users=150, items=80, new_items_per_day=2)
+Rows = list[dict[str, Any]]
+Logs = dict[str, Rows]
+"""Rows by folder of the landing."""
+
+
+def logs_of(day: str) -> Logs:
+    simulated = simulate_day(SMALL, day, DAYS[0])
+    return {
+        "events": event_rows(simulated, day),
+        "catalogue": catalogue_rows(simulated.items),
+        "profiles": profile_rows(simulated.users),
+    }
+
+
+@pytest.fixture(scope="module")
+def logs() -> dict[str, Logs]:
+    return {day: logs_of(day) for day in DAYS}
+
+
+def home_of(folder: Path) -> Settings:
+    return Settings(home=folder / "home", input=f"logs:{folder / 'logs'}")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, logs: dict[str, Logs]) -> Settings:
+    """Of a home with one clean day."""
+    settings = home_of(tmp_path_factory.mktemp("metrics"))
+    assert not published(settings, DAYS[0], logs[DAYS[0]]).alarms
+    return settings
+
+
+def published(settings: Settings, day: str, logs: Logs) -> Gate:
+    """What the gate says of the tables that ingest makes of the logs; rows of items that are not there are lost."""
+    known = {row["item_id"] for row in logs["catalogue"]}
+    rows: dict[str, Rows] = {
+        "events": [
+            row | {"role": "logged", "event_time": datetime.fromtimestamp(row["event_time"] / 1000, UTC)}
+            for row in logs["events"]
+            if row["item_id"] in known
+        ],
+        "items": [row | {"item_hash": row["item_id"]} for row in logs["catalogue"]],
+        "users": [{"user_id": row["user_id"], "profile": "{}"} for row in logs["profiles"]],
+        "events_rejected": [],
+        "ingest_files": [
+            {"path": record, "record": record, "bytes": 1, "bytes_consumed": 1, "rows_seen": len(logs[name])}
+            | {"rows_used": len(logs[name]), "rows_accepted": len(logs[name]), "ended": "complete"}
+            | dict.fromkeys(("rows_empty", "rows_rejected", "rows_unread"), 0)
+            for record, name in (("event", "events"), ("item", "catalogue"), ("user", "profiles"))
+        ],
+    }
+    for table, of_table in rows.items():
+        schema = load_contract(table).arrow_schema
+        nullable = pa.schema([field.with_nullable(True) for field in schema])
+        data = pa.Table.from_pylist([row | {"day": date.fromisoformat(day)} for row in of_table], schema=nullable)
+        Lake(settings.lake_root).publish(table, data, partition={"day": day}, fingerprint="0" * 32)
+    return check_stage(settings, "ingest_events", day)
+
+
+def ingested(settings: Settings, day: str, logs: Logs) -> Gate:
+    """Land the logs, ingest them, and what the gate says."""
+    folder = landing.day_folder(Path(settings.input.partition(":")[2]), day)
+    for name, rows in logs.items():
+        landing.write_jsonl(folder / name / "part-0.jsonl", rows)
+    manifest = {"files": [f"{name}/part-0.jsonl" for name in logs]}
+    (folder / landing.MANIFEST).write_text(json.dumps(manifest))
+    assert Job("ingest_events", day, settings).execute(ingest_events.run, Console(quiet=True)) == 0
+    return check_stage(settings, "ingest_events", day)
+
+
+def half(logs: Logs, _: Logs) -> Logs:
+    """One of two producers is gone: whole requests are missing."""
+    return {**logs, "events": [row for row in logs["events"] if int(row["request_id"][-1]) % 2]}
+
+
+def all_clicked(logs: Logs, _: Logs) -> Logs:
+    kinds = {"impression": "click"}
+    return {
+        **logs,
+        "events": [{**row, "event_type": kinds.get(row["event_type"], row["event_type"])} for row in logs["events"]],
+    }
+
+
+def in_cents(logs: Logs, _: Logs) -> Logs:
+    return {**logs, "events": [{**row, "price": 100 * row["price"]} for row in logs["events"]]}
+
+
+def tenth_of_the_catalogue(logs: Logs, _: Logs) -> Logs:
+    return {**logs, "catalogue": logs["catalogue"][:8]}
+
+
+def replay(logs: Logs, before: Logs) -> Logs:
+    return {**logs, "events": [{**row, "event_time": row["event_time"] + DAY_MILLISECONDS} for row in before["events"]]}
+
+
+INCIDENTS: list[tuple[Callable[[Logs, Logs], Logs], str]] = [
+    (half, "raw_rows event"),
+    (all_clicked, "events impression"),
+    (in_cents, "price median"),
+    (tenth_of_the_catalogue, "items"),
+    (replay, "seen_before"),
+]
+
+
+@pytest.fixture(scope="module")
+def clean(settings: Settings, logs: dict[str, Logs]) -> Rows:
+    """The second day as it should be, and its rows of the table."""
+    assert published(settings, DAYS[1], logs[DAYS[1]]).alarms == []
+    return metrics_of(settings, DAYS[1])
+
+
+def metrics_of(settings: Settings, day: str) -> Rows:
+    return Lake(settings.lake_root).read(TABLE, where={"day": day}).to_pylist()
+
+
+def test_a_second_clean_day_has_bands_and_no_alarm(settings: Settings, clean: Rows) -> None:
+    assert {row["status"] for row in metrics_of(settings, DAYS[0])} == {"no band"}
+    without = {row["metric"] for row in clean if row["status"] == "no band"}
+    assert without == {"item_overlap"}, "the first day has none before it"
+    assert {row["status"] for row in clean} == {"in", "no band"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in clean if row["status"] == "in")
+
+
+@pytest.mark.parametrize(("incident", "metric"), INCIDENTS)
+def test_an_incident_that_breaks_no_contract_is_out_at_critical(
+    settings: Settings, clean: Rows, logs: dict[str, Logs], incident: Callable[[Logs, Logs], Logs], metric: str
+) -> None:
+    gate = published(settings, DAYS[1], incident(logs[DAYS[1]], logs[DAYS[0]]))
+    critical = [alarm.name for alarm in gate.alarms if alarm.severity == "critical"]
+    assert metric in critical, gate.alarms
+    assert verdict(True, gate.alarms) == "amber"
+    # Of a night that its gate stops the figures are kept too.
+    assert (gate.state == "failed") == (incident is tenth_of_the_catalogue)
+    assert alarms(Lake(settings.lake_root), DAYS[1], stages=["ingest_events"]) == gate.alarms
+    said = critical_in_words(gate.alarms)
+    assert said is not None
+    assert "1 earlier night" in said or "known beforehand" in said
+
+
+def test_a_mended_day_is_as_if_nothing_had_been_and_what_was_out_is_no_past(
+    settings: Settings, clean: Rows, logs: dict[str, Logs]
+) -> None:
+    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms
+    assert published(settings, DAYS[2], logs[DAYS[2]]).alarms == [], "the bands of the first day alone"
+    assert published(settings, DAYS[1], logs[DAYS[1]]).alarms == []
+    assert metrics_of(settings, DAYS[1]) == clean
+    version = Lake(settings.lake_root).version(TABLE)
+    check_stage(settings, "ingest_events", DAYS[1], force=True)
+    assert Lake(settings.lake_root).version(TABLE) == version, "the same figures are not written again"
+
+
+def test_a_level_that_a_person_accepts_is_the_past_of_later_nights(
+    settings: Settings, logs: dict[str, Logs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(settings.home, tmp_path / "home")
+    (home / "source.json").write_text(json.dumps({"input": settings.input}))
+    monkeypatch.setenv("SGREC_HOME", str(home))
+    settings = settings.model_copy(update={"home": home})
+    whole, fewer = (change(logs[DAYS[2]], logs[DAYS[1]]) for change in (lambda logs, _: logs, half))
+    command = ["accept-night", "--day", DAYS[1], "--reason", "a market was closed"]
+    published(settings, DAYS[1], logs[DAYS[1]])
+    refused = CliRunner().invoke(app, command)
+    assert f"night {DAYS[1]} has no metric out of its band" in str(refused.exception)
+    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms
+    assert published(settings, DAYS[2], fewer).alarms, "the first day is all that it goes by"
+    done = CliRunner().invoke(app, command)
+    assert f"night {DAYS[1]} was accepted by {login()}: a market was closed" in done.output, done.exception
+    assert alarms(Lake(settings.lake_root), DAYS[1], stages=["ingest_events"]) == []
+    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == [], "run again"
+    assert published(settings, DAYS[2], fewer).alarms == []
+    assert "events impression" in {alarm.name for alarm in published(settings, DAYS[2], whole).alarms}
+
+
+@pytest.mark.spark
+def test_raw_logs_of_which_half_is_gone_hold_promotion_until_they_are_whole(
+    tmp_path: Path, logs: dict[str, Logs], clean: Rows
+) -> None:
+    """The manifest lists what there is."""
+    settings = home_of(tmp_path)
+    assert ingested(settings, DAYS[0], logs[DAYS[0]]).alarms == []
+    gate = ingested(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]]))
+    assert gate.state == "finished"
+    assert {"raw_rows event", "events impression", "events click"} <= {alarm.name for alarm in gate.alarms}
+    assert ingested(settings, DAYS[1], logs[DAYS[1]]).alarms == []
+    assert [row | {"input": ""} for row in metrics_of(settings, DAYS[1])] == [row | {"input": ""} for row in clean]
+
+
+def test_each_metric_is_measured_behind_a_gate_that_is_there() -> None:
+    behind = [one for stage in STAGES if stage.publishes for one in measured_behind(stage.name)]
+    assert len(behind) == len(set(behind))
+    assert {metric.stage for metric in declared().metrics.values()} == set(MEASURES) <= set(behind)
+    assert measured_behind("train_judge") == []
