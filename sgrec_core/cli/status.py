@@ -54,15 +54,16 @@ def status(
 def nights_table(nights: list[dict[str, Any]]) -> Table:
     """The newest nights: how they ended, or which stage they are at."""
     table = Table(box=None)
-    for name in ("day", "night", "stage", "time (UTC)", "message", "stale"):
+    for name in ("day", "night", "stage", "time (UTC)", "verdict", "message", "stale"):
         table.add_column(name, no_wrap=name not in ("message", "stale"))
     colours = {"green": "green", "amber": "yellow", "red": "red"}
     for night in nights:
-        colour = "yellow" if night["state"] == "unfinished" else colours.get(night["verdict"], "yellow")
-        state = f"{night['state']}, amber" if night["verdict"] == "amber" else night["state"]
+        mark = {"succeeded": "green", "stopped": "red", "unreadable": "red"}.get(night["state"], "yellow")
+        verdict = f"[{colours[night['verdict']]}]{night['verdict']}[/]" if night["verdict"] else ""
         moment = datetime.fromisoformat(night["ended"]).strftime("%m-%d %H:%M") if night["ended"] else ""
         stale = ", ".join(night["stale"])
-        table.add_row(night["day"], f"[{colour}]{state}[/]", night["step"], moment, escape(night["message"]), stale)
+        state = f"[{mark}]{night['state']}[/]"
+        table.add_row(night["day"], state, night["step"], moment, verdict, escape(night["message"]), stale)
     return table
 
 

@@ -5,7 +5,7 @@ wait for it. Nothing is written but what puts MLflow right.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -27,6 +27,7 @@ from sgrec_core.registry.promotions import Decision, Promotions, held
 from sgrec_core.runtime.runs import days_with_runs, last_runs
 from sgrec_core.runtime.stages import JUDGE_TRAINING_FOLDER, STAGE_RUNS
 from sgrec_core.settings import Settings
+from sgrec_core.wording import number
 
 GREEN, AMBER, RED = "green", "amber", "red"
 EXIT_CODES = {GREEN: 0, AMBER: 4, RED: 1}
@@ -193,12 +194,29 @@ def _incident(settings: Settings, night: NightState | None) -> dict[str, Any]:
         told = {**asdict(stop), "since": stop.since and stop.since.isoformat()}
     else:
         # One that came to its end: what its summary has to say.
-        told = {} if night is None or night.verdict in (GREEN, None) else _summary(settings, night.day)
+        summary = {} if night is None or night.verdict in (GREEN, None) else _summary(settings, night.day)
+        told = {**summary, **_first_alarm(summary)}
     return {
         # Of a night that is not whole the first step that did not end well, which need not be the last that began.
         "step": stop.step if stop else night and night.step,
         "cause": told.get("reason") or (night.message if night and night.verdict == RED else None) or None,
         **{name: told.get(name) for name in ("since", "owner", "runbook", "command")},
+    }
+
+
+def _first_alarm(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What an amber night is amber for, as its summary tells: causes stand before what follows from them."""
+    critical = [alarm for alarm in summary.get("alarms") or [] if alarm["severity"] == "critical"]
+    if not critical:
+        return {}
+    first = critical[0]
+    name = f"{first['metric']} {first['dimension']}".strip()
+    others = f"; {len(critical) - 1} more critical out of their bands" if len(critical) > 1 else ""
+    band = f"{number(first['low'])} to {number(first['high'])}"
+    return {
+        "reason": f"{name} {number(first['value'])}, not {band} ({first['how']}){others}",
+        "owner": first["owner"],
+        "runbook": "Mend the raw files and run the night again; if the figure is right, accept it (docs/on-call.md).",
     }
 
 

@@ -153,6 +153,14 @@ def test_the_verdict_of_the_summary_is_the_exit_code(settings: Settings, verdict
     assert (found["cause"], found["owner"]) == (("half of the clicks", "logs") if code else (None, None))
     assert found["promotion"] == {**evaluation, "hold": None}
     assert f"night {DAYS[0]} promoted supervised" in said()
+    if verdict == "amber":
+        band = {"dimension": "click", "value": 900.0, "low": 80.0, "high": 120.0, "how": "median of 3 earlier nights"}
+        summary["alarms"] = [{"metric": "events", "severity": "critical", "owner": "data-platform", **band}]
+        write_json(settings.reports(DAYS[0]) / "summary.json", summary)
+        found = status(code=code)
+        assert found["cause"] == "events click 900, not 80 to 120 (median of 3 earlier nights)"
+        assert found["owner"] == "data-platform"
+        assert "amber" in said()
     # A summary of before says nothing of a night that was stopped since.
     ran(settings, DAYS[0], until="build_states", state="failed", message="lost")
     assert status(code=1)["verdict"] == "red"
