@@ -4,12 +4,10 @@ import functools
 import html
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ import pytest
 from rich.console import Console
 from small_night import DAY, FACTS, JUDGE_VERSION, damage, rows_of, run_night, table_of
 
-from sgrec_core.cli.views import nights_table
 from sgrec_core.lake import Lake
 from sgrec_core.quality.data_docs import build_data_docs
 from sgrec_core.quality.night import gather_night
 from sgrec_core.quality.report import write_report
+from sgrec_core.quality.status import status_of_home
 from sgrec_core.registry import promotions
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.runs import Run, last_runs, record
@@ -346,9 +344,9 @@ def test_a_night_is_green_or_amber_and_the_page_says_so_first(good_night: Path) 
     assert "<h2>Amber. The night succeeded; a critical metric is out of the band of its past</h2>" in page
     assert "events click 30, not 60 to 140 (100, median of 3 nights)" in page
     record(Lake(Settings().lake_root), [Run(day=DAY, stage="report_quality", input="simulator").ended("finished")])
-    output = StringIO()
-    Console(file=output, width=250).print(nights_table(Settings(), 1))
-    assert re.search(rf"{DAY}\s+\w+\s+\w+\s+\S+ \S+\s+amber\s+events click 30, not 60", output.getvalue())
+    found = status_of_home(Settings(), day=None, nights=1, max_age_hours=None)
+    assert (found["verdict"], found["exit_code"]) == ("amber", 4)
+    assert str(found["cause"]).startswith("events click 30, not 60 to 140")
 
 
 def test_metrics_that_cannot_be_read_cost_a_banner_not_the_page(good_night: Path) -> None:
