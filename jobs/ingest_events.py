@@ -100,19 +100,12 @@ def run(job: Job) -> None:
         }
         publish_spark(job.lake, "events_rejected", rejected, partition=partition, fingerprint=fingerprint)
         job.lake.publish("ingest_files", of_files, partition=partition, fingerprint=fingerprint)
-        if has_sessions(options.mapping):
-            accepted["event"] = publish_spark(
-                job.lake,
-                "events",
-                settled["event"].where("reason IS NULL"),
-                partition=partition,
-                fingerprint=fingerprint,
-            )
-        else:
-            tasks, make = accepted_events(spark, parsed["event"].paths, rejected, job.day, folder)
-            accepted["event"] = publish_spark(
-                job.lake, "events", tasks, partition=partition, fingerprint=fingerprint, make=make
-            )
+        events, make = settled["event"].where("reason IS NULL"), None
+        if not has_sessions(options.mapping):
+            events, make = accepted_events(spark, parsed["event"].paths, rejected, job.day, folder)
+        accepted["event"] = publish_spark(
+            job.lake, "events", events, partition=partition, fingerprint=fingerprint, make=make
+        )
 
     rows = {name: pc.sum(of_files[name]).as_py() for name in of_files.column_names if name.startswith("rows_")}
     merged = from_events or is_long(options.mapping)

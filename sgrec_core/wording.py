@@ -59,3 +59,8 @@ def fact(value: Any) -> str:
         shown = [fact(inner) for inner in value[:6]]
         return ", ".join([*shown, f"… ({len(value)} in all)"] if len(value) > 6 else shown) or "none"
     return number(value)
+
+
+def out_of_band(name: str, value: float, low: float, high: float) -> str:
+    """A figure beside where it should lie: ``events click 30, not 60 to 140``."""
+    return f"{name} {number(value)}, not {number(low)} to {number(high)}"

@@ -17,9 +17,6 @@ from sgrec_core.cli.app import Input, InterruptedNightError, Judge, Map, app, co
 from sgrec_core.cli.homes import days_between, default_day, existing_home, landed_days, settle_home, valid_day
 from sgrec_core.cli.views import changes_table, evaluation_cells, read_summary, show_summary
 
-AMBER = 4
-"""Exit code of a night that published its tables and promotes nothing, because a critical metric is out of its band."""
-
 
 @app.command()
 def nightly(
@@ -40,6 +37,8 @@ def nightly(
     Exit codes: 0 green; 1 red, the night stopped; 4 amber: tables are published, but a critical metric is out of the
     band of the nights before, and promotion is held.
     """
+    from sgrec_core.quality.alarms import AMBER, EXIT_CODES
+
     day = valid_day(day) if day is not None else None
     settings = settle_home(source, judge, mapping, starts_anew=True)
     day = day or default_day(settings)
@@ -52,9 +51,9 @@ def nightly(
     if outcome.exit_code:
         complain(f"night {day} stopped at {outcome.reason}")
         raise typer.Exit(1)
-    if told and read_summary(settings, day).get("verdict") == "amber":
+    if told and read_summary(settings, day).get("verdict") == AMBER:
         complain(f"night {day} is amber: a critical metric is out of the band of its past; see the page")
-        raise typer.Exit(1 if strict else AMBER)
+        raise typer.Exit(1 if strict else EXIT_CODES[AMBER])
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sgrec_core.cli.app import app, console
 from sgrec_core.cli.homes import existing_home, valid_day
+from sgrec_core.cli.views import COLOURS
 from sgrec_core.settings import Settings
 
 MOST_MISSING = 7
@@ -56,10 +57,9 @@ def nights_table(nights: list[dict[str, Any]]) -> Table:
     table = Table(box=None)
     for name in ("day", "night", "stage", "time (UTC)", "verdict", "message", "stale"):
         table.add_column(name, no_wrap=name not in ("message", "stale"))
-    colours = {"green": "green", "amber": "yellow", "red": "red"}
     for night in nights:
         mark = {"succeeded": "green", "stopped": "red", "unreadable": "red"}.get(night["state"], "yellow")
-        verdict = f"[{colours[night['verdict']]}]{night['verdict']}[/]" if night["verdict"] else ""
+        verdict = f"[{COLOURS[night['verdict']]}]{night['verdict']}[/]" if night["verdict"] else ""
         moment = datetime.fromisoformat(night["ended"]).strftime("%m-%d %H:%M") if night["ended"] else ""
         stale = ", ".join(night["stale"])
         state = f"[{mark}]{night['state']}[/]"

@@ -10,7 +10,7 @@ from sgrec_core.cli.app import console
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, ROLES, SUPERVISED
 from sgrec_core.files import read_json
 from sgrec_core.settings import Settings
-from sgrec_core.wording import metric, number, words
+from sgrec_core.wording import metric, number, out_of_band, words
 
 COLOURS = {"green": "green", "amber": "yellow", "red": "red"}
 """Of the verdicts, on a terminal."""
@@ -58,8 +58,8 @@ def show_summary(settings: Settings, day: str) -> None:
 def alarm_in_words(alarm: Mapping[str, Any]) -> str:
     """One metric out of its band in a line."""
     name = " ".join(filter(None, (alarm["metric"], alarm["dimension"])))
-    where = f"{number(alarm['value'])}, not {number(alarm['low'])} to {number(alarm['high'])}"
-    return f"{name} {where} ({alarm['severity']}; owner {alarm['owner']})"
+    words = out_of_band(name, alarm["value"], alarm["low"], alarm["high"])
+    return f"{words} ({alarm['severity']}; owner {alarm['owner']})"
 
 
 def figures_in_words(values: Mapping[str, Any], *names: str) -> str:

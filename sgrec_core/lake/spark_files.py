@@ -72,11 +72,9 @@ def stage(frame: "DataFrame", make: OfBatches, schema: pa.Schema, folder: str) -
     return [f"{folder}/{row.path}" for row in frame.mapInArrow(write, "path string").collect()]
 
 
-def staged_rows(
-    paths: Sequence[str], columns: Sequence[str], column: str | None = None, values: pa.Array | None = None
-) -> pa.Table:
+def staged_rows(paths: Sequence[str], columns: Sequence[str], column: str, values: pa.Array) -> pa.Table:
     """Some columns of staged files, where ``column`` has one of ``values``."""
-    chosen = [(column, "in", values.to_pylist())] if column is not None and values is not None else None
+    chosen = [(column, "in", values.to_pylist())]
     inside = [filesystem_of(path) for path in paths]
     return pq.read_table(
         [name for _, name in inside], filesystem=inside[0][0], columns=list(columns), filters=chosen, use_threads=False

@@ -218,11 +218,12 @@ def _beside(raw: Raw, name: str, day: Path) -> list[str]:
     """Files of ``day`` that are called as this one is, but for the digest of what they hold."""
     if raw.path is None:
         return []
-    digest = _digest(raw.path)
-    folder = day / FOLDERS["event"]
-    others = (path.name for path in folder.iterdir() if len(path.name) == len(name) and path.name != name)
-    same = re.compile(re.escape(name).replace(digest, "[0-9a-f]{10}"))
-    return [f"{day.name}/{FOLDERS['event']}/{other}" for other in sorted(others) if same.fullmatch(other)]
+    # As `_landed_name` makes it.
+    of_name = re.fullmatch(r"(.*-)[0-9a-f]{10}(\..*)", name)
+    assert of_name is not None, name
+    same = re.compile(f"{re.escape(of_name[1])}[0-9a-f]{{10}}{re.escape(of_name[2])}")
+    others = sorted(path.name for path in (day / FOLDERS["event"]).iterdir() if path.name != name)
+    return [f"{day.name}/{FOLDERS['event']}/{other}" for other in others if same.fullmatch(other)]
 
 
 def _whole_name(raw: Raw, taken: Iterable[str]) -> str:

@@ -297,10 +297,11 @@ def accepted_events(
     def make(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                files = staged_rows(paths[number : number + 1], ["file"])["file"].unique()
-                bad = staged_rows(taken_out, PLACE.names, "file", files)
                 for rows in staged_groups(paths[number], [*names, *PLACE.names, "reason", "ended"]):
                     rows = rows.filter(pc.and_(pc.is_null(rows["reason"]), pc.is_null(rows["ended"])))
+                    if not rows.num_rows:
+                        continue
+                    bad = staged_rows(taken_out, PLACE.names, "file", rows["file"].unique())
                     if bad.num_rows:
                         rows = rows.join(bad, PLACE.names, join_type="left anti")
                     rows = rows.select(names).sort_by("event_id")

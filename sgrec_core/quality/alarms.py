@@ -7,9 +7,14 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from sgrec_core.lake import Lake
-from sgrec_core.wording import number
+from sgrec_core.wording import out_of_band
 
 TABLE = "night_metrics"
+GREEN, AMBER, RED = "green", "amber", "red"
+EXIT_CODES = {GREEN: 0, AMBER: 4, RED: 1}
+"""Of a night by its verdict."""
+TOLD = ("metric", "dimension", "value", "low", "high", "how", "severity")
+"""What a night's summary keeps of an alarm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class Alarm:
         return f"{self.metric} {self.dimension}".strip()
 
     def __str__(self) -> str:
-        return f"{self.name} {number(self.value)}, not {number(self.low)} to {number(self.high)} ({self.how})"
+        return f"{out_of_band(self.name, self.value, self.low, self.high)} ({self.how})"
 
 
 def alarms(lake: Lake, day: str, *, stages: Container[str]) -> list[Alarm]:
@@ -66,8 +71,8 @@ def accepted_nights(lake: Lake) -> set[str]:
 def verdict(succeeded: bool, found: Sequence[Alarm]) -> str:
     """Of a night: ``green``, ``amber`` (published, but a critical metric is out of its band) or ``red`` (stopped)."""
     if not succeeded:
-        return "red"
-    return "amber" if any(alarm.severity == "critical" for alarm in found) else "green"
+        return RED
+    return AMBER if any(alarm.severity == "critical" for alarm in found) else GREEN
 
 
 def critical_in_words(found: Sequence[Alarm]) -> str | None:

@@ -6,7 +6,6 @@ owns it, what to do. It is one file without scripts or outside resources; everyt
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import jinja2
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
-from sgrec_core.quality.alarms import Alarm, critical_in_words
+from sgrec_core.quality.alarms import TOLD, Alarm, critical_in_words
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.night_metrics import declared
 from sgrec_core.quality.validation import short
@@ -141,7 +140,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
 def _alarm(alarm: Alarm) -> dict[str, Any]:
     """One metric out of its band, and who answers for it."""
     metric = declared().metrics.get(alarm.metric)
-    shown = {name: value for name, value in asdict(alarm).items() if name not in ("day", "stage", "place")}
+    shown = {name: getattr(alarm, name) for name in TOLD}
     about = {"owner": metric.owner, "description": metric.description} if metric else {"owner": None, "description": ""}
     return {**shown, **about}
 

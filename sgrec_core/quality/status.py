@@ -20,6 +20,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.night.airflow import running_night
 from sgrec_core.night.changes import stale_stages
 from sgrec_core.night.display import Tail
+from sgrec_core.quality.alarms import AMBER, EXIT_CODES, GREEN, RED, TOLD, Alarm, critical_in_words
 from sgrec_core.quality.night import At, Step, state_of_night
 from sgrec_core.registry.glance import Known, champion_and_challenger
 from sgrec_core.registry.promotions import TABLE as PROMOTIONS
@@ -27,10 +28,7 @@ from sgrec_core.registry.promotions import Decision, Promotions, held
 from sgrec_core.runtime.runs import days_with_runs, last_runs
 from sgrec_core.runtime.stages import JUDGE_TRAINING_FOLDER, STAGE_RUNS
 from sgrec_core.settings import Settings
-from sgrec_core.wording import number
 
-GREEN, AMBER, RED = "green", "amber", "red"
-EXIT_CODES = {GREEN: 0, AMBER: 4, RED: 1}
 UNREADABLE = (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError)
 """What a lost or damaged table raises."""
 LOOKED_BACK = 30
@@ -194,8 +192,10 @@ def _incident(settings: Settings, night: NightState | None) -> dict[str, Any]:
         told = {**asdict(stop), "since": stop.since and stop.since.isoformat()}
     else:
         # One that came to its end: what its summary has to say.
-        summary = {} if night is None or night.verdict in (GREEN, None) else _summary(settings, night.day)
-        told = {**summary, **_first_alarm(summary)}
+        told = {}
+        if night is not None and night.verdict not in (GREEN, None):
+            told = _summary(settings, night.day)
+            told |= _first_alarm(night.day, told)
     return {
         # Of a night that is not whole the first step that did not end well, which need not be the last that began.
         "step": stop.step if stop else night and night.step,
@@ -204,18 +204,15 @@ def _incident(settings: Settings, night: NightState | None) -> dict[str, Any]:
     }
 
 
-def _first_alarm(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _first_alarm(day: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What an amber night is amber for, as its summary tells: causes stand before what follows from them."""
     critical = [alarm for alarm in summary.get("alarms") or [] if alarm["severity"] == "critical"]
     if not critical:
         return {}
-    first = critical[0]
-    name = f"{first['metric']} {first['dimension']}".strip()
-    others = f"; {len(critical) - 1} more critical out of their bands" if len(critical) > 1 else ""
-    band = f"{number(first['low'])} to {number(first['high'])}"
+    found = [Alarm(day=day, stage="", place=0, **{name: alarm[name] for name in TOLD}) for alarm in critical]
     return {
-        "reason": f"{name} {number(first['value'])}, not {band} ({first['how']}){others}",
-        "owner": first["owner"],
+        "reason": critical_in_words(found),
+        "owner": critical[0]["owner"],
         "runbook": "Mend the raw files and run the night again; if the figure is right, accept it (docs/on-call.md).",
     }
 
