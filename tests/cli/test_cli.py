@@ -29,6 +29,7 @@ from sgrec_core.night.airflow import (
     airflow_environment,
     check_interpreters,
     end_with_descendants,
+    ended_on_interrupt,
     only_night,
     running_night,
 )
@@ -262,6 +263,15 @@ def test_ending_airflow_ends_jobs_in_sessions_of_their_own(tmp_path: Path) -> No
     assert not [process for process in descendants if process.is_running() and process.status() != "zombie"]
 
 
+def test_a_night_that_is_told_to_end_is_interrupted_as_by_ctrl_c() -> None:
+    airflow = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ended_on_interrupt(airflow):
+        signal.raise_signal(signal.SIGTERM)
+    assert airflow.returncode == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_tail_gives_complete_new_lines_only(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     path.write_text('{"n": 1}\n')
@@ -446,12 +456,9 @@ def test_a_crash_is_tried_again(stopping_home: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.night
 @pytest.mark.airflow
 @pytest.mark.spark
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_night_leaves_no_process_behind(
-    stopping_home: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
-) -> None:
+def test_an_interrupted_night_leaves_no_process_behind(stopping_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A copy also shows that a home may be moved: nothing in Airflow's database depends on where it lies.
-    home = stopping_home.with_name(f"interrupted-{sent.name}")
+    home = stopping_home.with_name("interrupted")
     shutil.copytree(stopping_home / "airflow", home / "airflow")
     monkeypatch.setenv("SGREC_HOME", str(home))
     monkeypatch.setenv("SGREC_INPUT", "simulator")
@@ -472,7 +479,7 @@ def test_an_interrupted_night_leaves_no_process_behind(
             time.sleep(0.1)
         started = psutil.Process(night.pid).children(recursive=True)
         assert any("jobs.ingest_events" in process.cmdline() for process in started), progress.read_text()
-        night.send_signal(sent)
+        night.send_signal(signal.SIGINT)
         _, errors = night.communicate(timeout=60)
     finally:
         night.terminate()

@@ -1,15 +1,15 @@
 """Whole nights: through ``sgrec``, and through Airflow's own ``backfill create`` with a real scheduler.
 
-The tests share one tiny marketplace and build on each other, in the order of the file: `sgrec backfill` computes two
-days; a second call runs nothing; Airflow's backfill runs every task for the right day and finds all up to date; the
-other commands of ``sgrec`` work on what the nights left; the second day starts from the first one's champion; a forced
-re-run makes the same rows; a night with the other judge leaves the rewards of the first as they are.
+The tests share one tiny marketplace and build on each other, in the order of the file: `sgrec backfill` computes a
+day, a person makes its generator the champion, and `sgrec backfill` goes on with the next; a third call runs nothing;
+Airflow's backfill runs every task for the right day and finds all up to date; the other commands of ``sgrec`` work on
+what the nights left; a forced re-run makes the same rows; a night with the other judge leaves the rewards of the first
+as they are.
 """
 
 import json
 import os
 import re
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -87,11 +87,20 @@ def events_of(home: Path, day: str, since: int = 0) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def computed(home: Path) -> subprocess.CompletedProcess[str]:
+    """The first day alone, and then both."""
+    first = sgrec("backfill", "--from", DAYS[0], "--to", DAYS[0])
+    assert first.returncode == 0, first.stdout + first.stderr
+    (generator,) = Registry(Settings()).versions(GENERATOR)
+    promoted = sgrec("promote", "--version", generator.version)
+    assert promoted.returncode == 0, promoted.stderr
     return sgrec("backfill", "--from", DAYS[0], "--to", DAYS[1])
 
 
-def test_sgrec_backfill_computes_every_day_in_order(home: Path, computed: subprocess.CompletedProcess[str]) -> None:
+def test_sgrec_backfill_computes_what_is_missing_in_order(
+    home: Path, computed: subprocess.CompletedProcess[str]
+) -> None:
     assert computed.returncode == 0, computed.stdout + computed.stderr
+    assert computed.stdout.startswith(f"· night {DAYS[0]} unchanged")
     for day in DAYS:
         summary = json.loads((home / "reports" / day / "summary.json").read_text())
         assert (summary["status"], summary["verdict"]) == ("succeeded", "green")
@@ -224,28 +233,18 @@ def facts_of(home: Path, day: str, stage: str) -> dict[str, Any]:
     return last_run(Settings(home=home), day, stage)["facts"]
 
 
-def module(stage: str, day: str, *arguments: str, warm: Warm | None) -> None:
+def module(stage: str, day: str, *arguments: str, warm: Warm | None = None, fails: bool = False) -> str:
+    """A job's standard error."""
     command = [sys.executable, "-m", "sgrec_core.runtime.warm", f"jobs.{stage}", "--day", day, *arguments]
     environment = {**os.environ, **({SOCKET: str(warm.socket)} if warm else {})}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT_ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def second_night(home: Path, computed: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
-    """The second day again, after the first one's generator was made the champion of the first night."""
-    # A night keeps the champion that it met: as if the second had not run yet.
-    shutil.rmtree(home / "lake" / "promotions")
-    registry = Registry(Settings())
-    first = next(version for version in registry.versions(GENERATOR) if version.day == DAYS[0])
-    assert registry.promote(first) == DAYS[0]
-    return sgrec("nightly", "--day", DAYS[1])
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stderr
 
 
 def test_the_second_night_starts_from_the_champion_of_the_first(
-    home: Path, second_night: subprocess.CompletedProcess[str]
+    home: Path, computed: subprocess.CompletedProcess[str]
 ) -> None:
-    assert second_night.returncode == 0, second_night.stderr
     registry = Registry(Settings())
     champion = registry.pinned_champion(DAYS[1])
     assert champion is not None
@@ -259,9 +258,7 @@ def test_the_second_night_starts_from_the_champion_of_the_first(
     assert judged["judge_asked"] == judged["judge_cached"] + judged["judge_skipped"] + judged["judge_paid"]
 
 
-def test_a_forced_re_run_makes_the_same_rows_and_models(
-    home: Path, second_night: subprocess.CompletedProcess[str]
-) -> None:
+def test_a_forced_re_run_makes_the_same_rows_and_models(home: Path, computed: subprocess.CompletedProcess[str]) -> None:
     """Stronger than a re-run, which skips: every stage computes again what stands in the tables."""
     before, state = rows_of(home), state_of(home)
     with warm_process(Settings(), subprocess.DEVNULL) as warm:
@@ -277,16 +274,16 @@ def test_a_forced_re_run_makes_the_same_rows_and_models(
 
 @pytest.mark.vllm
 def test_another_judge_is_compared_and_refused_until_somebody_accepts_it(
-    home: Path, second_night: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+    home: Path, computed: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The embedding judge judged so far; the tiny model is surely no better."""
-    refused = sgrec("nightly", "--day", DAYS[1], "--judge", "vllm")
-    assert refused.returncode == 1
-    said = " ".join(refused.stderr.split())
-    assert "stopped at ingest_events" in said
+    with monkeypatch.context() as patch:
+        # The job alone: nights that stop at it are tests/cli/test_cli.py's.
+        patch.setenv("SGREC_JUDGE__ENGINE", "vllm")
+        refused = module("ingest_events", DAYS[1], fails=True)
+    said = " ".join(refused.split())
     assert "SGREC_JUDGE__ENGINE (embedding before, now vllm)" in said
     assert "sgrec accept-judge" in said
-    assert {event["stage"] for event in events_of(home, DAYS[1])[-4:]} <= {"ingest_events", "report_quality"}
 
     monkeypatch.setenv("SGREC_JUDGE_TRAINING__SIMULATED_LABELS", "60")
     monkeypatch.setenv("SGREC_JUDGE_TRAINING__MAX_TEST_PAIRS", "20")
@@ -311,7 +308,7 @@ def test_another_judge_is_compared_and_refused_until_somebody_accepts_it(
 
 @pytest.mark.vllm
 def test_a_night_with_two_vllm_judges_is_labelled_and_stands_beside_the_other(
-    home: Path, second_night: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+    home: Path, computed: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The judges are Airflow's mapped tasks, each with the states that are its own."""
     rewards = Lake(home / "lake").read("rewards", where={"day": DAYS[1]})

@@ -14,6 +14,7 @@ from sgrec_core.generator.dataset import Catalogue
 from sgrec_core.hashing import is_validation_user
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.business import day_context
+from sgrec_core.night.held_out import held_out_requests
 from sgrec_core.night.rewards import business_reward
 from sgrec_core.night.value import Appraiser
 from sgrec_core.registry import Registry
@@ -134,3 +135,70 @@ def test_lists_of_what_users_like_are_worth_more_and_logged_answers_say_how_much
     assert liked.per_user["ecpm", estimator].mean() == pytest.approx(220, rel=0.35)
     assert others.per_user["ecpm", estimator].mean() == pytest.approx(27.5, abs=35)
     assert not any(outcome == "dislikes" for outcome, _ in liked.per_user), "nobody disliked anything: no model"
+
+
+def test_logged_answers_count_for_the_price_and_bid_that_were_logged(registry_home, rows):  # noqa: F811
+    """Even items were on sale, of odd ones no price was logged: theirs is the catalogue's."""
+    number = [int(row["item_id"][1:]) for row in rows]
+    price = [(item + 1) / 2 if item % 2 == 0 else None for item in number]
+    priced = [{**row, "price": value} for row, value in zip(rows, price, strict=True)]
+    bought = [{**row, "event_id": f"b-{row['event_id']}", "event_type": "conversion"} for row in priced]
+    events = events_table(
+        [*priced, *(row for row, made in zip(bought, rows, strict=True) if made["event_type"] == "click")]
+    )
+    settings = Settings(home=registry_home, states={"validation_share": 0.6}, evaluation={"weight_limit": 7.0})
+    publish(settings, events.append_column("propensity", pa.array([1 / ITEMS] * events.num_rows)))
+    run(settings)
+    appraiser = Appraiser.of_night(Lake(settings.lake_root), Registry(settings), DAY, settings)
+    assert appraiser is not None
+    requests, logged = appraiser.requests, appraiser.logged
+    paid = np.array([int(name[1:]) + 1 for name in requests.item]) * np.where(np.isnan(requests.price), 1.0, 0.5)
+    assert np.isnan(requests.price).any()
+    np.testing.assert_allclose(logged.rewards["gmv"], 1000 * paid * requests.answered["gmv"])
+    np.testing.assert_allclose(logged.rewards["ecpm"], 1000 * requests.bid * requests.answered["ecpm"])
+    # What the model expects of what was shown is at the bid that it was shown for.
+    item = np.array([appraiser.context.item_index[name] for name in requests.item])
+    at = (requests.row, item, requests.position)
+    for bid, is_that in ((requests.bid, True), (None, False)):
+        predicted = appraiser.model.expected(requests.states, at, appraiser.context, bid)["ecpm"]
+        assert np.allclose(logged.predicted["ecpm"], predicted) == is_that
+    # Weights are 24 where a list agrees with the log, above the limit of 7.
+    ids = sorted(items_table()["item_id"].to_pylist())
+    catalogue = Catalogue(pa.array(ids), np.arange(len(ids))[:, None], len(ids), "1")
+    lists = np.tile(catalogue.index(pa.array(ids[:4])), (requests.states.num_rows, 1))
+    assert appraiser.values(lists, catalogue).covered < 0.5
+
+
+def test_requests_count_with_enough_history_and_impressions_with_a_place_and_a_bid(home, rows):  # noqa: F811
+    share = 0.6
+    held_out = is_validation_user([row["user_id"] for row in rows], share)
+    mine = [row for row, out in zip(rows, held_out, strict=True) if out and row["event_type"] == "impression"]
+    first, second, *_ = {row["request_id"] for row in mine}
+    without = {(first, 0): "position", (second, 1): "bid"}
+    changed = [
+        {**row, **({name: None} if (name := without.get((row["request_id"], row["position"]))) else {})} for row in rows
+    ]
+    settings = Settings(home=home, states={"validation_share": share})
+    publish(settings, events_table(changed).append_column("propensity", pa.nulls(len(rows), pa.float64())))
+
+    def found(least: int) -> tuple[set[tuple[str, int]], set[int]]:
+        requests = held_out_requests(
+            Lake(settings.lake_root),
+            DAY,
+            settings.model_copy(update={"states": settings.states.model_copy(update={"min_history": least})}),
+        )
+        assert requests is not None
+        of_user = requests.states["user_id"].to_pylist()
+        times = requests.states["as_of"].cast(pa.int64()).to_pylist()
+        shown = {
+            (of_user[row], times[row], int(place)) for row, place in zip(requests.row, requests.position, strict=True)
+        }
+        return shown, {len(history) for history in requests.states["history"].to_pylist()}
+
+    everything, lengths = found(0)
+    assert {0, 1, 2} <= lengths
+    named = {(row["request_id"], row["position"]): (row["user_id"], row["event_time"], row["position"]) for row in mine}
+    assert set(named.values()) - everything == {named[place] for place in without}
+    longer, lengths = found(2)
+    assert min(lengths) == 2
+    assert longer < everything
