@@ -315,6 +315,11 @@ print(version_of_day(Lake(settings.lake_root), sys.argv[1], settings))
 """
 
 
+@pytest.fixture(scope="module")
+def version_of_rewards(two_nights: Any) -> str:
+    return run_in(PROJECT_ROOT, "-c", VERSION_OF_DAY, DAY, SGREC_HOME=str(two_nights[0].home))
+
+
 @pytest.mark.parametrize(
     ("file", "before", "after", "differs"),
     [
@@ -327,19 +332,17 @@ print(version_of_day(Lake(settings.lake_root), sys.argv[1], settings))
     ],
 )
 def test_whatever_changes_rewards_changes_their_version(
-    two_nights: Any, tmp_path: Path, file: str, before: str, after: str, differs: bool
+    two_nights: Any, version_of_rewards: str, tmp_path: Path, file: str, before: str, after: str, differs: bool
 ) -> None:
-    home = two_nights[0].home
+    """``two_nights`` and an edited copy of the project: what version the copy gives the day's rewards."""
 
     def edit(root: Path) -> None:
         path = root / "sgrec_core" / file
         assert path.read_text().count(before) == 1
         path.write_text(path.read_text().replace(before, after))
 
-    ours, theirs = (
-        run_in(root, "-c", VERSION_OF_DAY, DAY, SGREC_HOME=str(home)) for root in (PROJECT_ROOT, copied(tmp_path, edit))
-    )
-    assert (ours != theirs) == differs
+    edited = run_in(copied(tmp_path, edit), "-c", VERSION_OF_DAY, DAY, SGREC_HOME=str(two_nights[0].home))
+    assert (edited != version_of_rewards) == differs
 
 
 @pytest.mark.parametrize("judge", [{"sampling_ratio": 0.5}, {"max_calls": 7}, {"seed": 1}, {"max_pairs": 3}])

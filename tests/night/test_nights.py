@@ -90,8 +90,7 @@ def computed(home: Path) -> subprocess.CompletedProcess[str]:
     """The first day alone, and then both."""
     first = sgrec("backfill", "--from", DAYS[0], "--to", DAYS[0])
     assert first.returncode == 0, first.stdout + first.stderr
-    (generator,) = Registry(Settings()).versions(GENERATOR)
-    promoted = sgrec("promote", "--version", generator.version)
+    promoted = sgrec("promote", "--version", Registry(Settings()).aliases(GENERATOR)["challenger"])
     assert promoted.returncode == 0, promoted.stderr
     return sgrec("backfill", "--from", DAYS[0], "--to", DAYS[1])
 

@@ -198,6 +198,7 @@ def test_requests_count_with_enough_history_and_impressions_with_a_place_and_a_b
     everything, lengths = found(0)
     assert {0, 1, 2} <= lengths
     named = {(row["request_id"], row["position"]): (row["user_id"], row["event_time"], row["position"]) for row in mine}
+    assert everything < set(named.values())
     assert set(named.values()) - everything == {named[place] for place in without}
     longer, lengths = found(2)
     assert min(lengths) == 2
