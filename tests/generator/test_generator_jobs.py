@@ -614,7 +614,7 @@ def test_on_policy_training_asks_no_judge_that_passed_no_gate(two_nights: Any, t
 def test_a_killed_training_job_goes_on_where_it_was(two_nights: Any) -> None:
     """Really killed, and compared with a forced run from the start, which the same inputs give the same figures."""
     settings, _ = two_nights
-    changes = {"epochs": 300, "dropout": 0.1, "checkpoint_steps": 20}
+    changes = {"epochs": 100, "dropout": 0.1, "checkpoint_steps": 20}
     other = world_settings(settings.home, supervised=changes)
     sections = other.model_dump(include={"supervised"})["supervised"]
     environment = {f"SGREC_SUPERVISED__{name.upper()}": str(value) for name, value in sections.items()}
