@@ -1,13 +1,14 @@
-"""Improve the night's starting policy with its rewards and register it as challenger.
+"""Improve the night's policy with its rewards and register it as challenger.
 
-``policy.mode=stored``: the candidates of the night's rollout, made by policies that did not know the decisions, the
-advantages of the night's reward version. ``on_policy``: the same decisions, rolled out anew at every step by the policy
-itself, which was trained on them, scored by the judge in this process (what ``aspect_scores`` holds is not asked again,
-what is new is published), weighed by the day's ``user_weights`` and fused from raw rewards. The starting policy is the
-KL reference of both.
+``policy.mode=stored``: its starting policy, on the candidates of the night's rollout, made by policies that did not
+know the decisions, with the advantages of the night's reward version. ``on_policy``: the champion, which does not know
+the decisions either, on groups of the same decisions that it rolls out anew, each once, as it is by then; scored by the
+judge in this process (what ``aspect_scores`` holds is not asked again, what is new is published), weighed by the day's
+``user_weights`` and fused from raw rewards. Then it learns the clicks as the starting policy did. What is optimised is
+the KL reference of both. A night whose groups have no such champion trains on the stored ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sgrec_core.errors import SettingsError, SgrecError
 from sgrec_core.generator.device import use_threads
@@ -19,7 +20,8 @@ from sgrec_core.night.optimisation import fresh_settings, optimise, stored_group
 from sgrec_core.night.recipes import RECIPE_TAG, REWARDS_TAG, optimised_recipe
 from sgrec_core.night.repeats import leaves_out_history
 from sgrec_core.night.rewards import version_of_day
-from sgrec_core.night.rollouts import as_tag, rollout_policies
+from sgrec_core.night.rollouts import as_tag, champion_to_optimise, rollout_policies
+from sgrec_core.night.supervised import train_on, training_inputs
 from sgrec_core.registry import CHALLENGER, CODE_TAG, ModelVersion, Registry
 from sgrec_core.registry.nights import mark_of_night, of_night
 from sgrec_core.registry.promotions import last_change
@@ -36,20 +38,23 @@ FACTS = (
     "agreement_rate",
     "mean_gate",
     "covered_groups",
+    "loss_of_clicks",
 )
 """Statistics of the training that the page tells, those of them that there are."""
 
 
 def run(job: Job) -> None:
     resolve_adapter(job)
-    settings = job.settings.policy
-    if settings.mode == "on_policy" and job.settings.judge.engine == "vllm":
+    if job.settings.policy.mode == "on_policy" and job.settings.judge.engine == "vllm":
         raise SettingsError(
             "policy.mode=on_policy scores in the process that trains, and the environment of the engine vllm has no"
             " MLflow; valid with judge.engine=vllm is policy.mode=stored"
         )
     registry = Registry(job.settings)
     start = of_night(registry, SUPERVISED, job.day, stage="train_supervised")
+    policies = rollout_policies(registry, start)
+    begin = _what_is_optimised(job, start, policies)
+    fresh = job.settings.policy.mode == "on_policy"
     reward_version = version_of_day(job.lake, job.day, job.settings)
     partition = {"day": job.day, "reward_version": reward_version}
     published = job.lake.fingerprint("rewards", partition)
@@ -63,9 +68,11 @@ def run(job: Job) -> None:
         {
             "start": [start.version, start.fingerprint],
             "rewards": [reward_version, published],
-            "policy": settings.model_dump(),
-            # On fresh groups the judge and the fusion work here, so their settings count.
-            "fresh": fresh_settings(job.settings),
+            "begin": [str(begin), begin.fingerprint],
+            "policy": job.settings.policy.model_dump(),
+            # The judge, the fusion and the training on clicks work here then, so their settings count.
+            "fresh": fresh and fresh_settings(job.settings),
+            "clicks": fresh and training_inputs(job),
             "leave_out_history": leave_out,
         }
     )
@@ -76,10 +83,14 @@ def run(job: Job) -> None:
         return
 
     use_threads(job.settings.threads)
-    model, catalogue = generator_of_day(job.lake, registry, start, job.day)
-    policies = rollout_policies(registry, start)
+    model, catalogue = generator_of_day(job.lake, registry, begin, job.day)
     groups = stored_groups(job.lake, job.day, job.settings, catalogue, reward_version, policies)
     found = optimise(job, registry, model.without_memory(), catalogue, groups)
+    statistics = found.statistics
+    if fresh:
+        trained = train_on(job, model, catalogue, fingerprint)
+        model = trained.model
+        statistics = statistics | {"loss_of_clicks": trained.losses[-1]}
 
     version = register_generator(
         registry,
@@ -88,16 +99,17 @@ def run(job: Job) -> None:
         catalogue,
         day=job.day,
         fingerprint=fingerprint,
-        metrics=found.statistics,
+        metrics=statistics,
         parameters={
-            **settings.model_dump(),
+            **job.settings.policy.model_dump(),
             "objective": job.settings.fusion.objective,
             "groups": found.groups_with_advantage,
         },
         tables=table_versions(job.lake, job.stage.reads),
         tags={
             REWARDS_TAG: reward_version,
-            "sgrec.policy_version": start.version,
+            "sgrec.policy_version": str(begin),
+            "sgrec.policy_mode": job.settings.policy.mode,
             **as_tag(policies),
             RECIPE_TAG: optimised_recipe(job.lake, job.day, job.settings, leave_out),
             CODE_TAG: job.code_digest,
@@ -107,18 +119,35 @@ def run(job: Job) -> None:
     )
     _nominate(job, registry, version)
     job.fact("challenger_version", version.version)
-    job.fact("started_from", str(start))
+    job.fact("policy_mode", job.settings.policy.mode)
+    job.fact("started_from", str(begin))
     job.fact("groups", len(groups.items))
     job.fact("groups_with_advantage", found.groups_with_advantage)
     job.fact("steps", found.steps)
     if found.judge_paid is not None:
         job.fact("on_policy_judge_paid", found.judge_paid)
     for name in FACTS:
-        if name in found.statistics:
-            job.fact(name, found.statistics[name])
-    _watch(job, found.statistics)
+        if name in statistics:
+            job.fact(name, statistics[name])
+    _watch(job, statistics)
     if not found.groups_with_advantage:
         job.note("no candidate has any advantage: the challenger equals the night's starting policy")
+
+
+def _what_is_optimised(job: Job, start: ModelVersion, policies: Sequence[ModelVersion]) -> ModelVersion:
+    """The night's starting policy, or the champion on its own fresh groups; settings of ``job`` say which it is."""
+    policy = job.settings.policy
+    if policy.mode == "stored":
+        return start
+    champion = champion_to_optimise(start, policies)
+    if champion is not None:
+        return champion
+    job.note(
+        "policy.mode=on_policy: trained on the stored groups all the same; the night has no champion that knows none of"
+        " its decisions and that its supervised policy went on from"
+    )
+    job.settings = job.settings.model_copy(update={"policy": policy.model_copy(update={"mode": "stored"})})
+    return start
 
 
 def _watch(job: Job, statistics: Mapping[str, float]) -> None:

@@ -11,30 +11,22 @@ one by one. A job that was killed goes on from the last checkpoint of what it wa
 
 import shutil
 
-import pyarrow as pa
-
-from sgrec_core.errors import InputError
 from sgrec_core.generator.device import use_threads
-from sgrec_core.lake.queries import days_until, decisions
-from sgrec_core.night.generators import backbone_digest, day_catalogue
+from sgrec_core.night.generators import day_catalogue
 from sgrec_core.night.held_out import shares_as_tags
 from sgrec_core.night.recipes import RECIPE_TAG, supervised_recipe
 from sgrec_core.night.repeats import leaves_out_history
-from sgrec_core.night.rollouts import as_tag, why_cross_fit
-from sgrec_core.night.supervised import Trained, Training
+from sgrec_core.night.rollouts import WARM_STARTED_FROM, as_tag, why_cross_fit
+from sgrec_core.night.supervised import Trained, Training, training_inputs, training_states
 from sgrec_core.night.tokenizers import current_tokenizer
 from sgrec_core.registry import Registry
 from sgrec_core.registry.nights import mark_of_night
 from sgrec_core.runtime.job import Job, stage_command
 from sgrec_core.runtime.stages import SUPERVISED
 
-COLUMNS = ["user_id", "as_of", "position", "history", "target_item"]
-
 
 def run(job: Job) -> None:
-    settings = job.settings.supervised
     registry = Registry(job.settings)
-    days = days_until(job.day, job.settings.states.history_days)
     tokenizer_version, tokenizer = current_tokenizer(registry, job.day)
     catalogue = day_catalogue(job.lake, job.day, tokenizer_version, tokenizer["codebook_size"])
     champion = registry.pinned_champion(job.day)
@@ -42,12 +34,9 @@ def run(job: Job) -> None:
     cross_fit = why_cross_fit(job.lake, job.day, job.settings, champion, tokenizer_version)
     fingerprint = job.inputs_fingerprint(
         {
-            "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
+            **training_inputs(job),
             "catalogue": catalogue.digest,
             "champion": champion and champion.fingerprint,
-            "max_items": job.settings.states.max_history,
-            "supervised": settings.model_dump(exclude={"checkpoint_steps"}),
-            "backbone": backbone_digest(settings),
             "leave_out_history": leave_out,
             "folds": cross_fit and job.settings.rollout.seed,
         }
@@ -60,13 +49,7 @@ def run(job: Job) -> None:
         return
 
     use_threads(job.settings.threads)
-    states = decisions(job.lake, days, "train", COLUMNS)
-    states = states.filter(pa.array(catalogue.index(states["target_item"]) >= 0))
-    if not states.num_rows:
-        raise InputError(
-            f"user_states has no training decision from {days[0]} to {days[-1]} for one of the {len(catalogue)} items"
-            " with codes; nothing to train on"
-        )
+    states = training_states(job, catalogue)
     training = Training(job, registry, catalogue, states, fingerprint, leave_out)
     if cross_fit is not None:
         policies = training.of_folds()
@@ -79,7 +62,7 @@ def run(job: Job) -> None:
         trained,
         fingerprint,
         {
-            "sgrec.warm_started_from": started_from,
+            WARM_STARTED_FROM: started_from,
             RECIPE_TAG: supervised_recipe(job.settings, leave_out),
             **as_tag(policies),
             **shares_as_tags(

@@ -300,7 +300,8 @@ class FusionSettings(Section):
 class PolicySettings(Section):
     mode: Literal["stored", "on_policy"] = Field(
         "stored",
-        description="train on the stored groups, or on fresh ones that the judge scores in the same process",
+        description="A2PO of the night's supervised policy on the stored groups; or of the champion on its own fresh "
+        "groups, scored in the same process, before it learns the clicks",
     )
     rollout: Literal["beam", "sampling"] = Field("beam", description="how on_policy makes its groups")
     updates: int = Field(1, ge=1, description="optimiser steps on each batch of fresh groups")
@@ -317,6 +318,15 @@ class PolicySettings(Section):
         " groups of beams, as generate_candidates makes them, have none",
     )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _no_fresh_group_of_a_decision_that_was_rewarded(self) -> Self:
+        if self.mode == "on_policy" and self.epochs != 1:
+            raise ValueError(
+                "mode=on_policy needs epochs=1: who rolls out a decision again has learnt from it; valid for more steps"
+                " is updates"
+            )
+        return self
 
 
 class EvaluationSettings(Section):

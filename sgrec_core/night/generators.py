@@ -97,10 +97,7 @@ def take_over(
     *,
     note: Callable[[str], None],
 ) -> bool:
-    """Give ``fresh``, of this catalogue, the weights of the champion; False, and why, where they do not fit.
-
-    What the champion remembers is left behind: a night counts anew, in the size that the settings want.
-    """
+    """Give ``fresh``, of this catalogue, the weights of the champion; False, and why, where they do not fit."""
     model, tokenizer_version = load_generator(registry, champion)
     if tokenizer_version != catalogue.tokenizer_version:
         note(
@@ -109,13 +106,23 @@ def take_over(
         )
         return False
     model.align(catalogue.trie)
+    misfit = give_weights(model, fresh)
+    if misfit is not None:
+        note(f"trained from scratch: {champion} has {misfit}")
+    return misfit is None
+
+
+def give_weights(model: Generator, fresh: Generator) -> str | None:
+    """Give ``fresh`` the weights of ``model``, aligned with the same catalogue; in words what keeps them from fitting.
+
+    What ``model`` remembers is left behind: a night counts anew, in the size that the settings want.
+    """
     its, wanted = shape_of(model.config), shape_of(fresh.config)
     if its != wanted:
-        note(f"trained from scratch: {champion} has the shape {its}, the settings {wanted}")
-        return False
+        return f"the shape {its}, the settings {wanted}"
     model.memory = fresh.memory
     fresh.load_tensors(model.tensors())
-    return True
+    return None
 
 
 def shape_of(config: GeneratorConfig) -> dict[str, Any]:

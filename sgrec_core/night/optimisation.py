@@ -50,10 +50,8 @@ class Optimised:
     """Calls paid for fresh groups; None on stored ones."""
 
 
-def fresh_settings(settings: Settings) -> list[object] | None:
-    """For fingerprints: the settings that work while training on fresh groups; None when it is on stored ones."""
-    if settings.policy.mode == "stored":
-        return None
+def fresh_settings(settings: Settings) -> list[object]:
+    """For fingerprints: the settings that work while training on fresh groups."""
     which_groups = settings.judge.model_dump(include={"sampling_ratio", "seed", "max_calls"})
     return [settings.fusion.model_dump(), versions_of(settings), which_groups, settings.rollout.model_dump()]
 
@@ -109,7 +107,10 @@ def stored_groups(
 
 
 def optimise(job: Job, registry: Registry, model: Generator, catalogue: Catalogue, groups: StoredGroups) -> Optimised:
-    """Improve ``model`` in place, by ``policy.mode`` on ``groups`` or on fresh groups of the same decisions."""
+    """Improve ``model`` in place, by ``policy.mode`` on ``groups`` or on fresh groups of the same decisions.
+
+    Fresh ones are those of ``model``, which therefore must not have learnt from these decisions.
+    """
     settings = job.settings.policy
     config = PolicyConfig(
         epochs=settings.epochs,
@@ -122,10 +123,6 @@ def optimise(job: Job, registry: Registry, model: Generator, catalogue: Catalogu
         weight_limit=settings.weight_limit,
     )
     if settings.mode == "on_policy":
-        job.note(
-            "policy.mode=on_policy: fresh groups come from the policy that was trained on their decisions, so what it"
-            " has by heart is rewarded as well; policy.mode=stored has groups of policies that do not know them"
-        )
         return _on_fresh_groups(job, registry, model, catalogue, groups, config)
     used = len(groups.with_signal().items)
     with job.progress_bar(config.epochs * used, "training groups") as advance:

@@ -25,6 +25,8 @@ from sgrec_core.settings import Settings
 FOLDS = 2
 ROLLED_OUT_BY = "sgrec.rolled_out_by"
 """Of a night's supervised policy: names and versions, as JSON, of what rolls out its groups; see `rollout_policies`."""
+WARM_STARTED_FROM = "sgrec.warm_started_from"
+"""Of a night's supervised policy: the champion that it went on from, in words, or ``scratch``."""
 FOLD_SEED = "sgrec.fold_seed"
 """Of a policy that was trained on a fold: what the folds were drawn by."""
 SAME = ["user_id", "request_id", "target_item"]
@@ -86,6 +88,14 @@ def rollout_policies(registry: Registry, supervised: ModelVersion) -> list[Model
             f" run `python -m jobs.train_supervised --day {supervised.day}` first"
         )
     return [registry.get(name, version) for name, version in json.loads(supervised.tags[ROLLED_OUT_BY])]
+
+
+def champion_to_optimise(supervised: ModelVersion, policies: Sequence[ModelVersion]) -> ModelVersion | None:
+    """Who rolls out the night's groups, where ``supervised`` went on from it: the champion, which knows none of them.
+
+    None where groups are cross-fitted, and where the champion has another shape than the settings.
+    """
+    return policies[0] if supervised.tags.get(WARM_STARTED_FROM) == str(policies[0]) else None
 
 
 def place_of_policy(policies: Sequence[ModelVersion], users: Sequence[str]) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The night's training on next items: its starting policy, and what rolls out its groups where that is cross-fitted."""
+"""The night's training on next items: of its starting policy, of what rolls out its groups where that is cross-fitted,
+and of a champion that was optimised on fresh groups.
+"""
 
 import shutil
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from sgrec_core.errors import InputError, SgrecError
 from sgrec_core.generator import Generator, TrainingConfig, train_supervised
 from sgrec_core.generator.checkpoints import Checkpoints
 from sgrec_core.generator.dataset import Catalogue, chain_decisions
@@ -17,12 +20,20 @@ from sgrec_core.generator.device import device
 from sgrec_core.generator.packing import cut_windows
 from sgrec_core.generator.processes import read_results, train_in_processes, write_inputs
 from sgrec_core.hashing import digest
-from sgrec_core.lake.queries import table_versions
-from sgrec_core.night.generators import fresh_generator, register_generator, take_over
+from sgrec_core.lake.queries import days_until, decisions, table_versions
+from sgrec_core.night.generators import (
+    backbone_digest,
+    fresh_generator,
+    give_weights,
+    register_generator,
+    take_over,
+)
 from sgrec_core.night.rollouts import FOLD_SEED, FOLDS, fold_of
 from sgrec_core.registry import CODE_TAG, ModelVersion, Registry
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import ROLLOUT
+
+COLUMNS = ["user_id", "as_of", "position", "history", "target_item"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,56 @@ class Training:
             tags={**tags, CODE_TAG: self.job.code_digest},
             leave_out_history=self.leave_out_history,
         )
+
+
+def training_inputs(job: Job) -> dict[str, object]:
+    """For fingerprints: what a training on next items depends on, but for its catalogue and its start."""
+    settings = job.settings
+    days = days_until(job.day, settings.states.history_days)
+    return {
+        "states": {day: job.lake.fingerprint("user_states", {"day": day}) for day in days},
+        "max_items": settings.states.max_history,
+        "supervised": settings.supervised.model_dump(exclude={"checkpoint_steps"}),
+        "backbone": backbone_digest(settings.supervised),
+    }
+
+
+def training_states(job: Job, catalogue: Catalogue) -> pa.Table:
+    """The decisions, for items of the catalogue, that the night trains on.
+
+    Raises:
+        InputError: there are none.
+    """
+    days = days_until(job.day, job.settings.states.history_days)
+    states = decisions(job.lake, days, "train", COLUMNS)
+    states = states.filter(pa.array(catalogue.index(states["target_item"]) >= 0))
+    if not states.num_rows:
+        raise InputError(
+            f"user_states has no training decision from {days[0]} to {days[-1]} for one of the {len(catalogue)} items"
+            " with codes; nothing to train on"
+        )
+    return states
+
+
+def train_on(job: Job, model: Generator, catalogue: Catalogue, fingerprint: str) -> Trained:
+    """What the night's starting policy would be, had the champion been ``model``, aligned with the catalogue.
+
+    Raises:
+        SgrecError: the settings have another shape.
+    """
+
+    def warm_start(fresh: Generator) -> bool:
+        misfit = give_weights(model, fresh)
+        if misfit is not None:
+            raise SgrecError(
+                f"what was optimised has {misfit}; run `python -m jobs.train_supervised --day {job.day}` first"
+            )
+        return True
+
+    work = work_folder(job, fingerprint)
+    trained = train(job, catalogue, training_states(job, catalogue), work, warm_start)
+    shutil.rmtree(work, ignore_errors=True)
+    return trained
 
 
 def train(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from pydantic import ValidationError
 from rewarded_groups import fused
 from small_night import rows_of
 from small_world import (
@@ -51,12 +52,12 @@ from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.evaluation import compare_versions, evaluate_version
 from sgrec_core.night.generators import generator_of_day
 from sgrec_core.night.rewards import version_of_day
-from sgrec_core.registry import CHALLENGER, CHAMPION, Registry, promotions
+from sgrec_core.registry import CHALLENGER, CHAMPION, ModelVersion, Registry, promotions
 from sgrec_core.registry.nights import of_night
 from sgrec_core.rewards.advantages import METHODS, Fused, Groups, Method, standardise
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import GENERATOR, SUPERVISED, TOKENIZER
-from sgrec_core.settings import PROJECT_ROOT, Settings
+from sgrec_core.settings import PROJECT_ROOT, PolicySettings, Settings
 
 
 @pytest.fixture(scope="module")
@@ -560,9 +561,7 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
     run_stage(settings, "materialize_rewards", NEXT_DAY)
     scored = lake.read("aspect_scores").num_rows
 
-    report = run_stage(settings, "train_generator", NEXT_DAY)
-    facts = report["facts"]
-    assert any("what it has by heart is rewarded as well" in note for note in report["notes"])
+    facts = run_stage(settings, "train_generator", NEXT_DAY)["facts"]
     assert facts["on_policy_judge_paid"] > 0
     assert 0 < facts["covered_groups"] < facts["groups"]
     assert 0 <= facts["agreement_rate"] <= 1
@@ -575,12 +574,9 @@ def test_on_policy_training_asks_the_judge_once_and_publishes_what_it_said(two_n
     run_stage(settings, "train_generator", NEXT_DAY)
     assert (lake.version("rewards"), len(Registry(settings).versions(GENERATOR))) == versions
 
-    first, _ = Registry(settings).load(Registry(settings).get(GENERATOR, facts["challenger_version"]))
     again = run_stage(settings, "train_generator", NEXT_DAY, force=True)["facts"]
-    assert again["on_policy_judge_paid"] == 0
+    assert again == {**facts, "on_policy_judge_paid": 0}
     assert lake.read("aspect_scores").num_rows == new.num_rows
-    second, _ = Registry(settings).load(Registry(settings).get(GENERATOR, again["challenger_version"]))
-    assert all(torch.equal(second[name], weights) for name, weights in first.items())
 
 
 def test_on_policy_training_pays_no_more_than_it_may(two_nights: Any, tmp_path: Path) -> None:
@@ -590,11 +586,119 @@ def test_on_policy_training_pays_no_more_than_it_may(two_nights: Any, tmp_path: 
     run_stage(settings, "materialize_rewards", NEXT_DAY)
     limited = run_stage(settings, "train_generator", NEXT_DAY)
     assert 0 < limited["facts"]["on_policy_judge_paid"] <= 7
-    no_more = world_settings(home, policy={**policy, "epochs": 2}, judge={"max_calls": 7})
+    no_more = world_settings(home, policy={**policy, "seed": 1}, judge={"max_calls": 7})
     assert (
         run_stage(no_more, "train_generator", NEXT_DAY)["facts"]["on_policy_judge_paid"]
         <= 7 - limited["facts"]["on_policy_judge_paid"]
     )
+
+
+FRESH: dict[str, dict[str, Any]] = {
+    "policy": {"mode": "on_policy", "learning_rate": 1e-4},
+    "fusion": {"objective": "business"},
+}
+
+
+def trained(home: Path, copy: Path, day: str = NEXT_DAY, **changes: Any) -> tuple[dict[str, Any], ModelVersion, Any]:
+    """What a night makes on fresh groups in a copy of a home: the report of its stage, the challenger, its weights."""
+    settings = world_settings(shutil.copytree(home, copy), **FRESH, **changes)
+    registry = Registry(settings)
+    run_stage(settings, "train_supervised", day)
+    run_stage(settings, "materialize_rewards", day)
+    report = run_stage(settings, "train_generator", day)
+    assert not list((settings.home / "training").glob("*"))
+    challenger = of_night(registry, GENERATOR, day, stage="train_generator")
+    assert challenger.version == report["facts"]["challenger_version"]
+    return report, challenger, registry.load(challenger)[0]
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], part: str = "") -> bool:
+    names = {name for name in ours if name.startswith(part)}
+    assert names
+    assert names == {name for name in theirs if name.startswith(part)}
+    return all(torch.equal(ours[name], theirs[name]) for name in names)
+
+
+def test_on_policy_training_begins_with_the_champion_and_ends_with_the_clicks(two_nights: Any, tmp_path: Path) -> None:
+    home, registry = two_nights[0].home, Registry(two_nights[0])
+    champion = registry.pinned_champion(NEXT_DAY)
+    assert champion is not None
+    assert champion.day < NEXT_DAY
+    report, challenger, weights = trained(home, tmp_path / "one")
+    facts = report["facts"]
+    assert report["notes"] == []
+    assert facts["started_from"] == challenger.tags["sgrec.policy_version"] == str(champion)
+    assert facts["policy_mode"] == challenger.tags["sgrec.policy_mode"] == "on_policy"
+    assert facts["groups"] >= facts["groups_with_advantage"] > 20
+
+    supervised = of_night(registry, SUPERVISED, NEXT_DAY, stage="train_supervised")
+    assert challenger.tags["sgrec.held_out_share"] == supervised.tags["sgrec.held_out_share"]
+    clicks, _ = registry.load(supervised)
+    assert not same(weights, clicks), "rewards are in it"
+    assert same(weights, clicks, "memory."), "and all the day's clicks"
+    assert facts["loss_of_clicks"] == pytest.approx(registry.metrics(supervised)["loss_last_epoch"], rel=0.05)
+    again, _, same_weights = trained(home, tmp_path / "again")
+    assert again["facts"] == facts
+    assert same(same_weights, weights), "the same inputs give the same weights"
+
+
+def test_on_policy_training_without_any_advantage_is_the_clicks_alone(
+    two_nights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the champion on, bit for bit as the supervised policy learns them."""
+
+    def nothing(groups: Groups, epsilon: float) -> Fused:
+        return Fused(np.zeros_like(groups.business), np.zeros_like(groups.business))
+
+    monkeypatch.setitem(METHODS, "business", Method(fuse=nothing, reads_semantic=False))
+    registry = Registry(two_nights[0])
+    supervised, _ = registry.load(of_night(registry, SUPERVISED, NEXT_DAY, stage="train_supervised"))
+    report, _, weights = trained(two_nights[0].home, tmp_path / "home")
+    assert report["facts"]["policy_mode"] == "on_policy"
+    assert any("equals the night's starting policy" in note for note in report["notes"])
+    assert same(weights, supervised)
+
+
+@pytest.mark.parametrize(("day", "changes"), [(DAY, {}), (NEXT_DAY, {"supervised": {"width": 16}})])
+def test_where_no_champion_can_be_optimised_on_policy_training_is_on_stored_groups(
+    two_nights: Any, tmp_path: Path, day: str, changes: dict[str, Any]
+) -> None:
+    """A first night, and a night of another shape than its champion's."""
+    report, challenger, weights = trained(two_nights[0].home, tmp_path / "home", day, **changes)
+    supervised = of_night(Registry(world_settings(tmp_path / "home")), SUPERVISED, day, stage="train_supervised")
+    said = "policy.mode=on_policy: trained on the stored groups all the same"
+    assert any(note.startswith(said) for note in report["notes"]), report["notes"]
+    assert report["facts"]["started_from"] == challenger.tags["sgrec.policy_version"] == str(supervised)
+    assert report["facts"]["policy_mode"] == challenger.tags["sgrec.policy_mode"] == "stored"
+    assert "loss_of_clicks" not in report["facts"]
+    as_stored = world_settings(
+        tmp_path / "home", fusion=FRESH["fusion"], policy={**FRESH["policy"], "mode": "stored"}, **changes
+    )
+    stored = run_stage(as_stored, "train_generator", day)
+    assert stored["facts"]["challenger_version"] == challenger.version, "and so is its recipe"
+
+
+def test_settings_of_the_clicks_count_in_on_policy_training_alone(two_nights: Any, tmp_path: Path) -> None:
+    home = shutil.copytree(two_nights[0].home, tmp_path / "home")
+    more, other_shape = {"warm_epochs": 3}, {"width": 16}
+
+    def version(supervised: dict[str, Any], **changes: Any) -> str:
+        settings = world_settings(home, supervised=supervised, **changes)
+        run_stage(settings, "materialize_rewards", NEXT_DAY)
+        return str(run_stage(settings, "train_generator", NEXT_DAY)["facts"]["challenger_version"])
+
+    assert version({}) == version(more)
+    assert version({}, **FRESH) != version(more, **FRESH)
+    settings = world_settings(home, supervised=other_shape, **FRESH)
+    with pytest.raises(SgrecError, match="run `python -m jobs.train_supervised --day 2026-01-06` first"):
+        jobs.train_generator.run(Job("train_generator", NEXT_DAY, settings))
+
+
+def test_on_policy_training_rolls_out_no_decision_twice() -> None:
+    with pytest.raises(ValidationError, match="mode=on_policy needs epochs=1"):
+        PolicySettings(mode="on_policy", epochs=2)
+    assert PolicySettings(mode="on_policy", updates=2).epochs == 1
+    assert PolicySettings(mode="stored", epochs=2).epochs == 2
 
 
 def test_on_policy_training_refuses_an_engine_of_another_environment(two_nights: Any) -> None:

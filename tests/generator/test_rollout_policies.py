@@ -24,6 +24,7 @@ from small_world import (
     run_stage,
     start_day,
     world_settings,
+    write_scores,
 )
 
 import jobs.train_generator
@@ -220,6 +221,27 @@ def test_targets_that_can_only_be_memorised_are_in_no_more_groups_than_held_out_
         known = (beams.items.numpy() == catalogue.index(states["target_item"])[:, None]).any(axis=1).mean()
         assert known > 2 * facts["target_rate"], (known, facts)
     assert [policy.name for policy in policies_of(settings, NEXT_DAY)] == [GENERATOR]
+
+    # Fresh groups as well: with the ranking reward those with the chosen item tell their candidates apart.
+    fresh = world_settings(
+        tmp_path,
+        supervised=by_heart,
+        rollout={"max_groups": 240},
+        fusion={"objective": "business"},
+        policy={"mode": "on_policy", "learning_rate": 3e-4},
+    )
+    write_scores(fresh, NEXT_DAY)
+    run_stage(fresh, "materialize_rewards", NEXT_DAY)
+    told = run_stage(fresh, "train_generator", NEXT_DAY)["facts"]
+    assert told["groups"] == facts["groups"]
+    hits = told["groups_with_advantage"], round(facts["held_out_target_rate"] * 40)
+    assert abs(two_proportions(hits, (told["groups"], 40))) < 3
+    assert 0 < told["signal_share"] < 2 * chance
+    # Afterwards it has learnt the decisions as the supervised policy has.
+    model, _ = generator_of_day(lake, registry, registry.get(GENERATOR, told["challenger_version"]), NEXT_DAY)
+    beams = as_rolled_out(settings, model, catalogue, states)
+    learnt = (beams.items.numpy() == catalogue.index(states["target_item"])[:, None]).any(axis=1).mean()
+    assert learnt > 0.9 * known > 2 * told["signal_share"]
 
 
 def test_rates_that_differ_by_more_than_chance_are_told(tmp_path: Path) -> None:
