@@ -108,7 +108,7 @@ def test_sgrec_backfill_computes_what_is_missing_in_order(
     runs = [last_run(Settings(home=home), day, "ingest_events") for day in DAYS]
     assert runs[0]["started"] < runs[1]["started"]
     rows = [line.split() for line in computed.stdout.splitlines() if line.strip().startswith(DAYS)]
-    assert [row[:2] for row in rows] == [[day, "succeeded"] for day in DAYS]
+    assert [row[:2] for row in rows] == [[DAYS[0], "unchanged"], [DAYS[1], "succeeded"]]
 
 
 def test_sgrec_backfill_of_unchanged_days_runs_nothing(home: Path, computed: subprocess.CompletedProcess[str]) -> None:
