@@ -74,10 +74,13 @@ def backfill(
     ] = False,
 ) -> None:
     """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed.
+
+    Exit codes: 0 all are green; 1 one stopped, the days after it were not run; 4 one is amber, which stops nothing.
     \f
     Eight parameters, because each is an option; what stands behind the form feed is no help text.
     """
     from sgrec_core.night.changes import changes_of_night
+    from sgrec_core.quality.alarms import AMBER, EXIT_CODES
 
     days = list(days_between(valid_day(first), valid_day(last)))
     if dry_run and source is None:
@@ -106,19 +109,24 @@ def backfill(
         "promoted",
     ):
         table.add_column(name, justify="left" if name in ("day", "night", "promoted") else "right")
-    stopped = None
+    stopped, amber = None, list[str]()
     for day in days:
         changes = changes_of_night(settings, day)
         if not force and not changes:
             console.print(f"[dim]·[/] night {day} unchanged")
-            table.add_row(day, "unchanged", "", "0", "all", *evaluation_cells(settings, day))
+            is_amber = read_summary(settings, day).get("verdict") == AMBER
+            amber += [day] if is_amber else []
+            state = "unchanged, [yellow]amber[/]" if is_amber else "unchanged"
+            table.add_row(day, state, "", "0", "all", *evaluation_cells(settings, day))
             continue
         if changes.state in ("stale", "changed"):
             console.print(f"night {day} is {changes.state}: {changes.why}")
         outcome = show_night(settings, day)
         summary = read_summary(settings, day)
         states = [stage["state"] for stage in summary.get("stages", [])]
-        ended = "[yellow]amber[/]" if summary.get("verdict") == "amber" else "succeeded"
+        is_amber = not outcome.exit_code and summary.get("verdict") == AMBER
+        amber += [day] if is_amber else []
+        ended = "[yellow]amber[/]" if is_amber else "succeeded"
         table.add_row(
             day,
             "[red]stopped[/]" if outcome.exit_code else ended,
@@ -132,9 +140,13 @@ def backfill(
             stopped = f"night {day} stopped at {outcome.reason}; the days after it were not run"
             break
     console.print(table)
+    if amber:
+        complain(f"amber: {', '.join(amber)}; nothing was promoted by them, their pages say why")
     if stopped:
         complain(stopped)
         raise typer.Exit(1)
+    if amber:
+        raise typer.Exit(EXIT_CODES[AMBER])
 
 
 def show_night(settings: Settings, day: str) -> "Outcome":

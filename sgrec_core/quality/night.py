@@ -4,7 +4,7 @@ Every input may be missing: a night that stopped in its first stage has one run 
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from sgrec_core.errors import SgrecError
 from sgrec_core.files import json_lines
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
-from sgrec_core.quality.alarms import Alarm, alarms, verdict
+from sgrec_core.quality.alarms import Alarm, alarms, inherited_alarms, verdict
 from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, rows_of_day
 from sgrec_core.quality.night_metrics import measured_behind
 from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
@@ -93,6 +93,8 @@ class Night:
     results: list[TableResult]
     alarms: list[Alarm]
     """Metrics out of the band of their past, critical ones first."""
+    inherited: list[Alarm]
+    """Critical ones of the days before that the night learns from."""
     rejects: list[RejectReason]
     evaluations: list[dict[str, Any]]
     meaningless: bool | None
@@ -111,7 +113,7 @@ class Night:
     @property
     def verdict(self) -> str:
         """``green``, ``amber`` or ``red``; see `alarms.verdict`."""
-        return verdict(self.stop is None, self.alarms)
+        return verdict(self.stop is None, [*self.alarms, *self.inherited])
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -151,6 +153,7 @@ def gather_night(settings: Settings, day: str) -> Night:
     results = _results_of_run(reports, steps)
     ended = {step.name for step in steps if step.state in DONE}
     problems: list[str] = []
+    measured = [one for stage in _gated(steps) for one in measured_behind(stage.name)]
 
     def rows(table: str, stage: str) -> pa.Table:
         """The day's rows as they lie in the lake, if this run published them; the page outlives a damaged table."""
@@ -170,7 +173,8 @@ def gather_night(settings: Settings, day: str) -> Night:
         stop=_stop(settings, day, steps, results, failures),
         steps=steps,
         results=results,
-        alarms=_alarms(lake, day, [one for stage in _gated(steps) for one in measured_behind(stage.name)], problems),
+        alarms=_readable(lambda: alarms(lake, day, stages=measured), problems),
+        inherited=_readable(lambda: inherited_alarms(lake, settings, day), problems),
         rejects=_rejects(rows("events_rejected", "ingest_events")),
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
@@ -346,11 +350,13 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
     return tables
 
 
-def _alarms(lake: Lake, day: str, stages: list[str], problems: list[str]) -> list[Alarm]:
+def _readable(read: Callable[[], list[Alarm]], problems: list[str]) -> list[Alarm]:
     try:
-        return alarms(lake, day, stages=stages)
+        return read()
     except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
-        problems.append(f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics: {error}")
+        problem = f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics: {error}"
+        if problem not in problems:
+            problems.append(problem)
         return []
 
 

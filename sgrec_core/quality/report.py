@@ -15,7 +15,7 @@ import jinja2
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
-from sgrec_core.quality.alarms import TOLD, Alarm, critical_in_words
+from sgrec_core.quality.alarms import TOLD, Alarm, held_in_words
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.night_metrics import declared
 from sgrec_core.quality.validation import short
@@ -159,7 +159,7 @@ def render_page(night: Night, summary: Mapping[str, Any]) -> str:
         .render(
             night=night,
             summary=summary,
-            held_by=critical_in_words(night.alarms),
+            held_by=held_in_words(night.alarms, night.inherited),
             facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
             plot=interval_plot(summary["evaluation"]),
             written=datetime.now(UTC).replace(microsecond=0),

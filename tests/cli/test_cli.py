@@ -24,6 +24,7 @@ from sgrec_core.cli import app, homes, nights
 from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.files import write_json
 from sgrec_core.lake import Lake
+from sgrec_core.night import changes
 from sgrec_core.night.airflow import (
     Outcome,
     airflow_environment,
@@ -167,6 +168,31 @@ def test_default_day(no_home: Path, logs: Path) -> None:
     (no_home / "empty").mkdir()
     with pytest.raises(InputError, match="no day has landed in .*empty; expected layout"):
         homes.default_day(Settings(input=f"logs:{no_home / 'empty'}"))
+
+
+@pytest.mark.parametrize(("verdicts", "code"), [("GG", 0), ("AG", 4), ("GU", 0), ("AU", 4), ("AR", 1)])
+def test_a_backfill_with_an_amber_night_goes_on_and_says_so(
+    home: Path, monkeypatch: pytest.MonkeyPatch, verdicts: str, code: int
+) -> None:
+    """A night is green, amber or red; U: amber before, and unchanged."""
+    days = dict(zip(("2026-01-05", "2026-01-06"), verdicts, strict=True))
+    ran = []
+
+    def run(settings: Settings, day: str) -> Outcome:
+        ran.append(day)
+        is_red = days[day] == "R"
+        write_json(settings.reports(day) / "summary.json", {"verdict": {"A": "amber", "G": "green"}.get(days[day])})
+        return Outcome(day, int(is_red), 1.0, home / "log", "ingest_events: lost" if is_red else None)
+
+    write_json(Settings(home=home).reports("2026-01-06") / "summary.json", {"verdict": "amber"})
+    if verdicts == "GU":
+        write_json(Settings(home=home).reports("2026-01-06") / "summary.json", {"verdict": "green"})
+    monkeypatch.setattr(nights, "show_night", run)
+    monkeypatch.setattr(changes, "changes_of_night", lambda settings, day: changes.Changes(new=days[day] != "U"))
+    done = CliRunner().invoke(app, ["backfill", "--from", "2026-01-05", "--to", "2026-01-06"])
+    assert done.exit_code == code, done.output
+    assert ran == [day for day in days if days[day] != "U"], "amber stops nothing"
+    assert ("amber: 2026-01-05" in done.output) == ("A" in verdicts)
 
 
 def test_days_of_a_backfill_include_both_ends() -> None:
