@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from sgrec_core.errors import InputError
+from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +33,17 @@ def nightly(
     judge: Judge = None,
     mapping: Map = None,
     strict: Annotated[bool, typer.Option("--strict", help="An amber night exits with 1, as a red one does.")] = False,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Compute this stage and those behind it again, though they are up to date.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compute again what is up to date: every stage, or those of --from.")
+    ] = False,
 ) -> None:
     """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again.
 
@@ -40,19 +53,24 @@ def nightly(
     from sgrec_core.quality.alarms import AMBER, EXIT_CODES
 
     day = valid_day(day) if day is not None else None
+    if first is not None and first not in (names := [stage.name for stage in STAGES]):
+        raise InputError(f"--from {first!r} is no stage; valid are {', '.join(names)}")
     settings = settle_home(source, judge, mapping, starts_anew=True)
     day = day or default_day(settings)
-    outcome = show_night(settings, day)
+    outcome = show_night(settings, day, force_from=first or (STAGES[0].name if force else None))
     written = settings.reports(day) / "summary.json"
     # One that is older than this run would tell of another.
     told = written.exists() and written.stat().st_mtime >= time.time() - outcome.seconds
     if told:
         show_summary(settings, day)
+    summary = read_summary(settings, day) if told else {}
+    cause = (summary.get("cause") or {}).get("reason")
     if outcome.exit_code:
-        complain(f"night {day} stopped at {outcome.reason}")
+        why = f"{summary['stopped_at']}: {cause}" if cause and summary["stopped_at"] else outcome.reason
+        complain(f"night {day} stopped at {why}")
         raise typer.Exit(1)
-    if told and read_summary(settings, day).get("verdict") == AMBER:
-        complain(f"night {day} is amber: a critical metric is out of the band of its past; see the page")
+    if summary.get("verdict") == AMBER:
+        complain(f"night {day} is amber: {cause}")
         raise typer.Exit(1 if strict else EXIT_CODES[AMBER])
 
 
@@ -149,8 +167,8 @@ def backfill(
         raise typer.Exit(EXIT_CODES[AMBER])
 
 
-def show_night(settings: Settings, day: str) -> "Outcome":
-    """Run the night of ``day`` before the user's eyes.
+def show_night(settings: Settings, day: str, *, force_from: str | None = None) -> "Outcome":
+    """Run the night of ``day`` before the user's eyes; ``force_from`` as in `run_night`.
 
     Raises:
         InterruptedNightError: by Ctrl-C or SIGTERM, after everything that the night had started has ended.
@@ -159,7 +177,7 @@ def show_night(settings: Settings, day: str) -> "Outcome":
 
     console.print(f"night {day} · {settings.input} · home {settings.home}", soft_wrap=True)
     with interruptible(f"night {day}"):
-        return run_night(settings, day, console)
+        return run_night(settings, day, console, force_from=force_from)
 
 
 @contextmanager

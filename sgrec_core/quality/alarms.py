@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from sgrec_core.lake import Lake
-from sgrec_core.lake.queries import days_until
+from sgrec_core.lake.queries import ask, days_until
 from sgrec_core.runtime.stages import BY_NAME
 from sgrec_core.settings import Settings
 from sgrec_core.wording import out_of_band
@@ -56,17 +56,18 @@ def alarms(lake: Lake, day: str, *, stages: Container[str]) -> list[Alarm]:
 
 def alarms_of_days(lake: Lake, days: Sequence[str], *, stages: Container[str]) -> list[Alarm]:
     """Those of several days that nobody has accepted; see `alarms`."""
-    columns = ["day", "stage", "metric", "dimension", "place", "value", "low", "high", "how", "severity", "status"]
-    rows = lake.read(TABLE, where={"day": list(days)}, columns=columns).to_pylist()
-    found = [
-        Alarm(**{**row, "day": row["day"].isoformat()})
-        for row in rows
-        if row.pop("status") == "out" and row["stage"] in stages
-    ]
+    if not days:
+        return []
+    question = f"""
+        SELECT CAST(day AS VARCHAR) AS day, stage, metric, dimension, place, value, low, high, how, severity FROM rows
+        WHERE status = 'out' AND day >= '{min(days)}' AND day <= '{max(days)}'
+    """
+    rows = ask(lake, TABLE, question)
+    found = [Alarm(**row) for row in rows if row["stage"] in stages and row["day"] in days]
     if found:
         known = accepted_figures(lake)
         found = [alarm for alarm in found if (alarm.day, alarm.figure) not in known]
-    return sorted(found, key=lambda alarm: (alarm.severity != "critical", alarm.place))
+    return sorted(found, key=lambda alarm: (alarm.severity != "critical", alarm.place, alarm.day))
 
 
 def inherited_alarms(lake: Lake, settings: Settings, day: str) -> list[Alarm]:
