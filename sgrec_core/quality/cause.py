@@ -246,8 +246,9 @@ def _of_alarms(evidence: Evidence, critical: Sequence[Alarm]) -> Iterator[Findin
         why = f"; it is called {name} now, most likely" if name else ""
         field = f"field {column} of {TABLE_OF_RECORD[record]} is missing where it was there"
         said = f"{said}: {field}{why}" if first.value > first.high or first.metric == "items_with_text" else said
+    is_shrunken = first.metric == "items" and first.value < first.low
     yield Finding(
-        kind="renamed_field" if name else "out_of_band",
+        kind="renamed_field" if name else "shrunken_catalogue" if is_shrunken else "out_of_band",
         sentence=said,
         table="items" if first.metric in CATALOGUE else "night_metrics",
         owner=_owner(first),

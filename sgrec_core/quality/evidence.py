@@ -4,8 +4,10 @@ A glance: it imports no pandas, and of large tables it counts alone.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -84,8 +86,10 @@ class Evidence:
     items_shared: int | None = None
     """Of them, how many the day still has."""
     damage: Sequence[Damage] = ()
-    unknown_columns: Callable[[Sequence[str]], Mapping[str, list[str]]] = lambda names: {}
-    """Columns that nobody reads, by raw file, of the files that are named."""
+    unknown_columns: Callable[[Sequence[str]], list[str]] = lambda names: []
+    """Columns that nobody reads, of the raw files that are named."""
+    new_columns: Callable[[Sequence[str]], list[str]] = lambda names: []
+    """Of them, those that files of the newest earlier day did not have; none where no such day is there."""
     variables: Mapping[str, str | None] = field(default_factory=dict)
     """Settings that differ from their defaults."""
     lake: str = ""
@@ -101,7 +105,8 @@ def raw_evidence(settings: Settings, lake: Lake, day: str) -> dict[str, Any]:
         "events": {row["event_type"]: row["n"] for row in events},
         **(ask(lake, "items", _ITEMS.format(day=day, before=before or day)) or [{}])[0],
         **({} if before else {"items_before": None, "items_shared": None}),
-        "unknown_columns": lambda names: dict(_unknown_columns(settings, day, names)),
+        "unknown_columns": lambda names: _unknown_columns(settings, day, names),
+        "new_columns": lambda names: _new_columns(settings, day, names),
     }
 
 
@@ -125,20 +130,42 @@ SELECT (SELECT count(*) FROM today) AS items, (SELECT count(*) FROM before) AS i
 """
 
 
-def _unknown_columns(settings: Settings, day: str, names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _unknown_columns(settings: Settings, day: str, names: Sequence[str]) -> list[str]:
     """Of raw files that are still there."""
-    from sgrec_core.logs.adaptors import parse_source
     from sgrec_core.logs.checking import unknown_columns
     from sgrec_core.logs.landing import landed
     from sgrec_core.logs.parsing import Options
 
+    try:
+        options = Options.of(settings)
+        there = [one for one in landed(_landing(settings), day, needs_catalogue=False).files if one.name in names]
+        return list(dict.fromkeys(name for one in there[:MOST_FILES] for name in unknown_columns(one, options)))
+    except UNREADABLE:  # whatever is wrong with the files by now, the night's own words stand
+        return []
+
+
+def _new_columns(settings: Settings, day: str, names: Sequence[str]) -> list[str]:
+    """Compared with the files of the same folders of the newest earlier day."""
+    from sgrec_core.logs.landing import landed
+
+    days = sorted(path.name.removeprefix("day=") for path in _landing(settings).glob("day=*"))
+    before = next((one for one in reversed(days) if one < day), None)
+    if before is None:
+        return []
+    folders = {name.partition("/")[0] for name in names}
+    with suppress(*UNREADABLE):
+        files = [one.name for one in landed(_landing(settings), before, needs_catalogue=False).files]
+        known = set(_unknown_columns(settings, before, [one for one in files if one.partition("/")[0] in folders]))
+        return [name for name in _unknown_columns(settings, day, names) if name not in known]
+    return []
+
+
+def _landing(settings: Settings) -> Path:
+    """Where raw files lie, or lay."""
+    from sgrec_core.logs.adaptors import parse_source
+
     source = parse_source(settings.input)
-    is_landing = source.kind == "logs" and source.path is not None
-    root = source.path if is_landing and source.path else settings.home.resolve() / "landing" / source.kind
-    options = Options.of(settings)
-    there = {file.name: file for file in landed(root, day, needs_catalogue=False).files}
-    for name in [name for name in names if name in there][:MOST_FILES]:
-        yield name, unknown_columns(there[name], options)
+    return source.path if source.kind == "logs" and source.path else settings.home.resolve() / "landing" / source.kind
 
 
 def damage_before(lake: Lake, settings: Settings, day: str, step: Step) -> list[Damage]:

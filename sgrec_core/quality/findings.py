@@ -180,9 +180,7 @@ def _tells(evidence: Evidence, reason: str, column: str | None = None) -> bool:
 def _missing(
     evidence: Evidence, record: str, column: str, rows: int, files: Sequence[str], *, is_empty: bool
 ) -> Finding:
-    told = (
-        f"{files[0]}" + (f" and {len(files) - 1} more files" if len(files) > 1 else "") if files else FOLDER_OF[record]
-    )
+    told = _names(files) if files else FOLDER_OF[record]
     name = None if is_empty else likely_name(evidence, record, column, files)
     hint = f"; it is called {name} now, most likely" if name else ""
     what = "holds nothing" if is_empty else "is missing"
@@ -197,20 +195,16 @@ def _missing(
 
 
 def likely_name(evidence: Evidence, record: str, column: str, files: Sequence[str]) -> str | None:
-    """What a field is called now: of the columns that nobody reads the one most like it, or the only one."""
+    """What a field is called now: of columns that nobody reads the one most like it, or the only new one."""
     from sgrec_core.logs.checking import likely, renamed
 
-    # Reading raw files must not cost the answer.
-    try:
-        seen = evidence.unknown_columns(files or [one.path for one in evidence.files if one.record == record])
-    except Exception:  # whatever is wrong with the files now, the night's own words stand
-        return None
-    columns = list(dict.fromkeys(name for names in seen.values() for name in names))
-    if not columns:
-        return None
-    alike = renamed([column], columns).get(column) or likely(column, columns, cutoff=0.5)
+    names = files or [one.path for one in evidence.files if one.record == record]
+    columns = evidence.unknown_columns(names)
+    if alike := renamed([column], columns).get(column):
+        return alike
     within = [name for name in columns if column in name.lower() or (len(name) > 2 and name.lower() in column)]
-    return alike or (within[0] if within else columns[0] if len(columns) == 1 else None)
+    new = evidence.new_columns(names)
+    return next(iter(within), None) or likely(column, columns, cutoff=0.6) or (new[0] if len(new) == 1 else None)
 
 
 # Values
@@ -239,8 +233,12 @@ def _by_column(rejects: Sequence[Rejects]) -> Counter[str | None]:
 
 
 def _files_of(rejects: Sequence[Rejects]) -> str:
-    files = list(dict.fromkeys(one.file for one in rejects))
-    return files[0] + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
+    return _names(list(dict.fromkeys(one.file for one in rejects)))
+
+
+def _names(files: Sequence[str]) -> str:
+    more = len(files) - 1
+    return files[0] + (f" and {more} more file{'s' if more > 1 else ''}" if more else "")
 
 
 def unknown_types(evidence: Evidence) -> Iterator[Finding]:

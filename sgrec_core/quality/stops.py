@@ -15,12 +15,15 @@ from sgrec_core.runtime.stages import BY_NAME, GENERATOR, STAGE_RUNS, STAGES, St
 
 Said = str
 Rule = Callable[[Evidence, Said], Finding | None]
+MOST_WORDS = 600
+"""Characters of a message: a crash of Spark's has pages."""
 WANTING = (
     "MemoryError|[Oo]ut ?[Oo]f ?[Mm]emory|Cannot allocate memory|Java heap space|GC overhead|bad_alloc"
     "|not enough memory"
 )
 KILLED = (
     r"exit code (?:137|-9)\b|SIGKILL|was killed|the warm process that ran it has ended|Answer from Java side is empty"
+    "|trying to connect to the Java server"
 )
 UNANSWERED = r"no answer|connection|timed? ?out|refused|unreachable|50[0-9]"
 
@@ -256,6 +259,9 @@ def _judge(evidence: Evidence, said: Said) -> Finding | None:
             kind = "judge_away" if re.search(UNANSWERED, failed.observed.lower()) else "judge_fails"
             sentence = failure_in_words(calls, failed)
             return Finding(kind=kind, sentence=sentence, table="aspect_scores", column=failed.column)
+    if "has passed no gate, and nobody has accepted it" in said:
+        runbook = "Compare it with the judge of before, or let it in by `sgrec accept-judge`; the message says how."
+        return Finding(kind="judge_not_accepted", sentence=_own(evidence), table="aspect_scores", runbook=runbook)
     return Finding(kind="judge_away", sentence=_own(evidence), table="aspect_scores") if away else None
 
 
@@ -372,4 +378,5 @@ def _stage(step: str) -> Stage:
 def _own(evidence: Evidence) -> str:
     """What the step says, in one line."""
     step = evidence.step
-    return " ".join((step.message if step and step.message else "no message").split())
+    line = " ".join((step.message if step and step.message else "no message").split())
+    return line if len(line) <= MOST_WORDS else line[:MOST_WORDS] + "…"

@@ -24,7 +24,7 @@ from sgrec_core.cli import app, homes, nights
 from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.files import write_json
 from sgrec_core.lake import Lake
-from sgrec_core.night import changes
+from sgrec_core.night import airflow, changes
 from sgrec_core.night.airflow import (
     Outcome,
     airflow_environment,
@@ -193,6 +193,30 @@ def test_a_backfill_with_an_amber_night_goes_on_and_says_so(
     assert done.exit_code == code, done.output
     assert ran == [day for day in days if days[day] != "U"], "amber stops nothing"
     assert ("amber: 2026-01-05" in done.output) == ("A" in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [((), None), (("--force",), "ingest_events"), (("--from", "build_states"), "build_states"),
+     (("--from", "build_states", "--force"), "build_states")],
+)  # fmt: skip
+def test_a_night_computes_again_from_the_stage_that_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], first: str | None
+) -> None:
+    given = []
+
+    def start(settings: Settings, arguments: list[str], *_: object) -> "subprocess.Popen[bytes]":
+        given.append(json.loads(arguments[arguments.index("--conf") + 1]))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setenv("SGREC_AIRFLOW__WARM", "false")
+    monkeypatch.setattr(airflow, "prepare_airflow", lambda *_: None)
+    monkeypatch.setattr(airflow, "start_airflow", start)
+    done = CliRunner().invoke(app, ["nightly", "--day", "2026-01-05", *options])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert given == [{"day": "2026-01-05"} | ({"force_from": first} if first else {})]
+    wrong = CliRunner().invoke(app, ["nightly", "--day", "2026-01-05", "--from", "nothing"]).exception
+    assert "--from 'nothing' is no stage; valid are ingest_events, build_states" in str(wrong)
 
 
 def test_days_of_a_backfill_include_both_ends() -> None:
