@@ -17,6 +17,7 @@ from small_night import DAY, damage, rows_of, run_night, table_of
 
 from jobs import ingest_events
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake.damage import Damage
 from sgrec_core.logs import landing
 from sgrec_core.quality.alarms import Alarm
 from sgrec_core.quality.cause import Cause, cause
@@ -239,6 +240,27 @@ def test_a_lost_table_is_mended_where_it_was_made(home: Path) -> None:
     assert (found.table, found.day) == ("events", "2026-01-04")
     assert "-m jobs.ingest_events --day 2026-01-04 --force && SGREC_HOME=" in found.command
     assert found.command.endswith(f"sgrec nightly --day {DAY}")
+
+
+def test_what_several_tables_have_lost_is_made_again_in_order(home: Path) -> None:
+    lost = [
+        Damage(table="events", what="has lost b", file="b", day="2026-01-04"),
+        Damage(table="user_states", what="has lost a", file="a", day="2026-01-03"),
+        Damage(table="user_states", what="has lost c", file="c", day=DAY),
+        Damage(table="item_codes", what="has lost d", file="d"),
+    ]
+    crashed = replace(AT_GATE, step=step("train_supervised", "IndexError: 0"), damage=lost)
+    found = told(crashed, home)
+    assert found.reason == "table events has lost b; 3 more losses like it"
+    jobs = [part.partition(" -m jobs.")[2] for part in found.command.split(" && ")[:-1]]
+    assert jobs == ["build_states --day 2026-01-03 --force", "ingest_events --day 2026-01-04 --force"]
+    assert found.command.endswith(f"nightly --day {DAY} --from build_states --force")
+    gone = Damage(table="user_states", what="is gone", day="2026-01-03", kind="table")
+    found = told(replace(crashed, damage=[gone]), home)
+    assert found.command.endswith(f"sgrec backfill --from 2026-01-03 --to {DAY}")
+    codes = told(replace(crashed, damage=lost[3:]), home)
+    assert "restore" in codes.runbook, "no stage makes the same ones again"
+    assert codes.command.endswith(f"sgrec nightly --day {DAY}")
 
 
 def test_a_wrong_setting_is_left_out_of_the_command(home: Path) -> None:
