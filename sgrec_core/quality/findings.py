@@ -343,11 +343,13 @@ def nothing_chosen(evidence: Evidence) -> Iterator[Finding]:
     if events is None or not evidence.files or any(events.get(name) for name in POSITIVE):
         return
     seen = sum(one.rows_seen for one in evidence.files if one.record == "event")
-    total = sum(events.values())
-    kinds = ", ".join(f"{number(count)} {kind}s" for kind, count in sorted(events.items())) or "no event"
     files = [one.path for one in evidence.files if one.record == "event"]
+    kinds = ", ".join(f"{number(count)} {kind}s" for kind, count in sorted(events.items()))
     sentence = f"there is no click and no conversion among the day's {number(seen)} raw events: accepted are {kinds}"
     yield Finding(
-        kind="no_clicks" if total else "no_events", sentence=sentence, table="events",
-        file=files[0] if files else None, column="event_type",
-    )  # fmt: skip
+        kind="no_clicks" if events else "no_events",
+        sentence=sentence if events else f"none of the day's {number(seen)} raw events was accepted",
+        table="events",
+        file=files[0] if files else None,
+        column="event_type" if events else None,
+    )

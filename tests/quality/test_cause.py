@@ -148,6 +148,15 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"rejects": [rejects("duplicate_event_id", 900, "again")]},
         "repeated_rows", LOGS, "900 rows repeat an id of the same day, 900 of the 1,000 of events/a.jsonl",
     ),
+    "files without a row": (
+        {"files": [raw_file("events/a.jsonl", "event", 0), ITEMS], "events": {},
+         "results": [failed("not empty", table="events")]},
+        "empty_file", LOGS, "events/a.jsonl is empty: there is no row of events",
+    ),
+    "rows that break the contract of a table": (
+        {"results": [failed("unique", table="items")], "rejects": UNKNOWN},
+        "broken_contract", "its owner", "table items, check 'unique'",
+    ),
     "no click": (
         {"step": step("check_build_states"), "events": {"impression": 990}, "rejects": NOISE,
          "results": [failed("not empty", table="user_states")]},
