@@ -253,7 +253,7 @@ def _of_alarms(evidence: Evidence, critical: Sequence[Alarm]) -> Iterator[Findin
     yield Finding(
         kind="renamed_field" if name else "shrunken_catalogue" if is_shrunken else "out_of_band",
         sentence=said,
-        table="items" if first.metric in CATALOGUE else "night_metrics",
+        table="items" if first.metric in CATALOGUE else "events" if first.stage == INGEST else "night_metrics",
         owner=_owner(first),
         runbook=owner_and_runbook("night_metrics", evidence.day)[1],
         column=column or (first.dimension if first.metric in ("zero", "price", "bid") else None),

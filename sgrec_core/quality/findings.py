@@ -342,8 +342,10 @@ def nothing_chosen(evidence: Evidence) -> Iterator[Finding]:
     events = evidence.events
     if events is None or not evidence.files or any(events.get(name) for name in POSITIVE):
         return
-    seen = sum(one.rows_seen for one in evidence.files if one.record == "event")
-    files = [one.path for one in evidence.files if one.record == "event"]
+    of_events = [one for one in evidence.files if one.record == "event"]
+    if not events and any(one.rows_accepted for one in of_events):
+        return  # the table has lost them since
+    seen, files = sum(one.rows_seen for one in of_events), [one.path for one in of_events]
     kinds = ", ".join(f"{number(count)} {kind}s" for kind, count in sorted(events.items()))
     sentence = f"there is no click and no conversion among the day's {number(seen)} raw events: accepted are {kinds}"
     yield Finding(

@@ -153,6 +153,14 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
          "results": [failed("not empty", table="events")]},
         "empty_file", LOGS, "events/a.jsonl is empty: there is no row of events",
     ),
+    "rows that a table has lost since are no fault of the logs": (
+        {"step": step("train_supervised", "IndexError: 0"), "events": {}},
+        "unknown", load_contract("rewards").owner, "IndexError: 0",
+    ),
+    "nothing was accepted": (
+        {"files": [replace(EVENTS, rows_accepted=0, rows_rejected=1000), ITEMS], "events": {}},
+        "no_events", LOGS, "none of the day's 1,000 raw events was accepted",
+    ),
     "rows that break the contract of a table": (
         {"results": [failed("unique", table="items")], "rejects": UNKNOWN},
         "broken_contract", "its owner", "table items, check 'unique'",
