@@ -71,8 +71,8 @@ def damage_of(lake: Lake, table: str, *, written: int | None, days: set[str]) ->
     try:
         found = damaged_files(lake, table)
     except DeltaError as error:
-        words = " ".join(str(error).split())
-        return [Damage(table=table, what=f"cannot be opened, its log is damaged: {words}", version=written, kind="log")]
+        what = f"cannot be opened, its log is damaged: {' '.join(str(error).split())}"
+        return [Damage(table=table, what=what, day=min(days, default=None), version=written, kind="log")]
     if found is None:
         if written is None:
             return []

@@ -147,8 +147,9 @@ def _lost_as(evidence: Evidence, damage: Sequence[Damage]) -> Finding:
     first, more = damage[0], len(damage) - 1
     sentence = str(first) + (f"; {more} more loss{'es' if more > 1 else ''} like it" if more else "")
     found = _lost(evidence, sentence, first.table, file=first.file, day=first.day, version=first.version)
-    if first.kind == "table" and first.day:
-        return replace(found, mend=Mend(backfill_from=first.day))
+    if first.kind in ("table", "log") and first.day and _is_of_days(first.table):
+        away = f"Move {evidence.lake}/{first.table} away; " if first.kind == "log" else ""
+        return replace(found, runbook=f"{away}{found.runbook}", mend=Mend(backfill_from=first.day))
     # All that stages make again, in the order of days and of the night.
     made = [one for one in damage if _is_of_days(one.table)]
     again = [

@@ -275,6 +275,10 @@ def test_what_several_tables_have_lost_is_made_again_in_order(home: Path) -> Non
     gone = Damage(table="user_states", what="is gone", day="2026-01-03", kind="table")
     found = told(replace(crashed, damage=[gone]), home)
     assert found.command.endswith(f"sgrec backfill --from 2026-01-03 --to {DAY}")
+    torn = replace(gone, what="cannot be opened", kind="log")
+    found = told(replace(crashed, damage=[torn], lake="/lake"), home)
+    assert found.runbook.startswith("Move /lake/user_states away; build_states makes it again")
+    assert found.command.endswith(f"sgrec backfill --from 2026-01-03 --to {DAY}")
     codes = told(replace(crashed, damage=lost[3:]), home)
     assert "restore" in codes.runbook, "no stage makes the same ones again"
     assert codes.command.endswith(f"sgrec nightly --day {DAY}")
