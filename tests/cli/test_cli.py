@@ -170,11 +170,11 @@ def test_default_day(no_home: Path, logs: Path) -> None:
         homes.default_day(Settings(input=f"logs:{no_home / 'empty'}"))
 
 
-@pytest.mark.parametrize(("verdicts", "code"), [("GG", 0), ("AG", 4), ("GU", 0), ("AU", 4), ("AR", 1)])
+@pytest.mark.parametrize(("verdicts", "code"), [("GG", 0), ("AG", 4), ("GV", 0), ("GU", 4), ("AU", 4), ("AR", 1)])
 def test_a_backfill_with_an_amber_night_goes_on_and_says_so(
     home: Path, monkeypatch: pytest.MonkeyPatch, verdicts: str, code: int
 ) -> None:
-    """A night is green, amber or red; U: amber before, and unchanged."""
+    """A night is green, amber or red; U: unchanged, and amber before; V: and green."""
     days = dict(zip(("2026-01-05", "2026-01-06"), verdicts, strict=True))
     ran = []
 
@@ -184,14 +184,13 @@ def test_a_backfill_with_an_amber_night_goes_on_and_says_so(
         write_json(settings.reports(day) / "summary.json", {"verdict": {"A": "amber", "G": "green"}.get(days[day])})
         return Outcome(day, int(is_red), 1.0, home / "log", "ingest_events: lost" if is_red else None)
 
-    write_json(Settings(home=home).reports("2026-01-06") / "summary.json", {"verdict": "amber"})
-    if verdicts == "GU":
-        write_json(Settings(home=home).reports("2026-01-06") / "summary.json", {"verdict": "green"})
+    before = "amber" if "U" in verdicts else "green"
+    write_json(Settings(home=home).reports("2026-01-06") / "summary.json", {"verdict": before})
     monkeypatch.setattr(nights, "show_night", run)
-    monkeypatch.setattr(changes, "changes_of_night", lambda settings, day: changes.Changes(new=days[day] != "U"))
+    monkeypatch.setattr(changes, "changes_of_night", lambda settings, day: changes.Changes(new=days[day] not in "UV"))
     done = CliRunner().invoke(app, ["backfill", "--from", "2026-01-05", "--to", "2026-01-06"])
     assert done.exit_code == code, done.output
-    assert ran == [day for day in days if days[day] != "U"], "amber stops nothing"
+    assert ran == [day for day in days if days[day] not in "UV"], "amber stops nothing"
     assert ("amber: 2026-01-05" in done.output) == ("A" in verdicts)
 
 
