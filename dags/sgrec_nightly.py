@@ -23,6 +23,7 @@ from sgrec_tasks import (
     DAY_OF_RUN,
     GPU_POOL,
     PARAM_DAY,
+    PARAM_FORCE_FROM,
     gate_job,
     gpus_of,
     owner,
@@ -61,7 +62,7 @@ with DAG(
     description="turn a day of recommendation logs into a better generator",
     doc_md=__doc__,
     schedule=CronPartitionTimetable("0 2 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
-    params={"day": PARAM_DAY},
+    params={"day": PARAM_DAY, "force_from": PARAM_FORCE_FROM},
     tags=["sgrec", "nightly"],
     **DAG_OPTIONS,
 ) as dag:

@@ -13,7 +13,7 @@ from airflow.sdk import Asset, Context, Param, RetryDecision, RetryPolicy, chain
 from airflow.sdk.exceptions import AirflowFailException
 
 from sgrec_core.files import append_json_line
-from sgrec_core.runtime.stages import ALL_STAGES, BY_NAME, Stage
+from sgrec_core.runtime.stages import ALL_STAGES, BY_NAME, STAGES, Stage
 from sgrec_core.runtime.warm import SOCKET
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
@@ -92,6 +92,12 @@ def day_of_run(partition_key: str | None, params: Mapping[str, Any]) -> str:
     return day_of_night(partition_key, params.get("day"), params.get("days_back", 0))
 
 
+def forced(params: Mapping[str, Any], stage: str) -> str:
+    """The option of a job that computes although it is up to date: of the stage ``force_from`` and those behind it."""
+    first, names = params.get("force_from"), [one.name for one in STAGES]
+    return " --force" if first and names.index(stage) >= names.index(first) else ""
+
+
 def judge_settings(params: Mapping[str, Any]) -> str:
     """The parameter ``judge`` of a run as assignments before a command."""
     return " ".join(
@@ -117,15 +123,6 @@ def record_failure(context: Context) -> None:
     except AirflowFailException:
         return  # Without a day there is no report to write to; Airflow's log has the reason.
     exception = context.get("exception")
-    # The settings that the job ran with, but no credentials: the line ends up on a page. Nor the home: that of a copy
-    # is another, and whoever shows the command knows which.
-    variables = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith("SGREC_") and name != "SGREC_HOME" and "@" not in value
-    }
-    command = getattr(task, "bash_command", "").replace(BESIDE_A_WARM_PROCESS, "")
-    environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
     line = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "stage": task.task_id,
@@ -133,7 +130,6 @@ def record_failure(context: Context) -> None:
         "try": task_instance.try_number,
         "exception": f"{type(exception).__name__}: {exception}" if exception else "the task was killed",
         "exit_code": exit_code(exception),
-        "rerun": f"{environment} {command}".strip(),
         "run_id": context["run_id"],
     }
     stage = BY_NAME.get(task.task_id.removeprefix("check_"))
@@ -185,6 +181,11 @@ def gpus_of(stage: Stage) -> int:
     return settings.judge.gpus if stage.engine == "judge" else 1
 
 
+def option_of_force(stage: Stage) -> str:
+    """`forced`, as a template; of the judge's training nothing is forced."""
+    return "" if stage.folder else f"{{{{ forced(params, '{stage.name}') }}}}"
+
+
 def stage_job(stage: Stage, environment: str = "") -> BashOperator:
     if stage.name == "ingest_events" and SETTLE_SECONDS not in os.environ:
         # A scheduler begins a night by the clock, maybe while its logs are still being written.
@@ -194,6 +195,7 @@ def stage_job(stage: Stage, environment: str = "") -> BashOperator:
         stage.name,
         stage.name,
         stage.engine,
+        arguments=option_of_force(stage),
         environment=environment,
         owner=owner(stage),
         pool=GPU_POOL if stage.uses_gpu else "default_pool",
@@ -211,7 +213,7 @@ def gate_job(stage: Stage) -> BashOperator:
         f"check_{stage.name}",
         "check_quality",
         "quality",
-        arguments=f" --stage {stage.name}",
+        arguments=f" --stage {stage.name}{option_of_force(stage)}",
         owner=owner(stage),
         execution_timeout=timedelta(minutes=30),
         doc_md=f"Stop the night when a table of `{stage.name}` breaks a critical expectation of its contract.",
@@ -237,6 +239,13 @@ PARAM_DAY = Param(
     description="only for runs without a partition key",
 )
 
+PARAM_FORCE_FROM = Param(
+    None,
+    type=["null", "string"],
+    enum=[None, *(stage.name for stage in STAGES)],
+    description="compute this stage and those behind it again, though they are up to date",
+)
+
 PARAM_JUDGE = Param(
     {},
     type="object",
@@ -249,7 +258,7 @@ DAG_OPTIONS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "catchup": False,
     "max_active_runs": 1,
-    "user_defined_macros": {"day_of_run": day_of_run, "judge_settings": judge_settings},
+    "user_defined_macros": {"day_of_run": day_of_run, "judge_settings": judge_settings, "forced": forced},
     "default_args": {
         "retries": settings.airflow.retries,
         "retry_delay": timedelta(seconds=settings.airflow.retry_delay_seconds),

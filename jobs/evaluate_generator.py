@@ -4,8 +4,8 @@ Candidates are the night's supervised policy and its optimised one. They, the ch
 catalogue for the day's validation decisions. Where the source logs impressions with bids, it is also estimated what the
 lists would earn with held-out users' requests (`sgrec_core.night.value`). The gate (`sgrec_core.evaluation.gate`) says
 which candidate serves; a night whose candidates do not pass is a successful night. Nothing is promoted while a critical
-metric of the night is out of the band of its past (`sgrec_core.quality.alarms`). On a source whose users never repeat
-an item, lists leave out the history, and the figures with it stand beside.
+metric of the night, or of a day that it learns from, is out of the band of its past (`sgrec_core.quality.alarms`). On a
+source whose users never repeat an item, lists leave out the history, and the figures with it stand beside.
 """
 
 from datetime import date
@@ -32,7 +32,7 @@ from sgrec_core.night.evaluation import (
 from sgrec_core.night.generators import as_generator, day_catalogue
 from sgrec_core.night.recipes import RECIPE_TAG, is_of_another_recipe
 from sgrec_core.night.repeats import leaves_out_history
-from sgrec_core.quality.alarms import alarms, critical_in_words
+from sgrec_core.quality.alarms import alarms, held_in_words, inherited_alarms
 from sgrec_core.registry import ModelVersion, Registry
 from sgrec_core.registry.nights import of_night
 from sgrec_core.runtime.job import Job, stage_command
@@ -58,7 +58,8 @@ def run(job: Job) -> None:
         versions[CHAMPION] = champion
     leave_out = leaves_out_history(job.lake, job.day, job.settings)
     days = days_until(job.day, job.settings.states.history_days)
-    held_by = critical_in_words(alarms(job.lake, job.day, stages=STAGES_BEFORE))
+    own = alarms(job.lake, job.day, stages=STAGES_BEFORE)
+    held_by = held_in_words(own, inherited_alarms(job.lake, job.settings, job.day))
     fingerprint = job.inputs_fingerprint(
         {
             "versions": {role: [version.version, version.fingerprint] for role, version in versions.items()},

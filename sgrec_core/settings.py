@@ -14,7 +14,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from sgrec_core.wording import without_secrets
+
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+RAN_WITH = "settings.json"
+"""In a day's reports: `Settings.assignments` of the stage that ran last."""
 
 
 class Section(BaseModel):
@@ -473,6 +477,21 @@ class Settings(BaseSettings):
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SGREC_")}
         return {**inherited, **dict(_variables("SGREC", given))}
 
+    def assignments(self) -> dict[str, str | None]:
+        """What is not at its default as variables, but the home; None in place of a value that holds a secret.
+
+        For people who paste it into a shell, in whatever folder: all paths are absolute.
+        """
+        # A number of threads that nobody gave is that of this machine.
+        given = {"threads"} - self.model_fields_set
+        told = _absolute(self.model_dump(exclude_defaults=True, exclude={"home", *given}))
+        kind, colon, path = self.input.partition(":")
+        told["input"] = f"{kind}:{Path(path).resolve()}" if colon and "://" not in path else self.input
+        if self.lake is not None:
+            told["lake"] = self.lake_root
+        variables = sorted(_variables("SGREC", told))
+        return {name: value if without_secrets(value) == value else None for name, value in variables}
+
     @field_validator("home", mode="before")
     @classmethod
     def _is_a_folder(cls, home: Any) -> Any:
@@ -502,6 +521,13 @@ class Settings(BaseSettings):
     def reports(self, day: str, folder: str = "") -> Path:
         """The folder of a day's report, summary, validations and progress; ``folder`` as in `Stage`."""
         return self.home.resolve() / "reports" / day / folder
+
+
+def _absolute(value: Any) -> Any:
+    """Paths as whole ones, in text."""
+    if isinstance(value, dict):
+        return {name: _absolute(inner) for name, inner in value.items()}
+    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 def _variables(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """How figures read for people: the same on pages, on terminals and in summaries."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,15 @@ def fact(value: Any) -> str:
         shown = [fact(inner) for inner in value[:6]]
         return ", ".join([*shown, f"… ({len(value)} in all)"] if len(value) > 6 else shown) or "none"
     return number(value)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` whose URLs have neither user and password nor what stands behind a question mark: keys do."""
+    return re.sub(r"(\b[a-zA-Z][\w+.-]*://)(?:[^\s/'\"@]*@)?([^\s'\"?]*)(\?[^\s'\"]*)?", _bare, text)
+
+
+def _bare(url: re.Match[str]) -> str:
+    return f"{url[1]}{url[2]}" + ("?…" if url[3] else "")
 
 
 def out_of_band(name: str, value: float, low: float, high: float) -> str:

@@ -161,19 +161,26 @@ def accept_night(
     day: Annotated[str, typer.Option(help="Night that is amber, YYYY-MM-DD.", show_default=False)],
     reason: Annotated[str, typer.Option(help="Kept with it, for those who ask later.", show_default=False)],
 ) -> None:
-    """Say that what a night measured is right, though out of its bands: it is amber no more, later nights go by it."""
+    """Say that what a night measured is right, though out of its bands: it is amber no more, later nights go by it.
+
+    These figures are accepted, not the day for ever: where other content of the day has others, it is amber again.
+    """
     from sgrec_core.lake import Lake
-    from sgrec_core.quality.alarms import alarms
+    from sgrec_core.quality.alarms import alarms, inherited_alarms, inherited_in_words
     from sgrec_core.registry.promotions import Promotions, accept
     from sgrec_core.runtime.stages import BY_NAME
 
     if not reason.strip():
         raise InputError("--reason is empty; say why the figures are right: those who ask later read it")
-    lake = Lake(existing_home().lake_root)
+    settings = existing_home()
+    lake = Lake(settings.lake_root)
     out = alarms(lake, valid_day(day), stages=BY_NAME)
     if not out:
-        raise InputError(f"night {day} has no metric out of its band that is not accepted; see `sgrec status`")
-    decided = Promotions(lake).decide(lambda decisions: accept(decisions, day, reason))
+        learns = inherited_in_words(inherited_alarms(lake, settings, day))
+        instead = f"; it {learns}" if learns else "; see `sgrec status`"
+        raise InputError(f"night {day} has no metric out of its band that is not accepted{instead}")
+    figures = [alarm.figure for alarm in out]
+    decided = Promotions(lake).decide(lambda decisions: accept(decisions, day, figures, reason))
     console.print(f"{decided}; `sgrec nightly --day {day}` may promote now", soft_wrap=True, markup=False)
     for alarm in out:
         console.print(f"accepted: {alarm}", soft_wrap=True, markup=False)

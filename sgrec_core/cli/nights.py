@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from sgrec_core.errors import InputError
+from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +33,17 @@ def nightly(
     judge: Judge = None,
     mapping: Map = None,
     strict: Annotated[bool, typer.Option("--strict", help="An amber night exits with 1, as a red one does.")] = False,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Compute this stage and those behind it again, though they are up to date.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compute again what is up to date: every stage, or those of --from.")
+    ] = False,
 ) -> None:
     """Run the night of one day: logs in, a challenger registered, a report out. Unchanged stages are not run again.
 
@@ -40,19 +53,24 @@ def nightly(
     from sgrec_core.quality.alarms import AMBER, EXIT_CODES
 
     day = valid_day(day) if day is not None else None
+    if first is not None and first not in (names := [stage.name for stage in STAGES]):
+        raise InputError(f"--from {first!r} is no stage; valid are {', '.join(names)}")
     settings = settle_home(source, judge, mapping, starts_anew=True)
     day = day or default_day(settings)
-    outcome = show_night(settings, day)
+    outcome = show_night(settings, day, force_from=first or (STAGES[0].name if force else None))
     written = settings.reports(day) / "summary.json"
     # One that is older than this run would tell of another.
     told = written.exists() and written.stat().st_mtime >= time.time() - outcome.seconds
     if told:
         show_summary(settings, day)
+    summary = read_summary(settings, day) if told else {}
+    cause = (summary.get("cause") or {}).get("reason")
     if outcome.exit_code:
-        complain(f"night {day} stopped at {outcome.reason}")
+        why = f"{summary['stopped_at']}: {cause}" if cause and summary["stopped_at"] else outcome.reason
+        complain(f"night {day} stopped at {why}")
         raise typer.Exit(1)
-    if told and read_summary(settings, day).get("verdict") == AMBER:
-        complain(f"night {day} is amber: a critical metric is out of the band of its past; see the page")
+    if summary.get("verdict") == AMBER:
+        complain(f"night {day} is amber: {cause}")
         raise typer.Exit(1 if strict else EXIT_CODES[AMBER])
 
 
@@ -74,10 +92,13 @@ def backfill(
     ] = False,
 ) -> None:
     """Run the nights of past days, in order; what is missing, stale (made by other code) or changed is computed.
+
+    Exit codes: 0 all are green; 1 one stopped, the days after it were not run; 4 one is amber, which stops nothing.
     \f
     Eight parameters, because each is an option; what stands behind the form feed is no help text.
     """
     from sgrec_core.night.changes import changes_of_night
+    from sgrec_core.quality.alarms import AMBER, EXIT_CODES
 
     days = list(days_between(valid_day(first), valid_day(last)))
     if dry_run and source is None:
@@ -106,19 +127,24 @@ def backfill(
         "promoted",
     ):
         table.add_column(name, justify="left" if name in ("day", "night", "promoted") else "right")
-    stopped = None
+    stopped, amber = None, list[str]()
     for day in days:
         changes = changes_of_night(settings, day)
         if not force and not changes:
             console.print(f"[dim]·[/] night {day} unchanged")
-            table.add_row(day, "unchanged", "", "0", "all", *evaluation_cells(settings, day))
+            is_amber = read_summary(settings, day).get("verdict") == AMBER
+            amber += [day] if is_amber else []
+            state = "unchanged, [yellow]amber[/]" if is_amber else "unchanged"
+            table.add_row(day, state, "", "0", "all", *evaluation_cells(settings, day))
             continue
         if changes.state in ("stale", "changed"):
             console.print(f"night {day} is {changes.state}: {changes.why}")
         outcome = show_night(settings, day)
         summary = read_summary(settings, day)
         states = [stage["state"] for stage in summary.get("stages", [])]
-        ended = "[yellow]amber[/]" if summary.get("verdict") == "amber" else "succeeded"
+        is_amber = not outcome.exit_code and summary.get("verdict") == AMBER
+        amber += [day] if is_amber else []
+        ended = "[yellow]amber[/]" if is_amber else "succeeded"
         table.add_row(
             day,
             "[red]stopped[/]" if outcome.exit_code else ended,
@@ -132,13 +158,17 @@ def backfill(
             stopped = f"night {day} stopped at {outcome.reason}; the days after it were not run"
             break
     console.print(table)
+    if amber:
+        complain(f"amber: {', '.join(amber)}; nothing was promoted by them, their pages say why")
     if stopped:
         complain(stopped)
         raise typer.Exit(1)
+    if amber:
+        raise typer.Exit(EXIT_CODES[AMBER])
 
 
-def show_night(settings: Settings, day: str) -> "Outcome":
-    """Run the night of ``day`` before the user's eyes.
+def show_night(settings: Settings, day: str, *, force_from: str | None = None) -> "Outcome":
+    """Run the night of ``day`` before the user's eyes; ``force_from`` as in `run_night`.
 
     Raises:
         InterruptedNightError: by Ctrl-C or SIGTERM, after everything that the night had started has ended.
@@ -147,7 +177,7 @@ def show_night(settings: Settings, day: str) -> "Outcome":
 
     console.print(f"night {day} · {settings.input} · home {settings.home}", soft_wrap=True)
     with interruptible(f"night {day}"):
-        return run_night(settings, day, console)
+        return run_night(settings, day, console, force_from=force_from)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def stages_table(settings: Settings, day: str) -> Table:
     """Every stage and gate of a night."""
     from sgrec_core.lake import Lake
     from sgrec_core.night.changes import stale_stages
-    from sgrec_core.quality.night import read_failures, steps_of_night
+    from sgrec_core.quality.steps import read_failures, steps_of_night
     from sgrec_core.runtime.runs import last_runs
 
     stale = stale_stages(settings, day)
@@ -94,6 +94,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         where += f" at {found['step']}" if found["step"] else ""
         lines.append(f"night {found['day']} is {where}{since}: {found['cause']}")
         lines += [f"{name}: {found[name]}" for name in ("owner", "runbook", "command") if found[name]]
+        lines += [f"also found: {text}" for text in found["consequences"]]
         lines.append(f"last good night: {found['last_good'] or 'none'}")
     if found["late"]:
         lines.append(f"the night after {found['day'] or 'the first'} is missing")

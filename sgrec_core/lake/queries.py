@@ -1,9 +1,11 @@
 """Days, and the questions about tables that several stages ask."""
 
 from datetime import date, timedelta
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import QueryBuilder
 
 from sgrec_core.lake.tables import Lake
 
@@ -33,3 +35,15 @@ def item_hashes(lake: Lake, day: str, item_ids: pa.ChunkedArray) -> pa.ChunkedAr
 def table_versions(lake: Lake, tables: tuple[str, ...]) -> dict[str, int | None]:
     """Current Delta version of each table."""
     return {table: lake.version(table) for table in tables}
+
+
+def ask(lake: Lake, table: str, question: str) -> list[dict[str, Any]]:
+    """Rows that SQL makes of ``rows``, the table; none while nothing was published.
+
+    Not `Lake.read`: Arrow's dataset imports pandas, which takes longer than all that a glance does.
+    """
+    delta = lake.open(table)
+    if delta is None:
+        return []
+    found = QueryBuilder().register("rows", delta).execute(question)
+    return list(pa.RecordBatchReader.from_stream(found).read_all().to_pylist())

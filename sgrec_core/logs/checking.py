@@ -179,7 +179,8 @@ def likely(name: str, columns: Sequence[str], *, cutoff: float = 0.75) -> str | 
     return plain[close[0]] if close else None
 
 
-def _hint(missing: Sequence[str], columns: Sequence[str]) -> str:
+def renamed(missing: Sequence[str], columns: Sequence[str]) -> dict[str, str]:
+    """Which of ``columns`` is most likely which of ``missing``, each once."""
     found: dict[str, str] = {}
     for cutoff in (1.0, 0.75):  # what is called so elsewhere, before what merely looks alike
         for name in missing:
@@ -187,9 +188,26 @@ def _hint(missing: Sequence[str], columns: Sequence[str]) -> str:
             # Where there is no id of events a mapping makes one.
             if column is not None and name not in found and name != "event_id":
                 found[name] = column
+    return found
+
+
+def _hint(missing: Sequence[str], columns: Sequence[str]) -> str:
+    found = renamed(missing, columns)
     if not is_header(list(columns)):
         return f"there is no header, the first line is {', '.join(columns[:12])}; a mapping names the columns"
     told = f"the header has {', '.join(columns[:12])}"
     if not found:
         return f"{told}; missing are {', '.join(missing)}"
     return f"{told}; did you mean {', '.join(found)} by {', '.join(found.values())}?"
+
+
+def unknown_columns(file: RawFile, options: Options) -> list[str]:
+    """Columns of the first rows of a file that are not read."""
+    layout = layout_of(file, options)
+    known = {*layout.required, *(layout.known or ())}
+    if layout.known is None:
+        return []
+    found: dict[str, None] = {}
+    for row in islice(raw_rows(file, options), SAMPLED):
+        found |= dict.fromkeys(name for name in row.fields or {} if name not in known)
+    return list(found)

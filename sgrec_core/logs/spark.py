@@ -102,7 +102,7 @@ def in_tasks(files: Sequence[RawFile], at_least: int) -> list[list[RawFile]]:
     groups: list[list[RawFile]] = []
     filled = most
     for file, size in zip(files, sizes, strict=True):
-        if filled + size > most:
+        if not groups or filled + size > most:  # files without a byte fill nothing
             groups.append([])
             filled = 0
         groups[-1].append(file)

@@ -51,10 +51,19 @@ class Outcome:
     reason: str | None = None
 
 
-def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = DAG_ID, folder: str = "") -> Outcome:
+def run_night(
+    settings: Settings,
+    day: str,
+    console: Console,
+    *,
+    dag_id: str = DAG_ID,
+    folder: str = "",
+    force_from: str | None = None,
+) -> Outcome:
     """Run the DAG for ``day`` and show it: a line per stage, and a bar for the one that runs.
 
-    ``folder``, below the day's reports, is where the DAG's stages report.
+    ``folder``, below the day's reports, is where the DAG's stages report. ``force_from``: that stage and those behind
+    it are computed again, though they are up to date.
 
     Interrupting (Ctrl-C, SIGTERM) ends Airflow and the job with all that it started; tables stay at their last commit.
 
@@ -77,7 +86,8 @@ def run_night(settings: Settings, day: str, console: Console, *, dag_id: str = D
         events = Tail(reports / "progress.jsonl")
         failures = Tail(reports / "failures.jsonl")
         started = time.monotonic()
-        arguments = ["dags", "test", dag_id, "--conf", json.dumps({"day": day})]
+        conf = {"day": day} | ({"force_from": force_from} if force_from else {})
+        arguments = ["dags", "test", dag_id, "--conf", json.dumps(conf)]
         spark_jobs = [f"jobs.{stage.name}" for stage in STAGES if stage.engine == "spark" and dag_id == DAG_ID]
         with (
             log.open("wb") as output,

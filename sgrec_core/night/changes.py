@@ -120,6 +120,7 @@ def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
     """
     from sgrec_core.logs.parsing import rules
     from sgrec_core.registry import Registry
+    from sgrec_core.registry.promotions import accepted
 
     lake = Lake(settings.lake_root)
     tables = [table for stage in STAGES for table in stage.publishes]
@@ -142,6 +143,9 @@ def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
         "champion": str(registry.pinned_champion(day)),
         "judge": str(of_night(settings, day)) if settings.judge.adapter == "active" else None,
     }
+    known = sorted(one for one in accepted(registry.promotions.read()) if one[0] <= day)
+    if known:  # homes of before have no such line
+        state["figures of this or earlier days that were accepted"] = known
     return {name: digest(json.dumps(value, sort_keys=True), length=32) for name, value in state.items()}
 
 

@@ -3,10 +3,8 @@
 Every input may be missing: a night that stopped in its first stage has one run and no other table.
 """
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +13,18 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from sgrec_core.errors import SgrecError
-from sgrec_core.files import json_lines
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
-from sgrec_core.quality.alarms import Alarm, alarms, verdict
-from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, RAW_LOGS, critical_failures_in_words, rows_of_day
-from sgrec_core.quality.night_metrics import measured_behind
-from sgrec_core.quality.validation import Check, TableResult, owner_and_runbook, read_results, short
-from sgrec_core.runtime.runs import DONE, Run, last_runs
-from sgrec_core.runtime.stages import STAGES, Stage
-from sgrec_core.settings import PROJECT_ROOT, Settings
+from sgrec_core.quality.alarms import Alarm, alarms, inherited_alarms, verdict
+from sgrec_core.quality.cause import Cause, cause_of_night, measured_by
+from sgrec_core.quality.gates import JUDGE_CALLS, RAW_LOGS, rows_of_day
+from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
+from sgrec_core.quality.validation import Check, TableResult, read_results, short
+from sgrec_core.runtime.runs import DONE, last_runs
+from sgrec_core.runtime.stages import STAGES
+from sgrec_core.settings import Settings
 
-REPORT = STAGES[-1].name
 SAMPLES_PER_REASON = 3
-MAX_NOTE = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One stage, or the gate behind it, in the order of the night."""
-
-    name: str
-    state: str
-    """``finished``, ``skipped`` (nothing had changed), ``failed``, ``running`` (or killed), ``not reached`` this time
-    though facts of an earlier run exist (then ``stale``), or ``not run``."""
-    started: datetime | None = None
-    seconds: float | None = None
-    message: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    stale: bool = False
-    """Facts are those of an earlier run: this run did not get here."""
-
-    @property
-    def is_gate(self) -> bool:
-        return self.name.startswith("check_")
-
-    @property
-    def ended(self) -> datetime | None:
-        if self.started is None:
-            return None
-        return self.started + timedelta(seconds=round(self.seconds or 0.0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """Where the night stopped and what to do about it."""
-
-    step: str
-    reason: str
-    since: datetime | None
-    owner: str
-    runbook: str
-    command: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +45,16 @@ class Night:
     input: str
     home: Path
     lake: str
-    stop: Stop | None
+    stopped_at: str | None
+    """The first step that did not end well."""
+    cause: Cause | None
+    """Why it is not green."""
     steps: list[Step]
     results: list[TableResult]
     alarms: list[Alarm]
     """Metrics out of the band of their past, critical ones first."""
+    inherited: list[Alarm]
+    """Critical ones of the days before that the night learns from."""
     rejects: list[RejectReason]
     evaluations: list[dict[str, Any]]
     meaningless: bool | None
@@ -106,12 +68,12 @@ class Night:
 
     @property
     def status(self) -> str:
-        return "succeeded" if self.stop is None else "stopped"
+        return "succeeded" if self.stopped_at is None else "stopped"
 
     @property
     def verdict(self) -> str:
         """``green``, ``amber`` or ``red``; see `alarms.verdict`."""
-        return verdict(self.stop is None, self.alarms)
+        return verdict(self.stopped_at is None, [*self.alarms, *self.inherited])
 
     def step(self, name: str) -> Step:
         return next(step for step in self.steps if step.name == name)
@@ -151,6 +113,7 @@ def gather_night(settings: Settings, day: str) -> Night:
     results = _results_of_run(reports, steps)
     ended = {step.name for step in steps if step.state in DONE}
     problems: list[str] = []
+    measured = measured_by(steps)
 
     def rows(table: str, stage: str) -> pa.Table:
         """The day's rows as they lie in the lake, if this run published them; the page outlives a damaged table."""
@@ -167,10 +130,12 @@ def gather_night(settings: Settings, day: str) -> Night:
         input=settings.input,
         home=settings.home.resolve(),
         lake=settings.lake_root if settings.lake else "lake",
-        stop=_stop(settings, day, steps, results, failures),
+        stopped_at=next((step.name for step in steps if step.state not in DONE), None),
+        cause=cause_of_night(settings, lake, day, steps, results, failures),
         steps=steps,
         results=results,
-        alarms=_alarms(lake, day, [one for stage in _gated(steps) for one in measured_behind(stage.name)], problems),
+        alarms=_readable(lambda: alarms(lake, day, stages=measured), problems),
+        inherited=_readable(lambda: inherited_alarms(lake, settings, day), problems),
         rejects=_rejects(rows("events_rejected", "ingest_events")),
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
@@ -180,15 +145,9 @@ def gather_night(settings: Settings, day: str) -> Night:
     )
 
 
-def _gated(steps: list[Step]) -> list[Stage]:
-    """Stages whose gates this run reached."""
-    reached = {step.name for step in steps if not step.stale and step.started}
-    return [stage for stage in STAGES if f"check_{stage.name}" in reached]
-
-
 def _results_of_run(reports: Path, steps: list[Step]) -> list[TableResult]:
     """A table whose gate this run did not reach was validated by an earlier one; that says nothing of this night."""
-    current = {table for stage in _gated(steps) for table in stage.publishes}
+    current = {table for stage in gated(steps) for table in stage.publishes}
     if "events" in current:
         current.add(RAW_LOGS)
     if "aspect_scores" in current:
@@ -204,8 +163,8 @@ class At:
     """``succeeded``, ``stopped`` or ``unfinished`` (running, or interrupted)."""
     step: Step
     """The one that tells most: that which failed, else the last one that began."""
-    stop: Stop | None
-    """What the page says of the stop; None where the night succeeded."""
+    steps: list[Step]
+    failures: dict[str, dict[str, Any]]
 
 
 def state_of_night(settings: Settings, lake: Lake, day: str) -> At | None:
@@ -214,93 +173,19 @@ def state_of_night(settings: Settings, lake: Lake, day: str) -> At | None:
     steps = steps_of_night(runs, failures)
     if all(step.started is None for step in steps):
         return None
-    newest = max(step.started for step in steps if step.started)
-    steps.append(_step(REPORT, runs.get(REPORT), failures.get(REPORT), newest))
+    steps.append(step_of_report(steps, runs.get(REPORT), failures.get(REPORT)))
     if all(step.state in DONE for step in steps):
-        return At(state="succeeded", step=steps[-1], stop=None)
-    stop = _stop(settings, day, steps, _results_of_run(settings.reports(day), steps), failures)
+        return At(state="succeeded", step=steps[-1], steps=steps, failures=failures)
     failed = next((step for step in steps if step.state == "failed"), None)
     current = [step for step in steps if step.started and not step.stale]
-    return At(state="stopped" if failed else "unfinished", step=failed or current[-1], stop=stop)
+    state = "stopped" if failed else "unfinished"
+    return At(state=state, step=failed or current[-1], steps=steps, failures=failures)
 
 
-def steps_of_night(runs: Mapping[str, Run], failures: Mapping[str, Mapping[str, Any]]) -> list[Step]:
-    """Stages and gates in order. The night is a chain: what began before a step ahead of it is from an earlier run."""
-    steps: list[Step] = []
-    newest: datetime | None = None
-    for stage in STAGES:
-        if stage.name == REPORT:
-            break
-        for name in (stage.name, f"check_{stage.name}") if stage.publishes else (stage.name,):
-            step = _step(name, runs.get(name), failures.get(name), newest)
-            steps.append(step)
-            if step.started and (newest is None or step.started > newest):
-                newest = step.started
-    return steps
-
-
-def _step(name: str, run: Run | None, failure: Mapping[str, Any] | None, newest: datetime | None) -> Step:
-    started = run.started if run else None
-    failed_at = _time(failure.get("time")) if failure else None
-    if failed_at and all(moment is None or failed_at >= moment.replace(microsecond=0) for moment in (newest, started)):
-        # The scheduler's word counts: a killed job could not write that it failed.
-        state = "failed"
-    elif run is None:
-        return Step(name=name, state="not run")
-    elif newest is not None and run.started < newest:
-        return Step(name=name, state="not reached", started=started, facts=run.facts, stale=True)
-    else:
-        state = run.state
-    message = run.message if run else None
-    if state == "failed" and failure and not message:
-        message = str(failure.get("exception") or "the task was killed")
-    return Step(
-        name=name,
-        state=state,
-        started=started or failed_at,
-        seconds=run.seconds if run else None,
-        message=message,
-        facts=run.facts if run else {},
-        notes=[note[:MAX_NOTE] for note in run.notes] if run else [],
-    )
-
-
-def _stop(
-    settings: Settings,
-    day: str,
-    steps: list[Step],
-    results: list[TableResult],
-    failures: Mapping[str, Mapping[str, Any]],
-) -> Stop | None:
-    """The first step that did not end well, or None when all did."""
-    step = next((step for step in steps if step.state not in DONE), None)
-    if step is None:
-        return None
-    stage = next(stage for stage in STAGES if stage.name == step.name.removeprefix("check_"))
-    reason = {
-        "failed": step.message or "no message",
-        "running": "it began and did not end: still running, or killed",
-    }.get(step.state, "it has not run")
-    environment = {"SGREC_HOME": str(settings.home.resolve()), "SGREC_INPUT": settings.input}
-    words = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-    command = f"{words} sgrec nightly --day {day}"
-    owner, runbook = (
-        owner_and_runbook(stage.publishes[0], day)
-        if stage.publishes
-        else (
-            "recommendation",
-            f"Read the message and the stage's log, repair the cause and run the night of {day} again.",
-        )
-    )
-    if step.is_gate:
-        broken = next((r for r in results if r.table in (*COUNTED, *stage.publishes) and not r.success), None)
-        if broken:
-            owner, runbook = broken.owner, broken.runbook
-            reason = critical_failures_in_words([broken]) or reason
-    elif step.name in failures and failures[step.name].get("rerun"):
-        home, root = (shlex.quote(str(path)) for path in (settings.home.resolve(), PROJECT_ROOT))
-        command = f"cd {root} && SGREC_HOME={home} {failures[step.name]['rerun']}"
-    return Stop(step=step.name, reason=reason, since=step.ended, owner=owner, runbook=runbook, command=command)
+def why_red(settings: Settings, lake: Lake, day: str, at: At) -> Cause | None:
+    """What the page says of a night that has not come to its end."""
+    results = _results_of_run(settings.reports(day), at.steps)
+    return cause_of_night(settings, lake, day, at.steps, results, at.failures)
 
 
 def _rejects(rows: pa.Table) -> list[RejectReason]:
@@ -346,11 +231,13 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
     return tables
 
 
-def _alarms(lake: Lake, day: str, stages: list[str], problems: list[str]) -> list[Alarm]:
+def _readable(read: Callable[[], list[Alarm]], problems: list[str]) -> list[Alarm]:
     try:
-        return alarms(lake, day, stages=stages)
+        return read()
     except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
-        problems.append(f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics: {error}")
+        problem = f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics: {error}"
+        if problem not in problems:
+            problems.append(problem)
         return []
 
 
@@ -363,18 +250,3 @@ def _hold(lake: Lake, problems: list[str]) -> str | None:
         problems.append(f"table {promotions.TABLE} could not be read: {error}")
         return None
     return None if hold is None else str(hold)
-
-
-def read_failures(reports: Path) -> dict[str, dict[str, Any]]:
-    """The last failure of each task, as the scheduler recorded it."""
-    path = reports / "failures.jsonl"
-    lines = json_lines(path, path.read_bytes()) if path.exists() else ()
-    return {str(line.get("stage")): line for line in lines}
-
-
-def _time(text: object) -> datetime | None:
-    """An ISO time cut to seconds, the precision of the scheduler's word."""
-    try:
-        return datetime.fromisoformat(str(text)).replace(microsecond=0)
-    except ValueError:
-        return None

@@ -22,7 +22,7 @@ from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.contracts import SCHEMAS
 from sgrec_core.lake.tables import transaction_version
 from sgrec_core.quality import measures
-from sgrec_core.quality.alarms import TABLE, Alarm, accepted_nights, alarms, alarms_of_days
+from sgrec_core.quality.alarms import TABLE, Alarm, accepted_figures, alarms, alarms_of_days, figure
 from sgrec_core.quality.history import Allowed, Band, Figure, band, deviations, same_weekday
 from sgrec_core.quality.measures import Measured
 from sgrec_core.runtime.runs import last_done
@@ -152,7 +152,7 @@ def banded(measures_of_day: Iterable[Measured], past: Past, day: str) -> Iterato
 
 
 def _row(settings: Settings, day: str, metric: Metric, measured: Measured, of: Band | None) -> dict[str, Any]:
-    figure = measured.figure
+    of_day = measured.figure
     return {
         "day": date.fromisoformat(day),
         "stage": metric.stage,
@@ -160,14 +160,14 @@ def _row(settings: Settings, day: str, metric: Metric, measured: Measured, of: B
         "dimension": measured.dimension,
         "place": declared().figures.index((measured.metric, measured.dimension)),
         # Sums come in any order: rounded, they are the same again.
-        "value": float(f"{figure.value:.10g}"),
-        "error": float(f"{figure.error:.10g}"),
-        "size": None if figure.size is None else float(figure.size),
+        "value": float(f"{of_day.value:.10g}"),
+        "error": float(f"{of_day.error:.10g}"),
+        "size": None if of_day.size is None else float(of_day.size),
         "low": of and of.low,
         "high": of and of.high,
         "how": of.how if of else "no earlier night to go by",
         "severity": metric.severity,
-        "status": "no band" if of is None else "in" if of.holds(figure.value) else "out",
+        "status": "no band" if of is None else "in" if of.holds(of_day.value) else "out",
         "input": settings.input,
     }
 
@@ -181,7 +181,7 @@ def _past(settings: Settings, lake: Lake, day: str, stage: str) -> Past:
     partitions = lake.partitions(TABLE)
     days = sorted((one["day"] for one in partitions if one["stage"] == stage and one["day"] < day), reverse=True)
     rows = lake.read(TABLE, where={"day": days[: 2 * nights], "stage": stage}).to_pylist() if days else []
-    accepted = accepted_nights(lake) if any(row["status"] == "out" for row in rows) else set()
+    accepted = accepted_figures(lake) if any(row["status"] == "out" for row in rows) else set()
     past: Past = {}
     begun: set[tuple[str, str]] = set()
     for row in sorted(rows, key=lambda row: row["day"], reverse=True):
@@ -190,9 +190,8 @@ def _past(settings: Settings, lake: Lake, day: str, stage: str) -> Past:
         is_out = row["status"] == "out"
         if name in begun or row["input"] != settings.input or len(of_figure) == nights:
             continue
-        if not is_out or of_day in accepted:
-            figure = Figure(value=row["value"], error=row["error"], size=row["size"])
-            of_figure.append((of_day, figure))
+        if not is_out or (of_day, figure(*name, row["value"])) in accepted:
+            of_figure.append((of_day, Figure(value=row["value"], error=row["error"], size=row["size"])))
             if is_out:
                 begun.add(name)
     return past

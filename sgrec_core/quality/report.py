@@ -15,7 +15,7 @@ import jinja2
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
-from sgrec_core.quality.alarms import TOLD, Alarm, critical_in_words
+from sgrec_core.quality.alarms import TOLD, Alarm
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.night_metrics import declared
 from sgrec_core.quality.validation import short
@@ -79,27 +79,29 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     """The night's figures as JSON; what the night did not get to is null.
 
     Keys: ``day``; ``verdict`` (green, amber or red); ``status`` (succeeded or stopped); ``stopped_at`` (task),
-    ``reason``, ``since``; ``source``; ``rows`` {in, accepted, rejected, rejected_by_reason}; ``checks`` {run,
-    failed_critical, failed_warning}; ``alarms`` [{metric, dimension, value, low, high, how, severity, owner,
-    description}], metrics out of the band of their past; ``judge`` {engine, version, meaningless, asked, cached,
-    skipped, unaffordable, paid, failed, left_format, drift {aspect: stability index}, flagged_items,
-    flagged_items_shown {item: signs}, flagged_users, flagged_users_shown {user: signs}}; ``rollout`` {target_rate,
-    held_out_target_rate (shares of groups that hold the chosen item), rolled_out_by}; ``reward`` {agreement_rate,
-    mean_gate, groups, groups_with_business_variance, covered_groups, advantage_growth}; ``evaluation`` {supervised,
-    optimised, champion, popularity: each null or {model, version, users, hr@10, ndcg@10, ecpm, gmv, dislikes, and
-    intervals}, values_by (estimator of the values), differences [{of, minus, ndcg@10, and its interval}], promoted,
-    serves (the candidate that was promoted), reason, history (kept in lists, or left out of them)}; ``hold`` (that on
-    promotion, in words); ``stages`` [{name, state, seconds, facts, message}]; ``tables`` {table: version}; ``paths``
-    {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
+    ``reason``, ``since``; ``cause`` of a night that is not green (`sgrec_core.quality.cause.Cause`); ``source``;
+    ``rows`` {in, accepted, rejected, rejected_by_reason}; ``checks`` {run, failed_critical, failed_warning}; ``alarms``
+    [{metric, dimension, value, low, high, how, severity, owner, description}], metrics out of the band of their past;
+    ``judge`` {engine, version, meaningless, asked, cached, skipped, unaffordable, paid, failed, left_format, drift
+    {aspect: stability index}, flagged_items, flagged_items_shown {item: signs}, flagged_users, flagged_users_shown
+    {user: signs}}; ``rollout`` {target_rate, held_out_target_rate (shares of groups that hold the chosen item),
+    rolled_out_by}; ``reward`` {agreement_rate, mean_gate, groups, groups_with_business_variance, covered_groups,
+    advantage_growth}; ``evaluation`` {supervised, optimised, champion, popularity: each null or {model, version, users,
+    hr@10, ndcg@10, ecpm, gmv, dislikes, and intervals}, values_by (estimator of the values), differences [{of, minus,
+    ndcg@10, and its interval}], promoted, serves (the candidate that was promoted), reason, history (kept in lists, or
+    left out of them)}; ``hold`` (that on promotion, in words); ``stages`` [{name, state, seconds, facts, message}];
+    ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
     """
-    stop = night.stop
+    told = night.cause.told() if night.cause else None
+    stopped = told if told and night.stopped_at else {"reason": None, "since": None}
     return {
         "day": night.day,
         "verdict": night.verdict,
         "status": night.status,
-        "stopped_at": stop.step if stop else None,
-        "reason": stop.reason if stop else None,
-        "since": stop.since.isoformat() if stop and stop.since else None,
+        "stopped_at": night.stopped_at,
+        "reason": stopped["reason"],
+        "since": stopped["since"],
+        "cause": told,
         "source": night.source,
         "rows": _row_counts(night),
         "checks": {
@@ -159,7 +161,6 @@ def render_page(night: Night, summary: Mapping[str, Any]) -> str:
         .render(
             night=night,
             summary=summary,
-            held_by=critical_in_words(night.alarms),
             facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
             plot=interval_plot(summary["evaluation"]),
             written=datetime.now(UTC).replace(microsecond=0),

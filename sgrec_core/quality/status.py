@@ -5,8 +5,8 @@ wait for it. Nothing is written but what puts MLflow right.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -16,12 +16,14 @@ from deltalake.exceptions import DeltaError
 from sgrec_core.errors import SgrecError
 from sgrec_core.files import read_json
 from sgrec_core.judge.versions.accepted import accepted_judges
-from sgrec_core.lake import Lake
+from sgrec_core.lake import Lake, load_contract
 from sgrec_core.night.airflow import running_night
 from sgrec_core.night.changes import stale_stages
 from sgrec_core.night.display import Tail
-from sgrec_core.quality.alarms import AMBER, EXIT_CODES, GREEN, RED, TOLD, Alarm, critical_in_words
-from sgrec_core.quality.night import At, Step, state_of_night
+from sgrec_core.quality.alarms import AMBER, EXIT_CODES, GREEN, RED
+from sgrec_core.quality.commands import sgrec
+from sgrec_core.quality.night import At, state_of_night, why_red
+from sgrec_core.quality.steps import Step
 from sgrec_core.registry.glance import Known, champion_and_challenger
 from sgrec_core.registry.promotions import TABLE as PROMOTIONS
 from sgrec_core.registry.promotions import Decision, Promotions, held
@@ -88,7 +90,7 @@ def status_of_home(
         "day": judged.day if judged else None,
         "state": judged.state if judged else "unreadable" if is_lost else "none",
         "verdict": judged.verdict if judged else None,
-        **_incident(settings, judged),
+        **_incident(settings, lake, judged),
         "last_good": _last_good(settings, lake, days, running),
         "promotion": {**_promotion(settings, judged), "hold": None if hold is None else str(hold)},
         "champion": champion and {**_of(champion), "age_days": _days_between(champion.day, newest)},
@@ -185,35 +187,35 @@ def _promotion(settings: Settings, night: NightState | None) -> dict[str, Any]:
     return {name: evaluation.get(name) for name in ("promoted", "serves", "reason")}
 
 
-def _incident(settings: Settings, night: NightState | None) -> dict[str, Any]:
+def _incident(settings: Settings, lake: Lake, night: NightState | None) -> dict[str, Any]:
     """Why the night is not green, since when, whose it is and what to paste; nulls where it is, or runs."""
-    stop = night.at.stop if night and night.at and night.verdict is not None else None
-    if stop is not None:
-        told = {**asdict(stop), "since": stop.since and stop.since.isoformat()}
-    else:
-        # One that came to its end: what its summary has to say.
-        told = {}
-        if night is not None and night.verdict not in (GREEN, None):
-            told = _summary(settings, night.day)
-            told |= _first_alarm(night.day, told)
+    told: dict[str, Any] = {}
+    if night is not None and night.verdict not in (GREEN, None):
+        if night.at is None:
+            told = _runs_are_lost(settings, night)
+        elif night.at.state == "succeeded":
+            # What its page says: metrics that were accepted since do not make it another night.
+            told = _summary(settings, night.day).get("cause") or {}
+        else:
+            cause = why_red(settings, lake, night.day, night.at)
+            told = cause.told() if cause else {}
     return {
         # Of a night that is not whole the first step that did not end well, which need not be the last that began.
-        "step": stop.step if stop else night and night.step,
+        "step": told.get("step") or (night and night.step),
         "cause": told.get("reason") or (night.message if night and night.verdict == RED else None) or None,
         **{name: told.get(name) for name in ("since", "owner", "runbook", "command")},
+        "consequences": told.get("consequences") or [],
     }
 
 
-def _first_alarm(day: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What an amber night is amber for, as its summary tells: causes stand before what follows from them."""
-    critical = [alarm for alarm in summary.get("alarms") or [] if alarm["severity"] == "critical"]
-    if not critical:
-        return {}
-    found = [Alarm(day=day, stage="", place=0, **{name: alarm[name] for name in TOLD}) for alarm in critical]
+def _runs_are_lost(settings: Settings, night: NightState) -> dict[str, Any]:
+    """Of a night whose runs cannot be read nothing else is known."""
+    contract = load_contract(STAGE_RUNS)
     return {
-        "reason": critical_in_words(found),
-        "owner": critical[0]["owner"],
-        "runbook": "Mend the raw files and run the night again; if the figure is right, accept it (docs/on-call.md).",
+        "reason": night.message,
+        "owner": contract.owner,
+        "runbook": f"Restore {settings.lake_root}/{STAGE_RUNS} from a backup; the command says what else is lost.",
+        "command": sgrec(settings, "doctor"),
     }
 
 

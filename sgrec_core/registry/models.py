@@ -94,8 +94,9 @@ class Registry:
         return sorted((_version(version) for version in found), key=lambda version: int(version.version))
 
     def find(self, name: str, fingerprint: str) -> ModelVersion | None:
-        """The version made from exactly these inputs, or None."""
-        return next((version for version in self.versions(name) if version.fingerprint == fingerprint), None)
+        """The version made from exactly these inputs, or None; the newest, where an older one was damaged."""
+        made = [version for version in self.versions(name) if version.fingerprint == fingerprint]
+        return made[-1] if made else None
 
     def get(self, name: str, version_or_alias: str) -> ModelVersion:
         """One version by number or alias.
@@ -141,7 +142,7 @@ class Registry:
         tags: Mapping[str, str] | None = None,
         example: tuple[Any, Any] | None = None,
     ) -> ModelVersion:
-        """Log a run and register its model; the version that these inputs made before, if there is one.
+        """Log a run and register its model; the version that these inputs made before, if there is one that is whole.
 
         Args:
             fingerprint: hex digest of all that determined the tensors.
@@ -161,7 +162,7 @@ class Registry:
         from sgrec_core.registry.weights import check_finite, write_model
 
         found = self.find(name, fingerprint)
-        if found is not None:
+        if found is not None and self._is_whole(found):
             return found
         # Before a run is logged: a model that is refused leaves nothing behind.
         check_finite(tensors, of=f"{name} of night {day}")
@@ -202,6 +203,14 @@ class Registry:
                 name, source=model.model_uri, run_id=run.info.run_id, tags=provenance
             )
         return _version(created)
+
+    def _is_whole(self, version: ModelVersion) -> bool:
+        """Whether its weights can be read: a stage that is forced to make it again mends it by a version of its own."""
+        try:
+            self.load(version)
+        except SgrecError:
+            return False
+        return True
 
     def metrics(self, version: ModelVersion) -> dict[str, float]:
         """The metrics that a version was registered with."""

@@ -6,8 +6,9 @@ as of a day: a night's own, and for a person that of the newest night so far. Da
 back, so what nights met is settled: a night pins what decisions as of earlier days add up to, and keeps it.
 
 A person also freezes promotion (*hold*), and lifts that (*release*). Neither changes a champion: they have the day of
-the calendar, and between the two no night promotes, of whatever day it is. Nor does *accept*, a person's word that what
-night ``day`` measured is right, though it was out of the bands of its past (`sgrec_core.quality.alarms`).
+the calendar, and between the two no night promotes, of whatever day it is. Nor does *accept*, a person's word that
+figures of night ``day`` are right, though they were out of the bands of their past (`sgrec_core.quality.alarms`): these
+figures and no others, so that other content of the day is looked at anew.
 """
 
 import getpass
@@ -27,6 +28,8 @@ from sgrec_core.lake.tables import TRIES, check_age
 from sgrec_core.runtime.stages import GENERATOR
 
 TABLE = "promotions"
+FIGURES_APART = "; "
+"""Between those that one acceptance names."""
 
 Action = Literal["promote", "rollback", "pin", "hold", "release", "accept"]
 
@@ -181,14 +184,21 @@ def release(decisions: Sequence[Decision], reason: str) -> Decision:
     return _decision("release", _today(), None, None, login(), reason)
 
 
-def accept(decisions: Sequence[Decision], day: str, reason: str) -> Decision | None:
-    """A person says that what night ``day`` measured is right."""
-    return None if day in accepted(decisions) else _decision("accept", day, None, None, login(), reason)
+def accept(decisions: Sequence[Decision], day: str, figures: Sequence[str], reason: str) -> Decision | None:
+    """A person says that ``figures``, which night ``day`` measured, are right."""
+    if {(day, figure) for figure in figures} <= accepted(decisions):
+        return None
+    return _decision("accept", day, None, FIGURES_APART.join(figures), login(), reason)
 
 
-def accepted(decisions: Sequence[Decision]) -> set[str]:
-    """Days of the nights of which a person said so."""
-    return {decision.day for decision in decisions if decision.action == "accept"}
+def accepted(decisions: Sequence[Decision]) -> set[tuple[str, str]]:
+    """Days and their figures of which a person said so."""
+    return {
+        (decision.day, figure)
+        for decision in decisions
+        if decision.action == "accept"
+        for figure in (decision.fingerprint or "").split(FIGURES_APART)
+    }
 
 
 def _newest_day(decisions: Sequence[Decision], at_least: str) -> str:

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sgrec_core.errors import SgrecError
-from sgrec_core.files import append_json_line
+from sgrec_core.files import append_json_line, write_json
 from sgrec_core.hashing import digest
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.queries import table_versions
@@ -33,7 +33,7 @@ from sgrec_core.runtime.code import stage_digest
 from sgrec_core.runtime.layout import check_layout
 from sgrec_core.runtime.runs import DONE, Run, record, runs_of_day
 from sgrec_core.runtime.stages import BY_NAME, Stage
-from sgrec_core.settings import Settings
+from sgrec_core.settings import RAN_WITH, Settings
 from sgrec_core.wording import fact, words
 
 T = TypeVar("T")
@@ -167,6 +167,8 @@ class Job:
         )
         record(self.lake, [run])
         self._run = run
+        if not self.stage.folder:
+            write_json(self.reports / RAN_WITH, self.settings.assignments())
 
     def _end(self, state: str, message: str | None = None) -> None:
         if self._run is None:

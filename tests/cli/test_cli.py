@@ -24,6 +24,7 @@ from sgrec_core.cli import app, homes, nights
 from sgrec_core.errors import InputError, SettingsError, SgrecError
 from sgrec_core.files import write_json
 from sgrec_core.lake import Lake
+from sgrec_core.night import airflow, changes
 from sgrec_core.night.airflow import (
     Outcome,
     airflow_environment,
@@ -168,6 +169,54 @@ def test_default_day(no_home: Path, logs: Path) -> None:
     (no_home / "empty").mkdir()
     with pytest.raises(InputError, match="no day has landed in .*empty; expected layout"):
         homes.default_day(Settings(input=f"logs:{no_home / 'empty'}"))
+
+
+@pytest.mark.parametrize(("verdicts", "code"), [("GG", 0), ("AG", 4), ("GV", 0), ("GU", 4), ("AU", 4), ("AR", 1)])
+def test_a_backfill_with_an_amber_night_goes_on_and_says_so(
+    home: Path, monkeypatch: pytest.MonkeyPatch, verdicts: str, code: int
+) -> None:
+    """A night is green, amber or red; U: unchanged, and amber before; V: and green."""
+    days = dict(zip(("2026-01-05", "2026-01-06"), verdicts, strict=True))
+    ran = []
+
+    def run(settings: Settings, day: str) -> Outcome:
+        ran.append(day)
+        is_red = days[day] == "R"
+        write_json(settings.reports(day) / "summary.json", {"verdict": {"A": "amber", "G": "green"}.get(days[day])})
+        return Outcome(day, int(is_red), 1.0, home / "log", "ingest_events: lost" if is_red else None)
+
+    before = "amber" if "U" in verdicts else "green"
+    write_json(Settings(home=home).reports("2026-01-06") / "summary.json", {"verdict": before})
+    monkeypatch.setattr(nights, "show_night", run)
+    monkeypatch.setattr(changes, "changes_of_night", lambda settings, day: changes.Changes(new=days[day] not in "UV"))
+    done = CliRunner().invoke(app, ["backfill", "--from", "2026-01-05", "--to", "2026-01-06"])
+    assert done.exit_code == code, done.output
+    assert ran == [day for day in days if days[day] not in "UV"], "amber stops nothing"
+    assert ("amber: 2026-01-05" in done.output) == ("A" in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [((), None), (("--force",), "ingest_events"), (("--from", "build_states"), "build_states"),
+     (("--from", "build_states", "--force"), "build_states")],
+)  # fmt: skip
+def test_a_night_computes_again_from_the_stage_that_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], first: str | None
+) -> None:
+    given = []
+
+    def start(settings: Settings, arguments: list[str], *_: object) -> "subprocess.Popen[bytes]":
+        given.append(json.loads(arguments[arguments.index("--conf") + 1]))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setenv("SGREC_AIRFLOW__WARM", "false")
+    monkeypatch.setattr(airflow, "prepare_airflow", lambda *_: None)
+    monkeypatch.setattr(airflow, "start_airflow", start)
+    done = CliRunner().invoke(app, ["nightly", "--day", "2026-01-05", *options])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert given == [{"day": "2026-01-05"} | ({"force_from": first} if first else {})]
+    wrong = CliRunner().invoke(app, ["nightly", "--day", "2026-01-05", "--from", "nothing"]).exception
+    assert "--from 'nothing' is no stage; valid are ingest_events, build_states" in str(wrong)
 
 
 def test_days_of_a_backfill_include_both_ends() -> None:

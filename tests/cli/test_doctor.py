@@ -104,7 +104,9 @@ def said() -> str:
 def test_in_a_fresh_folder_the_first_command_is_the_mend(home: Path) -> None:
     found = doctor()
     assert (found["home"]["state"], found["home"]["what"]) == ("warning", f"no night was run in {home}")
-    assert found["home"]["mend"] == f"SGREC_HOME={home} {Path(sys.prefix) / 'bin' / 'sgrec'} nightly"
+    assert (
+        found["home"]["mend"] == f"SGREC_HOME={home} SGREC_INPUT=simulator {Path(sys.prefix) / 'bin' / 'sgrec'} nightly"
+    )
     assert "lake" not in found, "there is none to look at"
     assert not home.exists(), "who only looks makes nothing"
     assert "mend: SGREC_HOME=" in said()
@@ -309,10 +311,11 @@ def test_files_of_tables(settings: Settings) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[:-5])
     found = doctor(failed="lake")["lake"]
-    assert f"table users: 1 of its files are damaged, day={DAY}/{file.name} has {len(whole) - 5} bytes" in found["what"]
+    damage = f"day={DAY}/{file.name} has {len(whole) - 5} bytes instead of {len(whole)}"
+    assert f"table users is damaged: {damage}" in found["what"]
     assert f"-m jobs.ingest_events --day {DAY} --force" in found["mend"]
     file.unlink()
-    assert f"{file.name} is gone" in doctor(failed="lake")["lake"]["what"]
+    assert f"table users has lost day={DAY}/{file.name}" in doctor(failed="lake")["lake"]["what"]
     file.write_bytes(whole)
     shutil.rmtree(settings.home / "lake" / "users" / "_delta_log")
     doctor()
@@ -326,7 +329,7 @@ def test_a_home_whose_runs_and_source_are_lost_is_looked_at_all_the_same(setting
     for file in (settings.home / "lake" / "stage_runs").glob("day=*/*.parquet"):
         file.unlink()
     found = doctor(failed="lake, last night")
-    assert "table stage_runs: " in found["lake"]["what"]
+    assert "table stage_runs has lost" in found["lake"]["what"]
     assert "stage_runs from a backup" in found["lake"]["mend"]
 
 

@@ -107,9 +107,9 @@ def test_torn_failures_and_validations_do_not_stop_the_page(night: Settings, cut
     line = json.dumps({"stage": "ingest_events", "time": "2027-01-01T00:00:00+00:00", "exception": "lost"}).encode()
     (reports / "failures.jsonl").write_bytes(line + b"\n" + torn(line, cut))
     (reports / "quality" / "events.json").write_bytes(torn(line, cut))
-    stop = gather_night(night, DAY).stop
-    assert stop is not None
-    assert (stop.step, stop.reason) == ("ingest_events", "lost")
+    cause = gather_night(night, DAY).cause
+    assert cause is not None
+    assert (cause.step, cause.reason) == ("ingest_events", "lost")
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -413,6 +413,8 @@ def test_a_held_night_does_all_but_promote(two_nights: Any, tmp_path: Path) -> N
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     settings = world_settings(home, policy={"learning_rate": 2e-4})
     registry = Registry(settings)
+    # Of another night than the one that is run again: that would keep what it has made serve.
+    registry.promote(of_night(registry, GENERATOR, NEXT_DAY, stage="train_generator"))
     champion = registry.champion()
     registry.promotions.decide(lambda decisions: promotions.hold(decisions, "sale"))
     trained = run_stage(settings, "train_generator", NEXT_DAY)
@@ -430,23 +432,30 @@ def test_a_held_night_does_all_but_promote(two_nights: Any, tmp_path: Path) -> N
     assert registry.champion() == champion, "nights do not come back to what was held"
 
 
-@pytest.mark.parametrize("severity", ["critical", "warning"])
+@pytest.mark.parametrize(("severity", "of_day"), [("critical", DAY), ("warning", DAY), ("critical", "2026-01-04")])
 def test_a_critical_metric_out_of_its_band_holds_promotion_until_it_is_in_again(
-    two_nights: Any, tmp_path: Path, severity: str
+    two_nights: Any, tmp_path: Path, severity: str, of_day: str
 ) -> None:
+    """Of the night, or of a day that it learns from."""
     home = shutil.copytree(two_nights[0].home, tmp_path / "home")
     settings = world_settings(home)
     shutil.rmtree(home / "lake" / "promotions")  # as if the night had not come to its decision
     lake, registry = Lake(settings.lake_root), Registry(settings)
-    row = rows_of("night_metrics", DAY)[0] | {"value": 9.0, "low": 20.0, "high": 40.0, "how": "30, median of 1 night"}
-    publish(lake, "night_metrics", [row | {"severity": severity, "status": "out"}], day=DAY, stage="ingest_events")
+    row = rows_of("night_metrics", of_day)[0] | {
+        "value": 9.0,
+        "low": 20.0,
+        "high": 40.0,
+        "how": "30, median of 1 night",
+    }
+    publish(lake, "night_metrics", [row | {"severity": severity, "status": "out"}], day=of_day, stage="ingest_events")
     facts = run_stage(settings, "evaluate_generator", DAY)["facts"]
     assert facts["promoted"] is (severity == "warning")
     if severity == "warning":
         return
     assert "events click 9, not 20 to 40 (30, median of 1 night)" in facts["reason"]
     assert registry.champion() is None
-    publish(lake, "night_metrics", [row | {"status": "in"}], day=DAY, stage="ingest_events")
+    assert (f"learns from {of_day}, which is amber: " in facts["reason"]) == (of_day != DAY)
+    publish(lake, "night_metrics", [row | {"status": "in"}], day=of_day, stage="ingest_events")
     assert run_stage(settings, "evaluate_generator", DAY)["facts"]["promoted"] is True
     assert registry.champion() is not None
 

@@ -22,7 +22,7 @@ def test_a_night_keeps_its_tables_where_the_setting_says(
     assert not (tmp_path / "home" / "lake").exists()
     assert (tmp_path / "far away" / "lake" / "rewards" / "_delta_log").is_dir()
     night = gather_night(settings, DAY)
-    assert night.stop is None
+    assert night.stopped_at is None
     assert all(result.success for result in night.results)
     # A job in another folder finds the same tables.
     lake = settings.environment()["SGREC_LAKE"]

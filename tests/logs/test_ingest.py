@@ -279,6 +279,9 @@ def test_many_small_files_are_read_many_a_task(tmp_path: Path) -> None:
     assert ingest(settings)[0] == 0
     assert Lake(settings.lake_root).count("ingest_files") == 301
     assert len(in_tasks(landing.raw_files(tmp_path / "logs", DAY), 2)) <= 4
+    (empty := tmp_path / "empty.jsonl").touch()
+    nothing = landing.RawFile(record="event", name="events/empty.jsonl", path=empty)
+    assert in_tasks([nothing, nothing], 2) == [[nothing, nothing]], "files without a byte are read too"
 
 
 @pytest.mark.spark

@@ -1,6 +1,8 @@
 """A night whose logs are mostly rubbish: it stops at its first gate, in words, and nothing behind it is touched."""
 
+import html
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from sgrec_core.lake import Lake
 from sgrec_core.logs import landing
+from sgrec_core.runtime.runs import last_runs
 from sgrec_core.settings import PROJECT_ROOT, SimulatorSettings
 from sgrec_core.simulator import write_day
 
@@ -38,6 +41,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, su
         patch.setenv("SGREC_HOME", str(home))
         patch.setenv("COLUMNS", "200")
         patch.setenv("SGREC_SPARK_MEMORY", "1g")
+        # Too few for the items: once its logs are mended the night stops here.
+        patch.setenv("SGREC_ITEMS__LEVELS", "1")
+        patch.setenv("SGREC_ITEMS__CODEBOOK_SIZE", "2")
         yield home, sgrec("nightly", "--input", f"logs:{raw}", "--day", DAY)
     shutil.rmtree(folder)
 
@@ -59,10 +65,8 @@ def test_the_command_fails_with_one_line_that_says_why(stopped: Stopped) -> None
     assert done.returncode == 1, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, lines
-    assert "night 2026-01-05 stopped at check_ingest_events" in lines[0]
-    assert (
-        "check 'files read to their end': 1 of 9 files, e.g. events/truncated.jsonl.gz: gzip data break off" in lines[0]
-    )
+    cause = "events/truncated.jsonl.gz was not read to its end: gzip data break off"
+    assert f"night 2026-01-05 stopped at check_ingest_events: {cause}" in lines[0]
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -109,3 +113,23 @@ def test_a_wider_share_lets_the_gate_pass(stopped: Stopped, monkeypatch: pytest.
     command = [sys.executable, "-m", "jobs.check_quality", "--day", DAY, "--stage", "ingest_events"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_command_of_the_page_runs_in_a_fresh_shell_and_the_night_goes_on(stopped: Stopped) -> None:
+    home, _ = stopped
+    command = summary_of(home)["cause"]["command"]
+    assert html.escape(command, quote=False) in (home / "reports" / DAY / "index.html").read_text()
+    assert "SGREC_SPARK_MEMORY=1g" in command
+    for name in ("truncated.jsonl.gz", "broken.jsonl"):
+        (landing.day_folder(home.parent / "raw", DAY) / "events" / name).unlink()
+    # PYTHONPATH, where it says which of several checkouts is meant.
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    done = subprocess.run(["bash", "-c", command], env=environment, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    runs = last_runs(Lake(home / "lake"), DAY)
+    assert runs["check_ingest_events"].state == "finished"
+    assert (runs["build_states"].state, runs["tokenize_items"].state) == ("finished", "failed")
+    cause = summary_of(home)["cause"]
+    assert (cause["kind"], cause["column"]) == ("wrong_setting", "SGREC_ITEMS__CODEBOOK_SIZE, SGREC_ITEMS__LEVELS")
+    assert "SGREC_SPARK_MEMORY=1g" in cause["command"]
+    assert "SGREC_ITEMS" not in cause["command"], "the next one goes further"

@@ -16,13 +16,13 @@ from jobs import ingest_events
 from sgrec_core.cli import app
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.logs import landing
-from sgrec_core.quality.alarms import TABLE, alarms, critical_in_words, verdict
+from sgrec_core.quality.alarms import TABLE, alarms, critical_in_words, held_in_words, inherited_alarms, verdict
 from sgrec_core.quality.gates import Gate, check_stage
 from sgrec_core.quality.night_metrics import MEASURES, declared, measured_behind
 from sgrec_core.registry.promotions import login
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import STAGES
-from sgrec_core.settings import Settings, SimulatorSettings
+from sgrec_core.settings import BusinessSettings, Settings, SimulatorSettings, StateSettings
 from sgrec_core.simulator.raw_logs import DAY_MILLISECONDS, catalogue_rows, event_rows, profile_rows
 from sgrec_core.simulator.requests import simulate_day
 
@@ -198,6 +198,46 @@ def test_a_level_that_a_person_accepts_is_the_past_of_later_nights(
     assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == [], "run again"
     assert published(settings, DAYS[2], fewer).alarms == []
     assert "events impression" in {alarm.name for alarm in published(settings, DAYS[2], whole).alarms}
+    # These figures were accepted, not whatever the day may hold.
+    others = {alarm.name for alarm in published(settings, DAYS[1], all_clicked(logs[DAYS[1]], logs[DAYS[0]])).alarms}
+    assert {"events impression", "events click"} <= others
+    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == []
+
+
+def test_later_nights_learn_from_an_amber_day_until_it_is_mended_or_accepted(
+    settings: Settings, logs: dict[str, Logs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = shutil.copytree(settings.home, tmp_path / "home")
+    (home / "source.json").write_text(json.dumps({"input": settings.input}))
+    monkeypatch.setenv("SGREC_HOME", str(home))
+    settings = settings.model_copy(update={"home": home})
+    lake = Lake(settings.lake_root)
+    fewer = half(logs[DAYS[1]], logs[DAYS[0]])
+    published(settings, DAYS[1], fewer)
+    assert published(settings, DAYS[2], logs[DAYS[2]]).alarms == []
+    inherited = inherited_alarms(lake, settings, DAYS[2])
+    assert {alarm.day for alarm in inherited} == {DAYS[1]}
+    assert {alarm.severity for alarm in inherited} == {"critical"}
+    assert verdict(True, inherited) == "amber"
+    said = held_in_words([], inherited)
+    assert said is not None
+    assert said.startswith(f"learns from {DAYS[1]}, which is amber: raw_rows event ")
+    assert said.endswith("; mend or accept that day")
+    assert inherited_alarms(lake, settings, DAYS[1]) == [], "its own"
+    short = StateSettings(history_days=1), BusinessSettings(window_days=1)
+    later = settings.model_copy(update={"states": short[0], "business": short[1]})
+    assert inherited_alarms(lake, later, DAYS[2]) == [], "it does not reach so far"
+    refused = CliRunner().invoke(app, ["accept-night", "--day", DAYS[2], "--reason", "why"])
+    assert f"it learns from {DAYS[1]}, which is amber" in str(refused.exception)
+
+    published(settings, DAYS[1], logs[DAYS[1]])
+    assert inherited_alarms(lake, settings, DAYS[2]) == [], "mended"
+    published(settings, DAYS[1], fewer)
+    assert inherited_alarms(lake, settings, DAYS[2])
+    CliRunner().invoke(app, ["accept-night", "--day", DAYS[1], "--reason", "a market was closed"])
+    assert inherited_alarms(lake, settings, DAYS[2]) == [], "accepted"
+    published(settings, DAYS[1], all_clicked(logs[DAYS[1]], logs[DAYS[0]]))
+    assert inherited_alarms(lake, settings, DAYS[2]), "that was not what was accepted"
 
 
 @pytest.mark.spark

@@ -28,6 +28,7 @@ from sgrec_core.settings import PROJECT_ROOT, QualitySettings, Settings
 ATTACK = (
     '</td></script><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">' + "A" * 400
 )
+SGREC = Path(sys.prefix) / "bin" / "sgrec"
 RULE = "scientific: sequences without time were spread by position over 1 declared day"
 
 
@@ -229,23 +230,19 @@ def test_a_killed_stage_is_known_by_the_schedulers_word(good_night: Path) -> Non
         time=killed.started.isoformat(),
         stage="train_generator",
         exception="AirflowException: non-zero exit code 137",
-        rerun="SGREC_INPUT=simulator python -m jobs.train_generator --day 2026-01-05",
     )
     summary, page = summary_and_page()
-    assert summary["reason"] == "AirflowException: non-zero exit code 137"
-    assert f"&amp;&amp; SGREC_HOME={good_night} SGREC_INPUT=simulator python -m jobs.train_generator" in page
+    assert summary["cause"]["kind"] == "out_of_memory"
+    assert summary["reason"].startswith("it was killed, most likely for want of memory: ")
+    assert f"SGREC_HOME={good_night} SGREC_INPUT=simulator {SGREC} nightly --day {DAY}</pre>" in page
 
 
 def test_the_command_to_paste_in_a_copied_home_works_on_the_copy(good_night: Path, tmp_path: Path) -> None:
-    killed = began_again("train_generator")
-    failure(
-        Settings(), time=killed.started.isoformat(), stage="train_generator", rerun="python -m jobs.train_generator"
-    )
+    began_again("train_generator")
     copy = shutil.copytree(good_night, tmp_path / "a copy")
-    stop = gather_night(Settings(home=copy), DAY).stop
-    assert stop is not None
-    assert str(good_night) not in stop.command
-    assert f"SGREC_HOME='{copy}' python -m jobs.train_generator" in stop.command
+    cause = gather_night(Settings(home=copy), DAY).cause
+    assert cause is not None
+    assert cause.command == f"SGREC_HOME='{copy}' SGREC_INPUT=simulator {SGREC} nightly --day {DAY}"
 
 
 def test_a_failure_of_an_earlier_run_is_history(home: Path) -> None:
@@ -260,7 +257,10 @@ def test_a_failure_of_an_earlier_run_is_history(home: Path) -> None:
 def test_a_gate_that_crashed_stops_the_night(good_night: Path) -> None:
     run = began_again("check_score_aspects")
     record(Lake(Settings().lake_root), [run.ended("failed", message="MemoryError")])
-    assert gather_night(Settings(), DAY).stop.step == "check_score_aspects"  # type: ignore[union-attr]
+    night = gather_night(Settings(), DAY)
+    assert night.stopped_at == "check_score_aspects"
+    assert night.cause is not None
+    assert night.cause.kind == "out_of_memory"
 
 
 def test_scores_of_the_tiny_judge_are_labelled(home: Path) -> None:

@@ -42,6 +42,17 @@ def test_the_same_inputs_register_one_version(registry: Registry) -> None:
     assert len(runs) == 1
 
 
+def test_a_version_that_is_damaged_is_made_again_as_another(registry: Registry) -> None:
+    first = register(registry, "2026-01-05")
+    (weights,) = Path(mlflow.artifacts.download_artifacts(artifact_uri=first.source)).rglob("*.safetensors")
+    save_file({"weight": torch.full((2, 3), torch.nan)}, weights)
+    again = register(registry, "2026-01-05")
+    assert again.version != first.version
+    assert registry.find(GENERATOR, first.fingerprint) == again
+    assert torch.equal(registry.load(again)[0]["weight"], torch.arange(6.0).reshape(2, 3))
+    assert register(registry, "2026-01-05") == again
+
+
 def test_artifacts_hold_no_code_and_no_pickle(registry: Registry) -> None:
     version = register(registry, "2026-01-05")
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=version.source))

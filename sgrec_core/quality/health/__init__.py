@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sgrec_core.errors import SgrecError
-from sgrec_core.quality.health.answer import SECONDS, Answer, State, line, sgrec
+from sgrec_core.quality.commands import sgrec
+from sgrec_core.quality.health.answer import SECONDS, Answer, State, line
 from sgrec_core.quality.health.machine import MACHINE, home_of_this_version
 from sgrec_core.quality.health.stores import STORES
 from sgrec_core.settings import Settings

@@ -1,12 +1,11 @@
 """What checks answer with, and the words that they share."""
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sgrec_core.settings import PROJECT_ROOT, Settings
+from sgrec_core.settings import PROJECT_ROOT
 
 State = Literal["ok", "warning", "failed"]
 SECONDS = 8.0
@@ -27,12 +26,6 @@ class Answer:
     what: str
     mend: str | None = None
     """A command or a sentence; None where all is well."""
-
-
-def sgrec(settings: Settings, arguments: str) -> str:
-    """A command line that runs in a fresh shell."""
-    home, command = (shlex.quote(str(path)) for path in (settings.home.resolve(), Path(sys.prefix) / "bin" / "sgrec"))
-    return f"SGREC_HOME={home} {command} {arguments}"
 
 
 def make(target: str) -> str:

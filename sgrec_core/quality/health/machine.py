@@ -24,6 +24,7 @@ from sgrec_core.judge.engines.backends import served_model
 from sgrec_core.lake.spark import VECTORS, check_java, has_java_module
 from sgrec_core.logs import landing as raw
 from sgrec_core.night.airflow import check_interpreters
+from sgrec_core.quality.commands import sgrec
 from sgrec_core.quality.health.answer import (
     SECONDS,
     SERVER_SECONDS,
@@ -33,7 +34,6 @@ from sgrec_core.quality.health.answer import (
     folder_there,
     line,
     make,
-    sgrec,
 )
 from sgrec_core.runtime.code import locked_versions
 from sgrec_core.runtime.layout import LAYOUT, layout_of

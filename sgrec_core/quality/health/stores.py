@@ -1,29 +1,26 @@
 """Checks of what a home holds: tables, Airflow's database, nights, the champion."""
 
 import os
-import shlex
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-import pyarrow.fs as pafs
-
 from sgrec_core.errors import ContractError, SgrecError
-from sgrec_core.lake import Lake, load_contract, table_names
+from sgrec_core.lake import Lake, table_names
+from sgrec_core.lake.damage import damaged_files
 from sgrec_core.lake.storage import filesystem_of
-from sgrec_core.lake.tables import check_age
 from sgrec_core.night.airflow import airflow_environment, running_night
-from sgrec_core.quality.health.answer import SERVER_SECONDS, SLACK_SECONDS, Answer, few, folder_there, line, sgrec
+from sgrec_core.quality.commands import job_of_night, sgrec
+from sgrec_core.quality.health.answer import SERVER_SECONDS, SLACK_SECONDS, Answer, few, folder_there, line
 from sgrec_core.quality.night import state_of_night
 from sgrec_core.quality.status import is_late
 from sgrec_core.registry.glance import folder_of
 from sgrec_core.registry.promotions import Promotions, standing
 from sgrec_core.runtime.runs import days_with_runs, runs_of_day
 from sgrec_core.runtime.stages import GENERATOR, STAGES
-from sgrec_core.settings import PROJECT_ROOT, Settings
+from sgrec_core.settings import Settings
 
 HEARTBEAT_SECONDS = 60.0
 """Without a word of a scheduler for so long it is dead; Airflow's own limit is half of it."""
@@ -45,46 +42,24 @@ def _lake(settings: Settings) -> Answer:
     tables = 0
     for table in table_names():
         try:
-            damage = _damage_of(lake, table, filesystem, folder)
+            damage = damaged_files(lake, table)
         except ContractError as error:
             return Answer("failed", line(error), sgrec(settings, "migrate"))
         if damage is None:
             continue
         tables += 1
         if damage:
-            file_name, why = damage[0]
-            what = f"table {table}: {len(damage)} of its files are damaged, {file_name} {why}"
-            return Answer("failed", what, _mend_of_table(settings, table, file_name))
+            what = f"{damage[0]}" + (f", and {len(damage) - 1} files more" if len(damage) > 1 else "")
+            return Answer("failed", what, _mend_of_table(settings, table, damage[0].day))
     return Answer("ok", f"{lake.root} can be read and written, {tables} tables are whole")
 
 
-def _damage_of(lake: Lake, table: str, filesystem: pafs.FileSystem, folder: str) -> list[tuple[str, str]] | None:
-    """Files that are not what the table's log says, with what they are instead; None where there is no table."""
-    delta = lake.open(table)
-    if delta is None:
-        return None
-    check_age(load_contract(table), delta)
-    place = f"{folder}/{table}"
-    infos = filesystem.get_file_info(pafs.FileSelector(place, recursive=True))
-    there = {info.path.removeprefix(f"{place}/"): info.size for info in infos if info.is_file}
-    actions = delta.get_add_actions(flatten=True)
-    wanted = dict(zip(*(actions.column(name).to_pylist() for name in ("path", "size_bytes")), strict=True))
-    return [
-        (path, "is gone" if path not in there else f"has {there[path]} bytes instead of {size}")
-        for path, size in sorted(wanted.items())
-        if there.get(path) != size
-    ]
-
-
-def _mend_of_table(settings: Settings, table: str, file: str) -> str:
+def _mend_of_table(settings: Settings, table: str, day: str | None) -> str:
     """The stage that published the day makes it again; what no stage makes comes from a backup."""
     stage = next((stage.name for stage in STAGES if table in stage.publishes), None)
-    day = next((part.removeprefix("day=") for part in file.split("/") if part.startswith("day=")), None)
     if stage is None or day is None:
         return f"restore {settings.lake_root}/{table} from a backup"
-    places = (PROJECT_ROOT, settings.home.resolve(), settings.input, sys.executable)
-    root, home, source, python = (shlex.quote(str(place)) for place in places)
-    return f"cd {root} && SGREC_HOME={home} SGREC_INPUT={source} {python} -m jobs.{stage} --day {day} --force"
+    return job_of_night(settings, day, stage, f"--day {day} --force")
 
 
 def _airflow(settings: Settings) -> Answer:
