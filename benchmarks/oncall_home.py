@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from deltalake import DeltaTable
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import oncall_judge
@@ -72,9 +73,11 @@ def flip(path: Path) -> None:
 
 
 def with_weights(path: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
     weights = load_file(path)
     change(weights)
-    save_file(weights, path)
+    save_file(weights, path, metadata)
 
 
 def _commits(world: World, table: str) -> list[Path]:

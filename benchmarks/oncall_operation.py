@@ -67,15 +67,17 @@ def killed_midway(world: World) -> None:
 
 @fault(during="build_states")
 def job_killed(world: World) -> None:
-    """The Python of the job, and the Spark that it started."""
+    """The fork that does the job; the JVM beside it is another fork's."""
     time.sleep(3)
     assert world.process is not None
     with suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(world.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if process.name() == "java":
-                    end_family(process.parent().pid)
-                    return
+        family = psutil.Process(world.process.pid).children(recursive=True)
+        keeper = next((process.parent() for process in family if process.name() == "java"), None)
+        if keeper is None or keeper.ppid() == world.process.pid:
+            return
+        for fork in keeper.parent().children():
+            if fork.pid != keeper.pid:
+                fork.kill()
 
 
 @fault(mend=room)
