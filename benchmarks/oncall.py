@@ -26,6 +26,7 @@ from benchmarks.oncall_fault import FAULTS, CannotBeMadeError, Fault
 from benchmarks.oncall_judge import JudgeServer
 from benchmarks.oncall_report import (
     HELD_OUT,
+    NOT_TRIED,
     SHOWN,
     Found,
     Label,
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after so many")
     parser.add_argument("--part", choices=(SHOWN, HELD_OUT, "all"), default=SHOWN, help="which half of the faults")
     parser.add_argument("--only", nargs="+", default=[], metavar="FAULT", help="of that part these alone; no results")
+    parser.add_argument("--unmended", action="store_true", help="no mends: half of the time")
     parser.add_argument("--clean", type=int, default=50, help="clean nights of the tiny size")
     parser.add_argument("--clean-default", type=int, default=10, help="the same of the default size")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "sgrec" / "benchmarks" / "oncall")
@@ -125,7 +127,8 @@ def main() -> None:
     kept = Kept(options.folder.resolve(), time.monotonic() + 60 * options.minutes)
     results, clean = {}, {}
     try:
-        results = faults(kept, names, labels, nights=SHORT_PAST if options.short else PAST)
+        mends = {name: NOT_TRIED if options.unmended else labels[name].mend for name in names}
+        results = faults(kept, mends, nights=SHORT_PAST if options.short else PAST)
         if not options.short and not options.only:
             wanted = {"tiny": options.clean, "default": options.clean_default}
             clean = {size: clean_nights(kept, size, count) for size, count in wanted.items() if count}
@@ -177,13 +180,13 @@ def chain(kept: Kept, world: World, numbers: range, name: str) -> list[dict[str,
     return found
 
 
-def faults(kept: Kept, names: list[str], labels: dict[str, Label], *, nights: int) -> dict[str, dict[str, Any]]:
+def faults(kept: Kept, mends: dict[str, str], *, nights: int) -> dict[str, dict[str, Any]]:
+    """Of each fault what was seen; ``mends``: by name, as in the labels."""
     world, key = past(kept, nights)
     found = {}
     try:
-        for name in names:
+        for name, mend in mends.items():
             fault = FAULTS[name]
-            mend = labels[name].mend
             found[name] = kept.piece(
                 name, digest(key, fault.key, mend), lambda fault=fault, mend=mend: struck(world, fault, mend)
             )
@@ -210,6 +213,8 @@ def struck(world: World, fault: Fault, mend: str) -> dict[str, Any]:
 
 def mended(world: World, fault: Fault, mend: str, seen: Seen) -> dict[str, Any]:
     """The verdict once a person, and then the command of the page, have done their part; None where there is none."""
+    if mend == NOT_TRIED:
+        return {"mended": NOT_TRIED}
     if mend == "none" or seen.verdict == "green" or (mend != "again" and not seen.command):
         return {"mended": None}
     if fault.mend is not None:

@@ -15,6 +15,7 @@ from benchmarks.report import Claim
 LABELS = Path(__file__).with_name("oncall_labels.yaml")
 WARNED = "warned"
 SHOWN, HELD_OUT = "shown", "held_out"
+NOT_TRIED = "not tried"
 MOST_CLEAN_AMBER, CLEAN_NIGHTS = 1, 60
 
 
@@ -76,7 +77,7 @@ def held_against(label: Label, seen: Seen, mended: str | None) -> Found:
         cause=_names(label, text) if alarmed else warned,
         owner=seen.owner in label.owner if alarmed else None,
         promoted=seen.promoted and not label.may_promote,
-        mended=None if label.mend == "none" else mended in label.ends,
+        mended=None if label.mend == "none" or mended == NOT_TRIED else mended in label.ends,
     )
 
 
