@@ -56,7 +56,7 @@ CLEAN_SEEDS = {"tiny": range(401, 500), "default": range(501, 600)}
 NIGHTS_A_SEED = {"tiny": 10, "default": 5}
 """Clean nights that are counted, after the five of its past."""
 SHORT_PAST = 1
-SHORT = ("wrong_setting", "truncated_gz", "judge_away")
+SHORT = ("wrong_setting", "error_page_instead_of_events", "judge_refuses_a_third")
 OUT_OF_TIME = 75
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from benchmarks import oncall  # noqa: F401 -- puts the faults on the list
+from benchmarks import oncall
 from benchmarks.oncall_fault import FAULTS
 from benchmarks.oncall_judge import CONSTANT, FAVOURING, INVERTED, WELL, place_of
 from benchmarks.oncall_report import LABELS, Label, claims_of_clean, claims_of_faults, held_against, read_labels
@@ -122,3 +122,7 @@ def test_the_judges_moods_differ() -> None:
     assert [place_of(one, INVERTED) for one in (prompt, other)] == [2, 0]
     assert [place_of(one, CONSTANT) for one in (prompt, other)] == [1, 1]
     assert [place_of(one, FAVOURING) for one in (prompt, other)] == [2, 0]
+
+
+def test_a_short_run_leaves_alone_what_is_held_out() -> None:
+    assert not any(read_labels()[name].held_out for name in oncall.SHORT)
