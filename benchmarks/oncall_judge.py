@@ -1,6 +1,7 @@
 """A judge's server that can be in several moods: OpenAI's chat completions with the log-probabilities of labels."""
 
 import json
+import math
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         likely = {label: -3.0 * (number - place) ** 2 for number, label in enumerate(LABELS)}
         if mood == NONSENSE:
             likely = {"Sure": -0.1, "The": -2.5, "I": -4.0}
-        top = [{"token": token, "logprob": value - 1.0, "bytes": None} for token, value in likely.items()]
+        # A hundredth of the mass lies on tokens that nobody asked for.
+        whole = math.log(sum(map(math.exp, likely.values())) / 0.99)
+        top = [{"token": token, "logprob": value - whole, "bytes": None} for token, value in likely.items()]
         top.sort(key=lambda entry: -float(str(entry["logprob"])))
         choice = {
             "index": 0,

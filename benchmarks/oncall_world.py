@@ -71,7 +71,7 @@ class Seen:
     exit_code: int | None
     """Of `sgrec nightly`; None where none was run."""
     verdict: str
-    """``green``, ``amber`` or ``red``."""
+    """``green``, ``amber`` or ``red``: that of `sgrec status`, unless the command's exit code says red."""
     step: str | None
     cause: str | None
     """Of `sgrec status`; where it knows nothing of the day, what the command said on stderr."""
@@ -177,7 +177,7 @@ class World:
             summary = {}
         told = status.get("day") == self.day
         verdict = {0: "green", 4: "amber"}.get(exit_code if exit_code is not None else done.returncode, "red")
-        if told and status.get("verdict"):
+        if told and status.get("verdict") and verdict != "red":
             verdict = status["verdict"]
         lines = [line for line in said.splitlines() if line.strip()]
         warnings = [f"{note['stage']}: {note['text']}" for note in summary.get("notes") or []] if told else []
