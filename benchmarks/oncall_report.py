@@ -139,7 +139,7 @@ def table(labels: Mapping[str, Label], results: Mapping[str, Mapping[str, Any]])
         owner = "" if found.owner is None else _yes(found.owner, str(seen.owner))
         promoted = ("**wrongly**" if found.promoted else "yes") if seen.promoted else "no"
         mended = "" if found.mended is None else _yes(found.mended, str(result["mended"] or "no command"))
-        said = _cell(seen.cause or "; ".join(seen.warnings))
+        said = _cell(seen.cause or "; ".join(f"{one[:70]}…" if len(one) > 71 else one for one in seen.warnings))
         cells = (name, "/".join(label.verdict), verdict + mark, _yes(found.cause), owner, promoted, mended, said)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
