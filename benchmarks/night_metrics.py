@@ -117,6 +117,12 @@ def zero_bids(logs: Logs, _: Logs) -> Logs:
     return _with(logs, "events", "bid", pc.multiply(logs["events"]["bid"], 0.0))
 
 
+def one_bid_beyond_all(logs: Logs, _: Logs) -> Logs:
+    events = logs["events"]
+    is_first = pc.equal(events["item_id"], events["item_id"][0])
+    return _with(logs, "events", "bid", pc.if_else(is_first, pc.multiply(events["bid"], 1e5), events["bid"]))
+
+
 def null_positions(logs: Logs, _: Logs) -> Logs:
     return _with(logs, "events", "position", pa.nulls(logs["events"].num_rows, pa.int64()))
 
@@ -183,6 +189,7 @@ INCIDENTS: tuple[Callable[[Logs, Logs], Logs], ...] = (
     no_clicks,
     prices_in_cents,
     zero_bids,
+    one_bid_beyond_all,
     null_positions,
     items_shifted_by_one,
     items_renamed,

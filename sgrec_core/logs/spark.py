@@ -52,6 +52,8 @@ OF_FILE = [
     ("ended_detail", pa.string()),
 ]
 """What a parsed frame says of a file, in one row of its own, where ``ended`` is not null."""
+NO_ROWS = ("invalid_json", "invalid_encoding", "too_long")
+"""Reasons of lines that are not even rows."""
 
 
 class Parsed(NamedTuple):
@@ -173,9 +175,13 @@ def file_rows(
     """Rows of ``ingest_files`` without the day: files that were read with their counts, then what was not."""
     from pyspark.sql import functions as F
 
+    is_no_row = F.col("reason").isin(*NO_ROWS).cast("long")
     bad = {
-        (row["record"], row["file"]): row["count"]
-        for row in rejected.where("line > 0").groupBy("record", "file").count().collect()
+        (row["record"], row["file"]): (row["rows"], row["no_rows"])
+        for row in rejected.where("line > 0")
+        .groupBy("record", "file")
+        .agg(F.count(F.lit(1)).alias("rows"), F.sum(is_no_row).alias("no_rows"))
+        .collect()
     }
     found: list[dict[str, object]] = []
     for record, frame in parsed.items():
@@ -189,19 +195,21 @@ def file_rows(
         }
         for row in frame.where("ended IS NOT NULL").collect():
             used, count = (made[row["file"]][name] if row["file"] in made else 0 for name in ("used", "made"))
-            rows_rejected = bad.get((record, row["file"]), 0)
-            found.append(
-                {
-                    **{name: row[name] for name, _ in OF_FILE if name not in ("rows", "ended_detail")},
-                    "path": row["file"],
-                    "record": record,
-                    "rows_seen": row["rows"] + row["rows_unread"],
-                    "rows_used": used,
-                    "rows_accepted": count - rows_rejected,
-                    "rows_rejected": rows_rejected,
-                    "detail": row["ended_detail"],
-                }
-            )
+            rows_rejected, no_rows = bad.get((record, row["file"]), (0, 0))
+            of_file = {
+                **{name: row[name] for name, _ in OF_FILE if name not in ("rows", "ended_detail")},
+                "path": row["file"],
+                "record": record,
+                "rows_seen": row["rows"] + row["rows_unread"],
+                "rows_used": used,
+                "rows_accepted": count - rows_rejected,
+                "rows_rejected": rows_rejected,
+                "detail": row["ended_detail"],
+            }
+            if 0 < row["rows"] - row["rows_empty"] == no_rows and row["ended"] == "complete":
+                # The page of a server that failed, say: no line of it is a row.
+                of_file |= {"ended": "unreadable", "bytes_consumed": 0, "detail": "no line of it is a row"}
+            found.append(of_file)
     schema = pa.schema([field for field in load_contract("ingest_files").arrow_schema if field.name != "day"])
     nothing = {field.name: 0 for field in schema if field.type == pa.int64()}
     for one in others:

@@ -96,7 +96,7 @@ def cause_of_night(
         results=results,
         alarms=own,
         inherited=inherited,
-        damage=_readable(lambda: damage_before(lake, settings, day, step)) if step else [],
+        damage=_readable(lambda: damage_before(lake, settings, day, step.name)) if step else [],
         variables=ran_with(settings, day),
         lake=settings.lake_root,
     )

@@ -168,9 +168,9 @@ def _landing(settings: Settings) -> Path:
     return source.path if source.kind == "logs" and source.path else settings.home.resolve() / "landing" / source.kind
 
 
-def damage_before(lake: Lake, settings: Settings, day: str, step: Step) -> list[Damage]:
+def damage_before(lake: Lake, settings: Settings, day: str, step: str) -> list[Damage]:
     """What is lost of the tables that the step reads, or has to write to, the first in the order of the night first."""
-    stage = BY_NAME[step.name.removeprefix("check_")]
+    stage = BY_NAME[step.removeprefix("check_")]
     tables = [table for one in STAGES for table in one.publishes if _meets(stage, table)]
     days = days_until(day, max(settings.states.history_days, settings.business.window_days))
     question = f"""

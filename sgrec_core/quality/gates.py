@@ -24,6 +24,7 @@ from sgrec_core.lake.conditions import files
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.lake.queries import item_hashes
 from sgrec_core.quality.alarms import Alarm
+from sgrec_core.quality.evidence import damage_before
 from sgrec_core.quality.night_metrics import write_metrics
 from sgrec_core.quality.validation import (
     Check,
@@ -45,7 +46,9 @@ RAW_LOGS = "raw_logs"
 """Name of the result that balances rows in against rows accepted and rejected; no table."""
 JUDGE_CALLS = "judge_calls"
 """Name of the result that counts the judge's failed calls; no table."""
-COUNTED = (RAW_LOGS, JUDGE_CALLS)
+EARLIER_NIGHTS = "earlier_nights"
+"""Name of the result that says whether what nights have written is there still; no table."""
+COUNTED = (RAW_LOGS, JUDGE_CALLS, EARLIER_NIGHTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,8 @@ def check_stage(settings: Settings, stage: str, day: str, *, force: bool = False
             result, is_new = _check_table(settings, lake, reports, table, day, force)
             results.append(result)
             validated += is_new
+        results.append(what_is_lost(settings, lake, day, stage))
+        results[-1].write(result_path(reports, EARLIER_NIGHTS))
         message = critical_failures_in_words(results)
         found = _metrics(settings, lake, day, stage, broken=message is not None)
     except BaseException as error:
@@ -319,6 +324,25 @@ def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
     )
     checks = [same, check]
     return TableResult(table=JUDGE_CALLS, day=day, rows=rows.num_rows, owner=owner, runbook=runbook, checks=checks)
+
+
+def what_is_lost(settings: Settings, lake: Lake, day: str, stage: str) -> TableResult:
+    """Whether the tables that ``stage`` reads and publishes still hold what this night and those before it wrote.
+
+    A stage makes a table that is gone anew, with its own day alone.
+    """
+    # A table that is older than it was may hold all its days all the same.
+    damage = [one for one in damage_before(lake, settings, day, stage) if one.kind != "version"]
+    owner, runbook = owner_and_runbook(damage[0].table if damage else BY_NAME[stage].publishes[0], day)
+    check = Check(
+        name="earlier nights are there",
+        column=None,
+        severity="critical",
+        success=not damage,
+        observed="; ".join(str(one) for one in damage[:3]) + (f"; {len(damage) - 3} more" if len(damage) > 3 else ""),
+        expected="every file of the log, and every day that a gate has passed",
+    )
+    return TableResult(table=EARLIER_NIGHTS, day=day, rows=0, owner=owner, runbook=runbook, checks=[check])
 
 
 def _check_table(

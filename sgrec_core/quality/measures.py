@@ -54,6 +54,9 @@ def of_events(events: pa.Table, items: pa.Table, users: pa.Table) -> Iterator[Me
         draws = min(number, pc.count_distinct(events["item_id"]).as_py())
         for dimension, figure in _quantiles(events[name], draws):
             yield Measured(metric=name, dimension=dimension, figure=figure)
+        largest = pc.max(events[name]).as_py()
+        if largest is not None:
+            yield Measured(metric="largest", dimension=name, figure=Figure(value=largest, error=0))
 
 
 def of_catalogue(items: pa.Table) -> Iterator[Measured]:

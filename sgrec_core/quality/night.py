@@ -17,7 +17,7 @@ from sgrec_core.lake import Lake, load_contract
 from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
 from sgrec_core.quality.alarms import Alarm, alarms, inherited_alarms, verdict
 from sgrec_core.quality.cause import Cause, cause_of_night, measured_by
-from sgrec_core.quality.gates import JUDGE_CALLS, RAW_LOGS, rows_of_day
+from sgrec_core.quality.gates import EARLIER_NIGHTS, JUDGE_CALLS, RAW_LOGS, rows_of_day
 from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
 from sgrec_core.quality.validation import Check, TableResult, read_results, short
 from sgrec_core.runtime.runs import DONE, last_runs
@@ -152,6 +152,8 @@ def _results_of_run(reports: Path, steps: list[Step]) -> list[TableResult]:
         current.add(RAW_LOGS)
     if "aspect_scores" in current:
         current.add(JUDGE_CALLS)
+    if current:
+        current.add(EARLIER_NIGHTS)
     return [result for result in read_results(reports) if result.table in current]
 
 

@@ -240,6 +240,7 @@ def test_a_landing_of_which_half_was_lost_without_a_word_stops_the_night(tmp_pat
     (folder / "hold" / "p.jsonl").write_bytes(text(slice(1600, 1800)))
     (inside / "eu").symlink_to(folder / "hold")
     (inside / "_temporary" / "0" / "part-9.jsonl").write_bytes(text(slice(0, 100)).replace(b'"e', b'"t'))
+    (inside / "page.jsonl.gz").write_bytes(gzip.compress(b"<html>\n\n<body>503 Service Unavailable</body>\n</html>\n"))
     landing.write_jsonl(folder / "catalogue" / "c.jsonl", [{"item_id": "i1"}, {"item_id": "i2"}])
 
     settings = Settings(home=tmp_path / "home", input=f"logs:{tmp_path / 'logs'}")
@@ -253,17 +254,23 @@ def test_a_landing_of_which_half_was_lost_without_a_word_stops_the_night(tmp_pat
     assert {path: row["ended"] for path, row in files.items() if row["ended"] != "complete"} == {
         "events/_temporary": "left_out",
         "events/dup.csv": "unreadable",
+        "events/page.jsonl.gz": "unreadable",
         "events/part-2.jsonl.bz2": "broken_off",
     }
     assert files["events/dup.csv"]["rows_unread"] == 100
     gate = check_stage(settings, "ingest_events", DAY)
     assert gate.message is not None
-    assert "check 'files read to their end': 2 of 8 files, e.g. " in gate.message
+    assert "check 'files read to their end': 3 of 9 files, e.g. " in gate.message
+    assert (files["events/page.jsonl.gz"]["detail"], files["events/page.jsonl.gz"]["rows_rejected"]) == (
+        "no line of it is a row",
+        3,
+    )
     assert "dup.csv: the header names item_id more than once" in gate.message or "part-2.jsonl.bz2" in gate.message
 
     # Mended, it passes: the damaged files are written again.
     (inside / "part-2.jsonl.bz2").write_bytes(bz2.compress(text(slice(900, 1300))))
     landing.write_csv(inside / "dup.csv", rows[1300:1400])
+    (inside / "page.jsonl.gz").unlink()
     assert ingest(settings)[0] == 0
     assert lake.count("events") == 1800
     assert check_stage(settings, "ingest_events", DAY).message is None

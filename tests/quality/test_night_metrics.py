@@ -122,12 +122,20 @@ def replay(logs: Logs, before: Logs) -> Logs:
     return {**logs, "events": [{**row, "event_time": row["event_time"] + DAY_MILLISECONDS} for row in before["events"]]}
 
 
+def one_bid_beyond_all(logs: Logs, _: Logs) -> Logs:
+    """It moves no quantile, and is most of the expected revenue."""
+    first = logs["events"][0]["item_id"]
+    changed = ({**row, "bid": 1e5 * row["bid"]} if row["item_id"] == first else row for row in logs["events"])
+    return {**logs, "events": list(changed)}
+
+
 INCIDENTS: list[tuple[Callable[[Logs, Logs], Logs], str]] = [
     (half, "raw_rows event"),
     (all_clicked, "events impression"),
     (in_cents, "price median"),
     (tenth_of_the_catalogue, "items"),
     (replay, "seen_before"),
+    (one_bid_beyond_all, "largest bid"),
 ]
 
 
@@ -176,6 +184,23 @@ def test_a_mended_day_is_as_if_nothing_had_been_and_what_was_out_is_no_past(
     version = Lake(settings.lake_root).version(TABLE)
     check_stage(settings, "ingest_events", DAYS[1], force=True)
     assert Lake(settings.lake_root).version(TABLE) == version, "the same figures are not written again"
+
+
+def test_a_table_that_lost_earlier_nights_stops_the_night_that_makes_it_anew(
+    settings: Settings, clean: Rows, logs: dict[str, Logs], tmp_path: Path
+) -> None:
+    home = shutil.copytree(settings.home, tmp_path / "home")
+    settings = settings.model_copy(update={"home": home})
+    published(settings, DAYS[1], logs[DAYS[1]])
+    assert published(settings, DAYS[2], logs[DAYS[2]]).state == "finished"
+    shutil.rmtree(home / "lake" / "events")
+    gate = published(settings, DAYS[2], logs[DAYS[2]])
+    assert gate.state == "failed"
+    assert gate.message is not None
+    assert f"table events has lost the partition day={DAYS[0]}" in gate.message
+    for day in DAYS:
+        gate = published(settings, day, logs[day])
+    assert gate.state == "finished", "each day was run again"
 
 
 def test_a_level_that_a_person_accepts_is_the_past_of_later_nights(
