@@ -93,7 +93,7 @@ def lost_files(files: Sequence[RawFileRead]) -> Iterator[Finding]:
         if of_record:
             worst, total = of_record[0], sum(one.record == record for one in files)
             kind = {"broken_off": "truncated_file", "missing": "missing_file"}.get(worst.ended, "unreadable_file")
-            said = "is missing" if worst.ended == "missing" else "was not read to its end"
+            said = {"missing": "is missing", "unreadable": "was not read"}.get(worst.ended, "was not read to its end")
             beside = f"; so {'are' if len(of_record) > 2 else 'is'} {_few(of_record[1:])}" if of_record[1:] else ""
             sentence = (
                 f"{worst.path} {said}: {worst.detail} ({len(of_record)} of {total} {FOLDER_OF[record]} files){beside}"
