@@ -64,13 +64,15 @@ def nightly(
     if told:
         show_summary(settings, day)
     summary = read_summary(settings, day) if told else {}
-    cause = (summary.get("cause") or {}).get("reason")
+    cause = summary.get("cause") or {}
     if outcome.exit_code:
-        why = f"{summary['stopped_at']}: {cause}" if cause and summary["stopped_at"] else outcome.reason
+        # Of what no rule knows the night's own words say more: where its output is.
+        is_known = cause.get("kind", "unknown") != "unknown" and summary["stopped_at"]
+        why = f"{summary['stopped_at']}: {cause['reason']}" if is_known else outcome.reason
         complain(f"night {day} stopped at {why}")
         raise typer.Exit(1)
     if summary.get("verdict") == AMBER:
-        complain(f"night {day} is amber: {cause}")
+        complain(f"night {day} is amber: {cause.get('reason')}")
         raise typer.Exit(1 if strict else EXIT_CODES[AMBER])
 
 

@@ -96,6 +96,17 @@ class Display:
         self._progress.update(self._bar, description=text, completed=done, total=total, counts=counts)
 
 
+def how_it_ended(failure: Mapping[str, Any]) -> str:
+    """What the scheduler recorded of a process that said nothing itself, in words."""
+    code = failure.get("exit_code")
+    # 128 + the signal's number is how a shell reports a killed process.
+    if code in (137, -9):
+        return "was killed, most likely for want of memory"
+    return (
+        f"ended with exit code {code}" if code is not None else str(failure.get("exception") or "the task was killed")
+    )
+
+
 def why_stopped(failed: Mapping[str, str], failures: list[dict[str, Any]], log: Path) -> str:
     """One line: what the failed stage said, else how Airflow saw its process end, else where to look.
 
@@ -104,10 +115,5 @@ def why_stopped(failed: Mapping[str, str], failures: list[dict[str, Any]], log: 
     for stage, message in failed.items():
         return f"{stage}: {message.strip()}"
     for failure in failures:
-        code = failure.get("exit_code")
-        # 128 + the signal's number is how a shell reports a killed process.
-        ended = f"ended with exit code {code}" if code is not None else str(failure.get("exception"))
-        if code in (137, -9):
-            ended = "was killed, most likely for want of memory"
-        return f"{failure.get('stage')}: {ended}; its output is in {log}"
+        return f"{failure.get('stage')}: {how_it_ended(failure)}; its output is in {log}"
     return f"Airflow ended before the night did; its output is in {log}"

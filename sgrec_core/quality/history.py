@@ -40,6 +40,8 @@ class Allowed:
     """Floor in units of the value."""
     spread: float = 5.0
     """Robust standard deviations of the past."""
+    least: float = 0.0
+    """No value lies below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def band(past: Sequence[Figure], allowed: Allowed, *, size: float | None = None,
     name, width = max(widths.items(), key=lambda item: item[1])
     nights = f"{len(past)} earlier night{'s' if len(past) > 1 else ''}{of}"
     how = f"{number(float(middle))}, median of {nights}, give or take {number(float(width))}: {name}"
-    return Band(low=max(0.0, middle - width), high=middle + width, how=how)
+    return Band(low=max(allowed.least, middle - width), high=middle + width, how=how)
 
 
 def same_weekday(past: Sequence[tuple[str, Figure]], day: str) -> tuple[list[Figure], str]:

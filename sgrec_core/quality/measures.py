@@ -86,6 +86,28 @@ def of_files(files: pa.Table, error_of_events: float) -> Iterator[Measured]:
         yield Measured(metric="rejected_share", figure=_share(min(rejected, rows), rows))
 
 
+def of_judge(scores: pa.Table, version: str) -> Iterator[Measured]:
+    """Of scored calls (state_id, aspects, scores) by one judge: mean and spread of each aspect's scores.
+
+    The calls of one state are one draw: a judge that says the same of everything has no spread, one that says the
+    opposite another mean.
+    """
+    if not scores.num_rows:
+        return
+    states = scores["state_id"].dictionary_encode().combine_chunks().indices.to_numpy()
+    sizes = np.bincount(states)
+    aspects = scores["aspects"][0].as_py()
+    values = scores["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, len(aspects))
+    for aspect, of_aspect in zip(aspects, values.T, strict=True):
+        mean, spread = float(of_aspect.mean()), float(of_aspect.std())
+        by_state = np.bincount(states, weights=of_aspect - mean)
+        error = float((by_state**2).sum()) ** 0.5 / len(of_aspect)
+        dimension = f"{aspect} ({version[:8]})"
+        yield Measured(metric="judge_mean", dimension=dimension, figure=Figure(value=mean, error=error))
+        error = spread / (2 * len(sizes)) ** 0.5
+        yield Measured(metric="judge_spread", dimension=dimension, figure=Figure(value=spread, error=error))
+
+
 def item_overlap(events: pa.Table, before: pa.Table) -> Measured:
     """What the items' shares of the events have in common on two days: 1 minus their total variation distance."""
     today, earlier = (_item_shares(rows["item_id"]) for rows in (events, before))

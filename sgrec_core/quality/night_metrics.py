@@ -50,6 +50,8 @@ class Metric:
     points: float = 0.0
     expected: float | None = None
     """Known without a past."""
+    least: float = 0.0
+    """No value lies below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,12 @@ class Declaration:
     def figures(self) -> list[tuple[str, str]]:
         """Metric and dimension of each, in their order."""
         return [(metric.metric, dimension) for metric in self.metrics.values() for dimension in metric.dimensions]
+
+    def place_of(self, measured: Measured) -> int:
+        """Among the figures; dimensions that are not declared, such as aspects, share the metric's first place."""
+        dimensions = self.metrics[measured.metric].dimensions
+        known = measured.dimension if measured.dimension in dimensions else dimensions[0]
+        return self.figures.index((measured.metric, known))
 
     @property
     def deviations(self) -> float:
@@ -138,6 +146,7 @@ def banded(measures_of_day: Iterable[Measured], past: Past, day: str) -> Iterato
             relative=metric.relative,
             points=metric.points,
             spread=declaration.spread,
+            least=metric.least,
         )
         if metric.expected is not None:
             band_of = Band(
@@ -158,7 +167,7 @@ def _row(settings: Settings, day: str, metric: Metric, measured: Measured, of: B
         "stage": metric.stage,
         "metric": measured.metric,
         "dimension": measured.dimension,
-        "place": declared().figures.index((measured.metric, measured.dimension)),
+        "place": declared().place_of(measured),
         # Sums come in any order: rounded, they are the same again.
         "value": float(f"{of_day.value:.10g}"),
         "error": float(f"{of_day.error:.10g}"),
@@ -248,6 +257,21 @@ def _business(lake: Lake, day: str) -> Iterator[Measured]:
         yield Measured(metric="click_auc", figure=Figure(value=auc, error=error, size=clicked))
 
 
+def _judged(lake: Lake, day: str) -> Iterator[Measured]:
+    """Of the night's own calls. Another judge has a past of its own: its version is part of the dimension."""
+    scored = last_done(lake, day, "score_aspects")
+    version = scored.facts.get("judge_version") if scored else None
+    if version is None:
+        return
+    rows = lake.read(
+        "aspect_scores",
+        where={"judge_version": version, "day": day},
+        columns=["state_id", "aspects", "scores"],
+        ordered=False,
+    )
+    yield from measures.of_judge(rows.filter(pc.is_valid(rows["scores"])), version)
+
+
 def _evaluation(lake: Lake, day: str) -> Iterator[Measured]:
     where = {"day": day, "role": SUPERVISED, "split": "validation", "metric": "ndcg", "cutoff": 10, "bucket": "all"}
     for row in lake.read("evaluations", where=where).to_pylist():
@@ -259,6 +283,7 @@ MEASURES: dict[str, Callable[[Lake, str], Iterable[Measured]]] = {
     "ingest_events": _ingested,
     "build_states": _states,
     "fit_business_reward": _business,
+    "score_aspects": _judged,
     "evaluate_generator": _evaluation,
 }
 """By stage."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.files import json_lines
+from sgrec_core.night.display import how_it_ended
 from sgrec_core.runtime.runs import Run
 from sgrec_core.runtime.stages import STAGES, Stage
 
@@ -81,7 +82,7 @@ def _step(name: str, run: Run | None, failure: Mapping[str, Any] | None, newest:
         state = run.state
     message = run.message if run else None
     if state == "failed" and failure and not message:
-        message = str(failure.get("exception") or "the task was killed")
+        message = how_it_ended(failure)
     return Step(
         name=name,
         state=state,

@@ -7,18 +7,21 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
+from small_night import ASPECTS, run_night
 from typer.testing import CliRunner
 
 from jobs import ingest_events
 from sgrec_core.cli import app
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.logs import landing
+from sgrec_core.quality import measures
 from sgrec_core.quality.alarms import TABLE, alarms, critical_in_words, held_in_words, inherited_alarms, verdict
 from sgrec_core.quality.gates import Gate, check_stage
-from sgrec_core.quality.night_metrics import MEASURES, declared, measured_behind
+from sgrec_core.quality.night_metrics import MEASURES, Past, banded, declared, measured_behind
 from sgrec_core.registry.promotions import login
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.stages import STAGES
@@ -184,6 +187,54 @@ def test_a_mended_day_is_as_if_nothing_had_been_and_what_was_out_is_no_past(
     version = Lake(settings.lake_root).version(TABLE)
     check_stage(settings, "ingest_events", DAYS[1], force=True)
     assert Lake(settings.lake_root).version(TABLE) == version, "the same figures are not written again"
+
+
+def judged(seed: int, change: Callable[[float], float] = lambda score: score) -> pa.Table:
+    """Calls about 60 states with 8 candidates each; what a state's user likes lies in all of its scores."""
+    draws = np.random.default_rng(seed)
+    rows = [
+        {"state_id": f"s{state}", "aspects": ["fit", "price"], "scores": [change(score), 0.5]}
+        for state, taste in enumerate(draws.normal(0.4, 0.2, 60))
+        for score in taste + draws.normal(0, 0.2, 8)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "out"),
+    [
+        (lambda score: score, {}),
+        (lambda score: 0.4, {"judge_spread fit (v1)": "critical"}),
+        (lambda score: -score, {"judge_mean fit (v1)": "critical"}),
+    ],
+    ids=["as before", "of one mind", "inverted"],
+)
+def test_a_judge_that_tells_nothing_apart_or_says_the_opposite_is_out(
+    change: Callable[[float], float], out: dict[str, str]
+) -> None:
+    past: Past = {}
+    for one in measures.of_judge(judged(1), "v1"):
+        past[one.metric, one.dimension] = [(DAYS[0], one.figure)]
+    found = {
+        f"{one.metric} {one.dimension}": metric.severity
+        for metric, one, band in banded(measures.of_judge(judged(2, change), "v1"), past, DAYS[1])
+        if band is None or not band.holds(one.figure.value)
+    }
+    assert found == out
+    others = banded(measures.of_judge(judged(2, change), "v2"), past, DAYS[1])
+    assert all(band is None for _, _, band in others), "another judge has no past"
+
+
+def test_the_judge_is_measured_behind_its_stage(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    for day in DAYS[:2]:
+        run_night(settings, day, until="score_aspects")
+    rows = Lake(settings.lake_root).read(TABLE, where={"day": DAYS[1], "stage": "score_aspects"}).to_pylist()
+    named = {(row["metric"], row["dimension"].partition(" ")[0]): row for row in rows}
+    assert set(named) == {(metric, aspect) for metric in ("judge_mean", "judge_spread") for aspect in ASPECTS}
+    assert [named["judge_mean", aspect]["value"] for aspect in ASPECTS] == [0.5, 0.0, -0.5]
+    assert {row["status"] for row in rows} == {"in"}
+    assert len({row["place"] for row in rows}) == 2
 
 
 def test_a_table_that_lost_earlier_nights_stops_the_night_that_makes_it_anew(
