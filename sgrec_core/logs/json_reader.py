@@ -121,8 +121,9 @@ def _json_row(number: int, data: bytes, limits: Limits) -> RawRow:
 
 
 def json_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow]:
-    """The elements of one JSON array, which may be spread over lines in any way."""
+    """The elements of one JSON array, which may be spread over lines in any way, by their numbers."""
     decoder, held, line, opened = codecs.getincrementaldecoder("utf-8")(), "", 1, False
+    number = 0
     pieces = text_chunks(path, reading)
 
     def broken(reason: str, what: str) -> BrokenOffError:
@@ -157,7 +158,8 @@ def json_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> I
                 is_whole = False
             if not is_whole:
                 break
-            yield _json_row(line, held[at:end].encode(), limits)
+            number += 1  # many elements may stand on one line
+            yield _json_row(number, held[at:end].encode(), limits)
             line, at = line + held.count("\n", at, end), end
         held = held[at:]
 

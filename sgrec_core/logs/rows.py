@@ -87,7 +87,8 @@ class RawRow(NamedTuple):
     """One row as read, before anyone asked whether it makes sense."""
 
     line: int
-    """Physical line where the row begins, or row number of a Parquet file, from 1; 0: the file as a whole."""
+    """Physical line where the row begins, or which element of a JSON array or row of a Parquet file it is, from 1; 0:
+    the file as a whole. No two rows of a file have the same."""
     fields: dict[str, Any] | None
     raw_text: str | None
     problem: Problem | None = None

@@ -131,7 +131,16 @@ def test_an_array_is_read_a_piece_at_a_time(tmp_path: Path) -> None:
     rows = [{**row, "placement": "x" * 200} for row in events(2000)]
     accepted, rejected, reading = read(tmp_path / "a.json", json.dumps(rows, indent=1).encode())
     assert (len(accepted), rejected, reading.rows) == (2000, [], 2000)
-    assert [row.line for row in accepted[:3]] == [2, 11, 20]
+    assert [row.line for row in accepted[:3]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (",\n", ": "), (",\n\n\n", ":")])
+def test_no_two_elements_of_an_array_have_one_place(tmp_path: Path, separators: tuple[str, str]) -> None:
+    rows = events(5)
+    rows[2]["user_id"] = None
+    accepted, rejected, _ = read(tmp_path / "a.json", json.dumps(rows, separators=separators).encode())
+    assert [row.line for row in accepted] == [1, 2, 4, 5]
+    assert [row.line for row in rejected] == [3]
 
 
 @pytest.mark.parametrize(
