@@ -103,6 +103,11 @@ def test_zeros_behind_a_stream_are_padding_only_where_the_format_says_so(tmp_pat
         ("000000_0", delimited(events(10), "\x01"), "csv"),
         ("part-00000", gzip.compress(jsonl(events(10))), "jsonl"),
         ("zipped.jsonl", zstd.compress(jsonl(events(10))), "jsonl"),
+        ("array.jsonl", b"\n " + json.dumps(events(10)).encode() + b"\n", "json"),
+        ("array.ndjson.gz", gzip.compress(json.dumps(events(10), indent=0).encode()), "json"),
+        ("returns.jsonl", jsonl(events(10)).replace(b"\n", b"\r"), "jsonl"),
+        ("returns.jsonl.gz", gzip.compress(jsonl(events(10)).replace(b"\n", b"\r")), "jsonl"),
+        ("returns.csv", delimited(events(10)).replace(b"\n", b"\r"), "csv"),
     ],
 )
 def test_what_a_file_holds_is_known_by_its_content(tmp_path: Path, name: str, content: bytes, format: str) -> None:
@@ -132,6 +137,27 @@ def test_an_array_is_read_a_piece_at_a_time(tmp_path: Path) -> None:
     accepted, rejected, reading = read(tmp_path / "a.json", json.dumps(rows, indent=1).encode())
     assert (len(accepted), rejected, reading.rows) == (2000, [], 2000)
     assert [row.line for row in accepted[:3]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [10, 1000])
+def test_any_end_of_lines_gives_the_same_rows(tmp_path: Path, end: bytes, size: int) -> None:
+    rows = events(size)
+    rows[1]["placement"] = "list\r"  # JSON writes it out
+    accepted, rejected, _ = read(tmp_path / "a.jsonl", jsonl(rows).replace(b"\n", end))
+    assert [(row.line, row.values["event_id"]) for row in accepted] == [(n + 1, f"e{n}") for n in range(size)]
+    assert rejected == []
+
+
+def test_a_return_within_a_line_is_a_space_where_lines_have_feeds(tmp_path: Path) -> None:
+    accepted, rejected, _ = read(tmp_path / "a.jsonl", jsonl(events(2)).replace(b", ", b",\r"))
+    assert (len(accepted), rejected) == (2, [])
+
+
+def test_a_first_line_that_is_an_array_costs_itself_alone(tmp_path: Path) -> None:
+    accepted, rejected, reading = read(tmp_path / "a.jsonl", b'[{"event_id": "e"}]\n' + jsonl(events(3)))
+    assert (len(accepted), [(row.line, row.reason) for row in rejected]) == (3, [(1, "wrong_type")])
+    assert reading.format == "jsonl"
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (",\n", ": "), (",\n\n\n", ":")])
