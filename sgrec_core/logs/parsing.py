@@ -22,7 +22,7 @@ from sgrec_core.logs.mapper import UPDATED, MappingError, mapper_of
 from sgrec_core.logs.mapping import TARGETS, LogMapping
 from sgrec_core.logs.readers import read_in_batches
 from sgrec_core.logs.rows import GoodRows, Layout, Limits, Problem, Reading
-from sgrec_core.logs.text import canonical_json, storable
+from sgrec_core.logs.text import canonical_json, plain_json, storable
 from sgrec_core.settings import IngestSettings, Settings
 
 TABLES: dict[Record, str] = {"event": "events", "item": "items", "user": "users"}
@@ -258,7 +258,8 @@ def _user(fields: "Fields") -> dict[str, Any]:
     if not isinstance(profile, dict):
         raise InvalidRowError("wrong_type", f"column profile: {shown(profile)} is not a JSON object")
     try:
-        text = canonical_json({str(name): value for name, value in profile.items() if value not in (None, "")})
+        told = plain_json(profile)
+        text = canonical_json({name: value for name, value in told.items() if value not in (None, "")})
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRowError("wrong_type", f"column profile: cannot be told as JSON: {str(error)[:200]}") from error
     return {"user_id": user_id, "profile": checked_text("profile", text, "users")}

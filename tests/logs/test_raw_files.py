@@ -8,7 +8,9 @@ import lzma
 import os
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +43,13 @@ def jsonl(rows: list[dict]) -> bytes:
 
 def delimited(rows: list[dict], by: str = ",") -> bytes:
     return "".join(by.join(map(str, line)) + "\n" for line in [list(rows[0]), *(row.values() for row in rows)]).encode()
+
+
+def profiles(path: Path) -> dict[str, object]:
+    """What becomes of a file of profiles, by user; none is rejected."""
+    rows = list(parse_file(RawFile(record="user", name=f"profiles/{path.name}", path=path), DAY, Options(), Reading()))
+    assert not [row for row in rows if isinstance(row, Rejected)]
+    return {row.values["user_id"]: json.loads(row.values["profile"]) for row in rows if isinstance(row, Accepted)}
 
 
 def read(path: Path, content: bytes | None = None, **options: object) -> tuple[list[Accepted], list[Rejected], Reading]:
@@ -323,6 +332,28 @@ def test_a_value_of_parquet_costs_its_row_at_most(
     assert (reading.ended, reading.bytes_consumed) == ("complete", reading.bytes)
     if "user_id" not in columns and accepted:
         assert found[0].values["event_time"] == datetime(2026, 1, 5, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (pa.array([date(1990, 1, 2), None]), "1990-01-02"),
+        (pa.array([1767607200123456, None], pa.timestamp("us", "UTC")), "2026-01-05T10:00:00.123456+00:00"),
+        (pa.array([1767607200123456789, None], pa.timestamp("ns")), "2026-01-05T10:00:00.123456"),
+        (pa.array([clock(10, 30), None]), "10:30:00"),
+        (pa.array([timedelta(minutes=90), None]), "1:30:00"),
+        (pa.array([Decimal("12345678901234567890.10"), None]), "12345678901234567890.10"),
+        (pa.array([b"caf\xe9", None]), "caf\\xe9"),
+        (pa.array([0.5, float("nan")]), 0.5),
+        (pa.array([0.5, float("inf")]), 0.5),
+        (pa.array([[1.0, float("nan")], None]), [1.0, None]),
+        (pa.array([{"born": date(1990, 1, 2)}, None]), {"born": "1990-01-02"}),
+        (pa.array([[("a", Decimal(1))], None], pa.map_(pa.string(), pa.decimal128(3, 1))), [["a", "1.0"]]),
+    ],
+)  # fmt: skip
+def test_a_profile_of_parquet_is_told_in_json(tmp_path: Path, values: pa.Array, told: object) -> None:
+    pq.write_table(pa.table({"user_id": ["u1", "u2"], "a": values, "b": [1, 2]}), tmp_path / "p.parquet")
+    assert profiles(tmp_path / "p.parquet") == {"u1": {"a": told, "b": 1}, "u2": {"b": 2}}
 
 
 def test_parquet_with_one_name_for_two_columns_is_not_guessed(tmp_path: Path) -> None:
