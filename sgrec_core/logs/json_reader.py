@@ -1,10 +1,8 @@
-"""JSON Lines, many at once where nothing is odd about them, and JSON arrays."""
+"""JSON Lines, many at once where nothing is odd about them."""
 
-import codecs
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,10 @@ from sgrec_core.logs.rows import (
     not_utf8,
     too_long,
 )
-from sgrec_core.logs.streams import Line, lines_of, text_chunks
+from sgrec_core.logs.streams import Line, lines_of
 
 BATCH, BATCH_BYTES = 16_384, 1 << 23
 """Lines that are looked at together, at most, and bytes of them but for the last."""
-SHOWN = 4096
-"""Bytes of what follows damage that are kept."""
 
 
 def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow | GoodRows]:
@@ -44,7 +40,7 @@ def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> 
             if line.length > limits.line_bytes:
                 yield too_long(line.number, line.data, line.length, limits)
             elif line.data and not line.data.isspace():
-                yield _json_row(line.number, line.data, limits)
+                yield json_row(line.number, line.data, limits)
 
 
 def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
@@ -67,7 +63,7 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[GoodRows | None, list[Line]]:
     """Rows that ``layout.good`` takes out, and the lines of all others.
 
-    Arrow's reader refuses what `_json_row` refuses, for the whole batch; but for three things, which are looked for
+    Arrow's reader refuses what `json_row` refuses, for the whole batch; but for three things, which are looked for
     here: several objects on a line, numbers that JSON does not have, bytes that are no UTF-8.
     """
     if layout.good is None or layout.known is None or not lines:
@@ -101,11 +97,12 @@ def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[Good
     return GoodRows(numbers.filter(good), rows, texts.filter(good)), rest
 
 
-def _json_row(number: int, data: bytes, limits: Limits) -> RawRow:
+def json_row(number: int, data: bytes, limits: Limits) -> RawRow:
+    """The row of one JSON object, by its line or its number."""
     raw_text = clipped(data, limits.raw_text)
     try:
         text = data.decode("utf-8")
-        value = _DECODER.decode(text)
+        value = DECODER.decode(text)
         if isinstance(value, dict) and len(_KEY.findall(text)) != len(value):
             # A key may be there twice, or an object stands within: slower, and only then, is looked who it is.
             json.loads(text, object_pairs_hook=_no_key_twice)
@@ -120,55 +117,10 @@ def _json_row(number: int, data: bytes, limits: Limits) -> RawRow:
     return RawRow(number, value, raw_text)
 
 
-def json_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow]:
-    """The elements of one JSON array, which may be spread over lines in any way, by their numbers."""
-    decoder, held, line, opened = codecs.getincrementaldecoder("utf-8")(), "", 1, False
-    number = 0
-    pieces = text_chunks(path, reading)
-
-    def broken(reason: str, what: str) -> BrokenOffError:
-        return BrokenOffError(Problem(reason, f"line {line}: {what}"), held[:SHOWN].encode())
-
-    for piece in chain(pieces, [None]):
-        try:
-            held += decoder.decode(piece or b"", final=piece is None)
-        except UnicodeDecodeError as error:
-            raise broken(*not_utf8(error)) from error
-        at = 0
-        while True:
-            begin = _BETWEEN.match(held, at).end() if opened else len(held) - len(held.lstrip())  # type: ignore[union-attr]
-            line, at = line + held.count("\n", at, begin), begin
-            if at == len(held):
-                if piece is None:
-                    raise broken("truncated_file", "the array is not closed")
-                break
-            if not opened:
-                opened, at = True, at + 1
-                continue
-            if held[at] == "]":
-                if held[at + 1 :].strip() or any(more.strip() for more in pieces):
-                    raise broken("invalid_json", "the array is closed, and more follows")
-                return
-            try:
-                _, end = _DECODER.raw_decode(held, at)
-                is_whole = end < len(held) or piece is None  # a number may go on
-            except (ValueError, RecursionError) as error:
-                if piece is None or len(held) - at > limits.line_bytes:
-                    raise broken("truncated_file", f"no JSON value that ends: {str(error)[:200]}") from error
-                is_whole = False
-            if not is_whole:
-                break
-            number += 1  # many elements may stand on one line
-            yield _json_row(number, held[at:end].encode(), limits)
-            line, at = line + held.count("\n", at, end), end
-        held = held[at:]
-
-
-_DECODER = json.JSONDecoder(parse_constant=lambda name: _no_constant(name))
+DECODER = json.JSONDecoder(parse_constant=lambda name: _no_constant(name))
 _OPENED = re.compile(rb'\s*\{\s*(?:"[^"]*"\s*:\s*[\[{]\s*)?')
 """A first line that only opens an object, or also the list within."""
 _KEY = re.compile(r'"\s*:')
-_BETWEEN = re.compile(r"[\s,]*")
 
 
 class _RepeatedKeyError(ValueError):

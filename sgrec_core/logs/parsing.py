@@ -155,6 +155,7 @@ def parse_file_in_batches(
         yield rejected(problem, row.line, row.raw_text)
     if reading.ended == "complete" and has_fields and nowhere:
         reading.ended, reading.detail = "unreadable", f"no row has {', '.join(sorted(nowhere))}"
+        reading.bytes_consumed = 0
         yield rejected(Problem("missing_field", reading.detail), 0, None)
 
 

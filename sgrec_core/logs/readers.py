@@ -8,8 +8,9 @@ How the file ended, and how much of it was read, is left in its `Reading`.
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from sgrec_core.logs.array_reader import json_rows
 from sgrec_core.logs.csv_reader import csv_rows
-from sgrec_core.logs.json_reader import json_rows, jsonl_rows
+from sgrec_core.logs.json_reader import jsonl_rows
 from sgrec_core.logs.parquet_reader import parquet_rows
 from sgrec_core.logs.rows import (
     BrokenOffError,
@@ -78,7 +79,7 @@ def _read(path: Path, name: str, limits: Limits, layout: Layout, reading: Readin
     except FileNotFoundError:
         yield ended("missing", Problem("missing_file", "the file vanished before it was read"))
     except UnreadableFileError as error:
-        reading.rows_unread = error.rows
+        reading.rows_unread, reading.bytes_consumed = error.rows, 0
         of = f"; its {error.rows:,} rows are not read" if error.rows else ""
         yield ended("unreadable", error.problem._replace(detail=error.problem.detail + of))
     except BrokenOffError as end:

@@ -21,7 +21,8 @@ class Reading:
 
     bytes: int = 0
     bytes_consumed: int = 0
-    """Of the file as it lies on disk."""
+    """Of the file as it lies on disk, up to where rows were lost: 0 of an unreadable file and of a compressed array
+    that breaks off, of other compressed files what stands before the stream that does."""
     format: str | None = None
     compression: str | None = None
     header: str | None = None

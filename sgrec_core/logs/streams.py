@@ -115,6 +115,7 @@ def _decompressed(stream: BinaryIO, compression: str, reading: Reading) -> Itera
             rescued = _rescue(stream, compression, begin, fed, decoded)
             if rescued:
                 yield rescued
+            reading.bytes_consumed = begin
             raise _broken_off(compression, total + len(rescued), str(error)) from error
         fed, decoded, total = fed + len(data), decoded + len(found), total + len(found)
         data, reading.bytes_consumed = b"", stream.tell()
@@ -124,6 +125,7 @@ def _decompressed(stream: BinaryIO, compression: str, reading: Reading) -> Itera
         if found:
             yield found
     if is_open:
+        reading.bytes_consumed = begin  # how much it lacks nobody knows
         raise _broken_off(compression, total, "the last stream has no end")
 
 

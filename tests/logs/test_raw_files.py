@@ -141,6 +141,63 @@ def test_a_damaged_array_keeps_the_rows_before_it(tmp_path: Path, content: bytes
         assert words in rejected[-1].detail
 
 
+GOOD_ROW = json.dumps(events(1)[0]).encode()
+ELEMENTS = [
+    GOOD_ROW,
+    GOOD_ROW[:-1] + b', "price": NaN}',
+    GOOD_ROW[:-1] + b', "x": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+    GOOD_ROW[:-1] + b', "x": ' + b"1" * 5000 + b"}",
+    GOOD_ROW[:-1] + b', "x": "\xff\\" ]},{"}',
+    GOOD_ROW[:-1] + b', "user_id": "u2"}',
+    GOOD_ROW.replace(b"u1", "caf\u00e9".encode()),
+    b"NaN",
+    b"oops",
+    b"[1, {}]",
+    b'"text"',
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    elements=st.lists(st.sampled_from(ELEMENTS), min_size=1, max_size=30),
+    between=st.sampled_from([b",", b",\n", b" ,\r\n "]),
+    padding=st.integers(0, 70_000),
+)
+def test_an_element_of_an_array_costs_what_a_line_costs(
+    tmp_path: Path, elements: list[bytes], between: bytes, padding: int
+) -> None:
+    """Wherever the pieces end that a file is read in."""
+    array = b"[" + b" " * padding + between.join(elements) + b"]\n"
+    found = [read(tmp_path / "a.json", array), read(tmp_path / "a.jsonl", b"{}\n" + b"\n".join(elements))]
+    (good, bad, reading), (good_lines, bad_lines, _) = found
+    assert [row.line + 1 for row in good] == [row.line for row in good_lines]
+    bad_rows = [(row.line + 1, row.reason) for row in bad if row.line]
+    assert bad_rows == [(row.line, row.reason) for row in bad_lines if row.line > 1]
+    assert reading.rows == len(elements)
+    if good:
+        assert (reading.ended, reading.bytes_consumed) == ("complete", len(array))
+
+
+@pytest.mark.parametrize("count", [2, 3000])
+@pytest.mark.parametrize("cut", [b", ", b', {"event', b', {"event_id": "caf\xc3', b']\n{"x": 1}'])
+def test_what_was_read_of_an_array_ends_where_its_rows_do(tmp_path: Path, count: int, cut: bytes) -> None:
+    whole = json.dumps(events(count))[:-1].encode()
+    accepted, rejected, reading = read(tmp_path / "a.json", whole + cut)
+    assert (len(accepted), len(rejected), reading.ended) == (count, 1, "broken_off")
+    assert reading.bytes - reading.bytes_consumed == len(cut.removeprefix(b", ").removeprefix(b"]"))
+    _, _, reading = read(tmp_path / "a.json.gz", gzip.compress(whole + cut))
+    assert (reading.ended, reading.bytes_consumed) == ("broken_off", 0)
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_of_a_compressed_file_that_is_cut_no_byte_of_the_cut_stream_counts(tmp_path: Path, kind: str) -> None:
+    first, second = (COMPRESS[kind](jsonl(events(count))) for count in (5, 500))
+    for before in (b"", first):
+        accepted, _, reading = read(tmp_path / f"a.jsonl.{kind}", before + second[: len(second) // 2])
+        assert (reading.ended, reading.bytes_consumed) == ("broken_off", len(before))
+        assert len(accepted) >= 5 * bool(before)
+
+
 def test_an_array_is_read_a_piece_at_a_time(tmp_path: Path) -> None:
     rows = [{**row, "placement": "x" * 200} for row in events(2000)]
     accepted, rejected, reading = read(tmp_path / "a.json", json.dumps(rows, indent=1).encode())
