@@ -14,6 +14,7 @@ from sgrec_core.logs.mapper import mapper_of
 from sgrec_core.logs.parsing import LAYOUTS, Accepted, Options, parse_file
 from sgrec_core.logs.readers import read_rows
 from sgrec_core.logs.rows import Layout, RawRow, Reading
+from sgrec_core.logs.text import storable
 
 SAMPLED = 200
 """Rows of a file by which its columns are told."""
@@ -122,7 +123,7 @@ def check_file(file: RawFile, day: str, options: Options, most_rows: int) -> tup
     for sample in samples:
         for name, value in (sample.fields or {}).items():
             if value not in (None, ""):
-                columns.setdefault(name, str(value)[:60])
+                columns.setdefault(storable(str(name)), storable(str(value)[:60]))
     layout = layout_of(file, options)
     known = {*layout.required, *(layout.known or columns)}
     missing = [name for name in layout.required if samples and name not in columns and columns]
@@ -209,5 +210,5 @@ def unknown_columns(file: RawFile, options: Options) -> list[str]:
         return []
     found: dict[str, None] = {}
     for row in islice(raw_rows(file, options), SAMPLED):
-        found |= dict.fromkeys(name for name in row.fields or {} if name not in known)
+        found |= dict.fromkeys(storable(str(name)) for name in row.fields or {} if name not in known)
     return list(found)
