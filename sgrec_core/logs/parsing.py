@@ -252,21 +252,28 @@ def _item(fields: "Fields") -> dict[str, Any]:
 
 
 def _user(fields: "Fields") -> dict[str, Any]:
-    """A profile is everything that a row says beside the user's id, or what its ``profile`` holds."""
+    """A profile is what the row's ``profile`` holds and everything that the row says beside it."""
     user_id = fields.identifier("user_id", "users")
-    profile = fields.get("profile")
-    if profile is None:
-        profile = {name: value for name, value in fields.items() if name != "user_id"}
-    elif isinstance(profile, str):
+    inner = fields.get("profile")
+    if isinstance(inner, str):
         try:
-            profile = json.loads(profile)
+            inner = json.loads(inner)
         except (ValueError, RecursionError) as error:
             raise InvalidRowError("invalid_json", f"column profile: {str(error)[:200]}") from error
-    if not isinstance(profile, dict):
-        raise InvalidRowError("wrong_type", f"column profile: {shown(profile)} is not a JSON object")
+    elif inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise InvalidRowError("wrong_type", f"column profile: {shown(inner)} is not a JSON object")
     try:
-        told = plain_json(profile)
-        text = canonical_json({name: value for name, value in told.items() if value not in (None, "")})
+        profile = {name: value for name, value in plain_json(inner).items() if value is not None}
+        beside = plain_json({name: value for name, value in fields.items() if name not in ("user_id", "profile")})
+        for name, value in beside.items():
+            if value not in (None, "") and profile.setdefault(name, value) != value:
+                detail = (
+                    f"column {name} says {shown(value)}, and profile {shown(profile[name])}; which one counts is not"
+                )
+                raise InvalidRowError("repeated_field", f"{detail} known")
+        text = canonical_json(profile)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRowError("wrong_type", f"column profile: cannot be told as JSON: {str(error)[:200]}") from error
     return {"user_id": user_id, "profile": checked_text("profile", text, "users")}

@@ -392,6 +392,35 @@ def test_a_value_of_parquet_costs_its_row_at_most(
 
 
 @pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"age": 4, "profile": {"q": 1}}, {"age": 4, "q": 1}),
+        ({"age": 4, "profile": '{"q": 1}'}, {"age": 4, "q": 1}),
+        ({"age": 4, "profile": {"age": 4}}, {"age": 4}),
+        ({"age": 4, "profile": {}}, {"age": 4}),
+        ({"age": 4, "profile": None}, {"age": 4}),
+        ({"age": "", "city": None, "profile": {"age": 4}}, {"age": 4}),
+        ({"age": ""}, {}),
+        ({"profile": {"a": "", "b": None, "c": [""], "d": 0, "e": False, "f": {}}},
+         {"a": "", "c": [""], "d": 0, "e": False, "f": {}}),
+    ],
+)  # fmt: skip
+def test_a_profile_is_all_that_a_row_says(tmp_path: Path, row: dict, told: dict) -> None:
+    (tmp_path / "p.jsonl").write_bytes(jsonl([{"user_id": "u1", **row}]))
+    assert profiles(tmp_path / "p.jsonl") == {"u1": told}
+
+
+def test_two_answers_of_a_profile_are_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(jsonl([{"user_id": "u1", "age": 4, "profile": {"age": 5}}]))
+    file = RawFile(record="user", name="profiles/p.jsonl", path=tmp_path / "p.jsonl")
+    (row,) = parse_file(file, DAY, Options(), Reading())
+    assert isinstance(row, Rejected)
+    assert (row.reason, row.detail) == (
+        "repeated_field", "column age says 4, and profile 5; which one counts is not known"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("values", "told"),
     [
         (pa.array([date(1990, 1, 2), None]), "1990-01-02"),
