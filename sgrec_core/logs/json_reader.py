@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.json as pj
 
+from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.rows import (
     BrokenOffError,
     GoodRows,
@@ -63,22 +64,46 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[GoodRows | None, list[Line]]:
     """Rows that ``layout.good`` takes out, and the lines of all others.
 
-    Arrow's reader refuses what `json_row` refuses, for the whole batch; but for three things, which are looked for
-    here: several objects on a line, numbers that JSON does not have, bytes that are no UTF-8.
+    Arrow's reader refuses what `json_row` refuses, for the whole batch; but for four things, which are looked for
+    here: several objects on a line, numbers that JSON does not have, bytes that are no UTF-8, and what is so deep or so
+    long that only `json_row` knows whether it is refused.
     """
     if layout.good is None or layout.known is None or not lines:
         return None, lines
     if not all(line.data[:1] == b"{" and line.data[-1:] == b"}" for line in lines):
         return None, lines
+    longest = max(line.length for line in lines)
+    if longest > limits.line_bytes:
+        return None, lines
+    plain, huge = lines, []
+    if longest > 2 * DEEP:
+        plain, huge = [], []
+        for line in lines:
+            (huge if line.length > 2 * DEEP and _is_huge(line.data) else plain).append(line)
+    good, rest = _good_among(plain, limits, layout, layout.good) if plain else (None, [])
+    return good, [*rest, *huge]
+
+
+def _is_huge(data: bytes) -> bool:
+    """Whether a line may hold what Python refuses to nest so deep, or a number that it refuses as too long."""
+    if data.count(b"[") + data.count(b"{") > DEEP:
+        return True
+    # Twice as many digits in a row fill such a piece.
+    return any(data[at : at + DIGITS].isdigit() for at in range(0, len(data), DIGITS))
+
+
+def _good_among(
+    lines: list[Line], limits: Limits, layout: Layout, taker: GoodEvents
+) -> tuple[GoodRows | None, list[Line]]:
     data = b"\n".join(line.data for line in lines)
-    if b"NaN" in data or b"Inf" in data or max(line.length for line in lines) > limits.line_bytes:
+    if b"NaN" in data or b"Inf" in data:
         return None, lines
     try:
         texts = pa.array([line.data for line in lines], pa.binary()).cast(pa.string())
         table = pj.read_json(
             pa.BufferReader(data),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            parse_options=pj.ParseOptions(explicit_schema=layout.good.types(json.loads(lines[0].data))),
+            parse_options=pj.ParseOptions(explicit_schema=taker.types(json.loads(lines[0].data))),
         )
     except (pa.ArrowException, UnicodeDecodeError, ValueError, RecursionError):
         return None, lines
@@ -86,7 +111,7 @@ def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[Good
     if table.num_rows != len(lines):
         return None, lines
     table = table.select([name for name in table.column_names if layout.wants(name)]).combine_chunks()
-    found = layout.good.of(table.to_batches()[0])
+    found = taker.of(table.to_batches()[0])
     if found is None:
         return None, lines
     good, rows = found
@@ -110,13 +135,20 @@ def json_row(number: int, data: bytes, limits: Limits) -> RawRow:
         return RawRow(number, None, raw_text, not_utf8(error))
     except _RepeatedKeyError as error:
         return RawRow(number, None, raw_text, Problem("repeated_field", str(error)))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        return RawRow(number, None, raw_text, Problem("invalid_json", "not one JSON object: it is nested too deep"))
+    except ValueError as error:
         return RawRow(number, None, raw_text, Problem("invalid_json", f"not one JSON object: {str(error)[:200]}"))
     if not isinstance(value, dict):
         return RawRow(number, None, raw_text, Problem("wrong_type", f"a {_json_type(value)}, not a JSON object"))
     return RawRow(number, value, raw_text)
 
 
+DEEP = 600
+"""Brackets that a line may open before it is looked at by itself: Python gives up somewhere below 1,000 within each
+other, by how deep it stands itself."""
+DIGITS = 2000
+"""Python reads numbers of 4,300 digits, and no longer ones."""
 DECODER = json.JSONDecoder(parse_constant=lambda name: _no_constant(name))
 _OPENED = re.compile(rb'\s*\{\s*(?:"[^"]*"\s*:\s*[\[{]\s*)?')
 """A first line that only opens an object, or also the list within."""

@@ -174,6 +174,11 @@ ODD_LINES = st.sampled_from(
         json.dumps(PLAIN).encode()[:-1] + b', "x": "\xff"}',
         json.dumps(PLAIN).encode()[:-1] + b', "x": "\x01"}',
         json.dumps(PLAIN).encode()[:-1] + b', "x": "' + b"y" * 3000 + b'"}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b'{"a":[' * 600 + b"]}" * 600 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b"1" * 5000 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b"1" * 4000 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": [' + b"[],{}," * 700 + b"1]}",
         json.dumps(PLAIN).encode()[:-1],
         json.dumps(PLAIN).encode().replace(b"1.5", b"01.5"),
         json.dumps(PLAIN).encode() + b"\r",
@@ -199,6 +204,20 @@ def test_lines_at_once_and_one_by_one_agree(  # type: ignore[no-untyped-def]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     one, other, _ = both(tmp_path / "a.jsonl", with_roles)
     assert one == other
+
+
+@pytest.mark.parametrize("value", ["[" * 1500 + "]" * 1500, '{"a":[' * 800 + "]}" * 800, "1" * 5000, "-" + "7" * 4301])
+@pytest.mark.parametrize("beside", [[], ["oops"]])
+def test_what_python_cannot_read_costs_its_row_whatever_stands_beside_it(
+    tmp_path: Path, value: str, beside: list[str]
+) -> None:
+    rows = [json.dumps({**PLAIN, "event_id": f"e{n}"}) for n in range(4)]
+    rows[2] = rows[2][:-1] + f', "x": {value}}}'
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows, *beside]))
+    one, other, taken = both(tmp_path / "a.jsonl")
+    assert one == other
+    assert str(one[3]).startswith("not one JSON object")
+    assert taken == (0 if beside else 3)
 
 
 @pytest.mark.parametrize("role", ["buyer", "test", "validation", 5, None])
