@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from sgrec_core.logs.streams import Line, lines_of
 
 BATCH, BATCH_BYTES = 16_384, 1 << 23
 """Lines that are looked at together, at most, and bytes of them but for the last."""
+FEW = 16
+"""Lines by which it is known what a file holds."""
 
 
 def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow | GoodRows]:
-    for lines in _batches(lines_of(path, limits.line_bytes, reading), BATCH if layout.good is not None else 1):
-        if lines and reading.rows == 0 and _OPENED.fullmatch(lines[0].data):
+    for lines in _batches(lines_of(path, limits.line_bytes, reading), BATCH if layout.good is not None else FEW):
+        if reading.rows == 0 and _is_spread([line.data for line in lines[:FEW] if line.data.strip()]):
             detail = "an object over several lines; valid is one object a line: jq -c . FILE makes them, or, where they"
             raise UnreadableFileError(Problem("invalid_json", f"{detail} are a list within, jq -c '.NAME[]' FILE"))
         good, lines = _good_lines(lines, limits, layout)
@@ -42,6 +45,17 @@ def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> 
                 yield too_long(line.number, line.data, line.length, limits)
             elif line.data and not line.data.isspace():
                 yield json_row(line.number, line.data, limits)
+
+
+def _is_spread(lines: list[bytes]) -> bool:
+    """Whether a file is one object over several lines: the first opens it, and at most half of those after are rows."""
+    if not lines or not _OPENED.fullmatch(lines[0]):
+        return False
+    rows = 0
+    for line in lines[1:]:
+        with suppress(ValueError, RecursionError):
+            rows += isinstance(DECODER.decode(line.decode("utf-8")), dict)
+    return 2 * rows <= len(lines) - 1
 
 
 def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from sgrec_core.errors import NotReadyError
 from sgrec_core.logs import landing
+from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.landing import RawFile
-from sgrec_core.logs.parsing import Accepted, Options, Rejected, parse_file
+from sgrec_core.logs.parsing import Accepted, Options, Rejected, parse_file, parse_file_in_batches
 from sgrec_core.logs.rows import Reading
 
 DAY = "2026-01-05"
@@ -265,12 +266,30 @@ def test_a_header_that_cannot_count_is_one_sentence_and_a_count(
         json.dumps({"events": events(3)}, indent=1),
         json.dumps(events(1)[0], indent=2),
         '{"events": [\n' + json.dumps(events(1)[0]) + "]}",
+        '{"events": [\n' + json.dumps(events(1)[0]) + "\n]}",
+        "\n{\n" + json.dumps(events(1)[0])[1:],
     ],
 )
 def test_an_object_over_several_lines_is_one_sentence_with_its_mend(tmp_path: Path, content: str) -> None:
     accepted, (rejected,), reading = read(tmp_path / "a.json", content.encode())
     assert (accepted, reading.ended, rejected.line) == ([], "unreadable", 0)
     assert "jq -c '.NAME[]' FILE" in rejected.detail
+
+
+@pytest.mark.parametrize("opened", ["{", '{"event_id": {', '\n {"x": ['])
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("good", [GoodEvents(DAY, Options().nulls), None])
+def test_a_damaged_first_line_costs_itself_where_rows_follow(
+    tmp_path: Path, opened: str, count: int, good: GoodEvents | None
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(opened.encode() + b"\n" + jsonl(events(count)))
+    reading = Reading()
+    file = RawFile(record="event", name="events/a.jsonl", path=path)
+    rows = list(parse_file_in_batches(file, DAY, Options(), reading, good))
+    rejected = [(row.line, row.reason) for row in rows if isinstance(row, Rejected)]
+    assert rejected == [(1 + opened.count("\n"), "invalid_json")]
+    assert (reading.rows, reading.ended) == (count + 1, "complete")
 
 
 def test_tabs_with_quoted_names_have_quoted_values(tmp_path: Path) -> None:
