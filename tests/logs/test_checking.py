@@ -45,6 +45,20 @@ def checked(tmp_path: Path, rows: list[dict]) -> Result:
     return result
 
 
+def test_what_the_manifest_lists_and_the_folder_lacks_is_named(tmp_path: Path) -> None:
+    manifest = tmp_path / "logs" / "day=2026-01-05" / "_MANIFEST.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"files": ["events/a.jsonl", "events/gone[1].jsonl"]}))
+    found = checked(tmp_path, [OWN])
+    assert "events/gone[1].jsonl  missing: listed in the manifest but not in the folder" in found.output
+    assert "a.jsonl  missing" not in found.output
+    assert found.exit_code == 1
+    manifest.write_text("{}")
+    assert "_MANIFEST.json  missing: not a manifest like" in checked(tmp_path, [OWN]).output
+    manifest.write_text(json.dumps({"files": ["events/a.jsonl", "catalogue/c.jsonl"]}))
+    assert checked(tmp_path, [OWN]).exit_code == 0
+
+
 def test_half_a_surrogate_pair_is_shown_written_out(tmp_path: Path) -> None:
     odd = tmp_path / "logs" / "day=2026-01-05" / "events" / "b.jsonl"
     odd.parent.mkdir(parents=True)
