@@ -89,9 +89,10 @@ def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[Good
     longest = max(line.length for line in lines)
     if longest > limits.line_bytes:
         return None, lines
-    plain, huge = lines, []
+    plain: list[Line] = lines
+    huge: list[Line] = []
     if longest > 2 * DEEP:
-        plain, huge = [], []
+        plain = []
         for line in lines:
             (huge if line.length > 2 * DEEP and _is_huge(line.data) else plain).append(line)
     good, rest = _good_among(plain, limits, layout, layout.good) if plain else (None, [])

@@ -126,7 +126,8 @@ def rejected_rows(lake: Lake, day: str) -> "pd.DataFrame":
     import pandas as pd
 
     names = ["record", "file", "reason", "rows", "length"]
-    return pd.DataFrame(ask(lake, "events_rejected", _REJECTED.format(day=day)), columns=names)
+    found = pd.DataFrame(ask(lake, "events_rejected", _REJECTED.format(day=day)), columns=names)
+    return found.astype({"rows": "int64", "length": "int64"})  # where there are none, too
 
 
 def rejected_shares(read: "pd.DataFrame", rejected: "pd.DataFrame", ingest: IngestSettings) -> Iterator[Check]:

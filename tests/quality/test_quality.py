@@ -19,7 +19,7 @@ from small_night import DAY, damage, rows_of, run_night, table_of
 
 from sgrec_core.errors import ContractError, GateError
 from sgrec_core.lake import Lake, load_contract, table_names
-from sgrec_core.quality.balance import rejected_shares
+from sgrec_core.quality.balance import rejected_rows, rejected_shares
 from sgrec_core.quality.gates import RAW_LOGS, check_stage, failure_in_words, rows_of_day, stop_on_critical
 from sgrec_core.quality.table_docs import TABLE_DOCS, table_docs
 from sgrec_core.quality.validation import Check, TableResult, result_path, validate
@@ -241,6 +241,17 @@ def test_a_small_folder_that_is_lost_is_not_lost_among_many_events(
     reject = {"record": kind, "reason": "wrong_type", "rows": 20, "length": 200, **bad}
     name = {"item": "rejected share of items", "user": "rejected share of users"}[kind]
     assert shares([MANY, {"record": kind, **lost}], [reject]) == ({} if share is None else {name: share})
+
+
+def test_a_day_without_a_reject_has_no_rejected_share(tmp_path: Path) -> None:
+    none = rejected_rows(Lake(str(tmp_path)), DAY)
+    assert len(none) == 0
+    file = {"rows_rejected": 0, "rows_unread": 0, "format": "jsonl", "compression": None, "ended": "complete",
+            "bytes": 9, "bytes_consumed": 9, "path": "a", "detail": None}  # fmt: skip
+    read = pd.DataFrame([{**MANY, **file}])
+    checks = list(rejected_shares(read, none, Settings().ingest))
+    assert [check.success for check in checks] == [True] * 3
+    assert {check.unexpected_share for check in checks} == {0.0}
 
 
 def test_a_row_that_is_half_of_the_bytes_is_half_of_what_is_lost() -> None:
