@@ -151,16 +151,18 @@ def rejected_shares(read: "pd.DataFrame", rejected: "pd.DataFrame", ingest: Inge
         lost = int(bad["rows"].sum() + of_kind["rows_unread"].sum())
         lost_bytes = _lost_bytes(of_kind, bad)
         by_rows, by_bytes = lost / max(int(made), 1), float(lost_bytes.sum()) / max(int(of_kind["bytes"].sum()), 1)
-        share, is_by_bytes = max(by_rows, by_bytes), by_bytes > by_rows
-        why = _most_bytes(of_kind, lost_bytes) if is_by_bytes else f"mostly {_most_frequent_reason(bad, of_kind)}"
-        what = f"{share:.2%} of the {'bytes' if is_by_bytes else 'rows'}"
+        # Rows say more of what is wrong.
+        is_by_bytes = by_bytes > limit >= by_rows
+        share = by_bytes if is_by_bytes else by_rows
+        why = _most_bytes(bad, of_kind, lost_bytes) if is_by_bytes else _most_frequent_reason(bad, of_kind)
+        what = f"{share:.2%} of the {'bytes' if is_by_bytes else 'rows'}, mostly"
         of_rows = kind is None and not is_by_bytes
         yield Check(
             name="rejected share" if kind is None else f"rejected share of {TABLES[kind]}",
             column=None,
             severity="critical",
             success=share <= limit,
-            observed=f"{share:.2%} rejected" if share <= limit else why if of_rows else f"{what}, {why}",
+            observed=f"{share:.2%} rejected" if share <= limit else f"{'mostly' if of_rows else what} {why}",
             expected=f"at most {limit:.2%} rejected (SGREC_INGEST__MAX_REJECTED_SHARE)",
             # By bytes, and of one kind, it is another share than that of the day's rows.
             unexpected_count=lost if of_rows else 0,
@@ -192,10 +194,12 @@ def _lost_bytes(read: "pd.DataFrame", bad: "pd.DataFrame") -> "pd.Series":
     return (_unread(read) + length.where(is_plain, others)).clip(upper=read["bytes"])
 
 
-def _most_bytes(read: "pd.DataFrame", lost_bytes: "pd.Series") -> str:
-    place = lost_bytes.idxmax()
-    size = int(read.loc[place, "bytes"])
-    return f"mostly {int(lost_bytes[place]):,} of the {size:,} bytes of {read.loc[place, 'path']}"
+def _most_bytes(bad: "pd.DataFrame", read: "pd.DataFrame", lost_bytes: "pd.Series") -> str:
+    """The file that has lost most bytes, and why."""
+    of_file = read.loc[lost_bytes.idxmax()]
+    within = bad[(bad["file"] == of_file["path"]) & (bad["record"] == of_file["record"])]
+    reason = "unread" if not len(within) else within.loc[within["length"].idxmax(), "reason"]
+    return f"{reason} ({int(lost_bytes.max()):,} of the {of_file['bytes']:,} bytes of {of_file['path']})"
 
 
 def _counts(of_file: "pd.Series") -> str:

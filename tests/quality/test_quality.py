@@ -183,7 +183,7 @@ EVENTS = "events/part-0.jsonl"
          "12 of 84 rows (14.29%), e.g. mostly no header (10 rows in events/part-0.jsonl)"),
         ("ingest_files", of_file(EVENTS, ended="unreadable", bytes=90_000), "rejected share", "rejected"),
         ("events_rejected", change(0, raw_text="{" * 2000 + "... [1,500 bytes in all]"), "rejected share",
-         "20.76% of the bytes, mostly 1,536 of the 3,200 bytes of events/part-0.jsonl"),
+         "20.76% of the bytes, mostly invalid_json (1,536 of the 3,200 bytes of events/part-0.jsonl)"),
     ],
 )  # fmt: skip
 def test_rows_and_files_must_balance(
