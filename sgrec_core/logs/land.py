@@ -299,7 +299,7 @@ def _days(row: RawRow, mapper: Mapper | None, options: Options) -> tuple[Problem
 def _text(row: RawRow, reading: Reading) -> str:
     text = row.raw_text or ""
     # Elements of an array may be spread over lines; a quoted value of delimited text may as well, and stays so.
-    return json.dumps(json.loads(text), ensure_ascii=False) if reading.format == "json" and "\n" in text else text
+    return re.sub(r"\s*[\r\n]\s*", " ", text) if reading.format == "json" else text
 
 
 def _digest(path: Path) -> str:

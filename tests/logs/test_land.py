@@ -128,6 +128,21 @@ def test_columns_of_parquet_that_nobody_reads_are_landed_too(tmp_path: Path, map
     assert row == {**{name: values[0] for name, values in own.items()}, **told}
 
 
+def test_elements_of_an_array_are_landed_as_they_are_each_on_a_line(tmp_path: Path) -> None:
+    good = {"at": 1767607200, "who": "u1", "what": "i1", "x": [1, {"y": 2}]}
+    array = json.dumps([good, {**good, "who": "u2"}, {**good, "x": float("nan")}], indent=2)
+    put(tmp_path / "ev.json", array.replace("1767607200", "1767607200.10", 1).replace("\n", "\r\n"))
+    found = landed(tmp_path, tmp_path / "ev.json")
+    assert rows(tmp_path) == [
+        '{ "at": 1767607200.10, "who": "u1", "what": "i1", "x": [ 1, { "y": 2 } ] }',
+        '{ "at": 1767607200, "who": "u2", "what": "i1", "x": [ 1, { "y": 2 } ] }',
+    ]
+    (lost,) = (tmp_path / "to" / "unplaced" / "events").iterdir()
+    text = '{ "at": 1767607200, "who": "u1", "what": "i1", "x": NaN }\n'
+    assert gzip.decompress(lost.read_bytes()).decode() == text
+    assert [why.partition(":")[0] for why in found.unplaced] == ["invalid_json"]
+
+
 def test_of_a_line_that_is_too_long_it_is_said_that_it_is_cut(tmp_path: Path) -> None:
     put(tmp_path / "ev.csv", HEADER + f"1767607200,u1,i1\n1767607200,u2,{'x' * 1_000_001}\n")
     found = landed(tmp_path, tmp_path / "ev.csv")
