@@ -57,6 +57,7 @@ def run(job: Job) -> None:
             "limits": [options.limits.line_bytes, options.limits.raw_text],
             "nulls": sorted(options.nulls),
             "mapping": options.mapping and options.mapping.model_dump(mode="json"),
+            "roles": options.with_roles,
             "left out": [[one.name, one.why] for one in landed.left_out],
         }
     )

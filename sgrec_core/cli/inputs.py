@@ -127,6 +127,8 @@ def _show(report: "DayReport", day: str) -> None:
         _show_file(one)
     for left in report.left_out:
         console.print(f"[bold]{escape(left.name)}[/]  not read: {escape(left.why)}", soft_wrap=True)
+    for absent in report.missing:
+        console.print(f"[bold]{escape(absent.file)}[/]  missing: {escape(absent.detail)}", soft_wrap=True)
     events = sum(one.accepted for one in report.files if one.file.record == "event")
     console.print(f"\n{day}: {events:,} events would be accepted, {report.items:,} items", soft_wrap=True)
     if report.repeated:

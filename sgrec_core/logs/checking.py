@@ -11,9 +11,10 @@ from typing import Any
 from sgrec_core.logs.csv_reader import is_header
 from sgrec_core.logs.landing import LeftOut, RawFile, landed
 from sgrec_core.logs.mapper import mapper_of
-from sgrec_core.logs.parsing import LAYOUTS, Accepted, Options, parse_file
+from sgrec_core.logs.parsing import LAYOUTS, Accepted, Options, Rejected, missing_files, parse_file
 from sgrec_core.logs.readers import read_rows
 from sgrec_core.logs.rows import Layout, RawRow, Reading
+from sgrec_core.logs.text import storable
 
 SAMPLED = 200
 """Rows of a file by which its columns are told."""
@@ -64,6 +65,8 @@ class DayReport:
 
     files: list[FileReport] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    missing: list[Rejected] = field(default_factory=list)
+    """What the day's manifest lists and the folder lacks, or the manifest where it cannot be read."""
     unknown_items: int = 0
     """Accepted events of items that are not in the catalogue."""
     items: int = 0
@@ -72,9 +75,10 @@ class DayReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether some event of a known item would be accepted, and every file read to its end."""
+        """Whether some event of a known item would be accepted, and every file is there and read to its end."""
         events = sum(one.accepted for one in self.files if one.file.record == "event")
         whole = all(one.reading.ended in ("complete", "left_out") for one in self.files)
+        whole = whole and not self.missing and not any(one.is_lost for one in self.left_out)
         return whole and events > self.unknown_items
 
 
@@ -86,7 +90,9 @@ def check_day(root: Path, day: str, options: Options, most_rows: int) -> DayRepo
     """
     from_events = options.mapping is not None and options.mapping.catalogue_from_events
     found = landed(root, day, needs_catalogue=False)
-    report, catalogue, asked = DayReport(left_out=found.left_out), set(), Counter[str]()
+    lost = {one.name for one in found.left_out if one.is_lost}
+    missing = [one for one in missing_files(found, root, day) if one.file not in lost]
+    report, catalogue, asked = DayReport(left_out=found.left_out, missing=missing), set(), Counter[str]()
     ids: set[str] = set()
     for file in found.files:
         one, values = check_file(file, day, options, most_rows)
@@ -122,7 +128,7 @@ def check_file(file: RawFile, day: str, options: Options, most_rows: int) -> tup
     for sample in samples:
         for name, value in (sample.fields or {}).items():
             if value not in (None, ""):
-                columns.setdefault(name, str(value)[:60])
+                columns.setdefault(storable(str(name)), storable(str(value)[:60]))
     layout = layout_of(file, options)
     known = {*layout.required, *(layout.known or columns)}
     missing = [name for name in layout.required if samples and name not in columns and columns]
@@ -209,5 +215,5 @@ def unknown_columns(file: RawFile, options: Options) -> list[str]:
         return []
     found: dict[str, None] = {}
     for row in islice(raw_rows(file, options), SAMPLED):
-        found |= dict.fromkeys(name for name in row.fields or {} if name not in known)
+        found |= dict.fromkeys(storable(str(name)) for name in row.fields or {} if name not in known)
     return list(found)

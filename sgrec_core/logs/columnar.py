@@ -27,14 +27,16 @@ class _NotPlainError(Exception):
 class GoodEvents:
     """Takes the good rows of a day out of batches of raw rows."""
 
-    def __init__(self, day: str, nulls: frozenset[str]) -> None:
+    def __init__(self, day: str, nulls: frozenset[str], *, with_roles: bool = False) -> None:
         self.contract = load_contract("events")
         self.start = datetime.combine(date.fromisoformat(day), time(), UTC)
+        self.with_roles = with_roles
         self.null_words = pa.array(sorted(nulls | {""}), pa.string())
 
     def types(self, first: Mapping[str, object]) -> pa.Schema:
         """How a reader of text should read the columns: numbers as numbers, ids and times as the first row has them."""
-        types = {field.name: field.type for field in self.contract.arrow_schema if field.name != "day"}
+        others = ("day",) if self.with_roles else ("day", "role")
+        types = {field.name: field.type for field in self.contract.arrow_schema if field.name not in others}
         types |= {name: pa.int64() if type(first.get(name)) is int else pa.string() for name in (*IDS, "event_time")}
         return pa.schema(types.items())
 
@@ -58,7 +60,7 @@ class GoodEvents:
         raw = {name: batch.column(place) for place, name in enumerate(batch.schema.names)}
         columns: dict[str, pa.Array] = {"role": pa.array(["logged"] * size)}
         checks: list[pa.Array] = []
-        if "role" in raw:
+        if self.with_roles and "role" in raw:
             columns["role"] = pc.fill_null(_text(raw["role"]), "logged")
             checks.append(pc.is_in(columns["role"], value_set=self._allowed("role")))
         for name in IDS:

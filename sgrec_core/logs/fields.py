@@ -52,7 +52,8 @@ class Fields:
         return None if self._loose and value == "" else value
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        return ((name, self.get(name)) for name in self._values)
+        """All values; bytes as they are, which need be no text."""
+        return ((name, value if isinstance(value, bytes) else self.get(name)) for name, value in self._values.items())
 
     def required(self, name: str, reason: str = "missing_field") -> Any:
         value = self._or_none(name)

@@ -1,16 +1,16 @@
-"""JSON Lines, many at once where nothing is odd about them, and JSON arrays."""
+"""JSON Lines, many at once where nothing is odd about them."""
 
-import codecs
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as pj
 
+from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.rows import (
     BrokenOffError,
     GoodRows,
@@ -24,17 +24,17 @@ from sgrec_core.logs.rows import (
     not_utf8,
     too_long,
 )
-from sgrec_core.logs.streams import Line, lines_of, text_chunks
+from sgrec_core.logs.streams import Line, lines_of
 
 BATCH, BATCH_BYTES = 16_384, 1 << 23
 """Lines that are looked at together, at most, and bytes of them but for the last."""
-SHOWN = 4096
-"""Bytes of what follows damage that are kept."""
+FEW = 16
+"""Lines by which it is known what a file holds."""
 
 
 def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow | GoodRows]:
-    for lines in _batches(lines_of(path, limits.line_bytes, reading), BATCH if layout.good is not None else 1):
-        if lines and reading.rows == 0 and _OPENED.fullmatch(lines[0].data):
+    for lines in _batches(lines_of(path, limits.line_bytes, reading), BATCH if layout.good is not None else FEW):
+        if reading.rows == 0 and _is_spread([line.data for line in lines[:FEW] if line.data.strip()]):
             detail = "an object over several lines; valid is one object a line: jq -c . FILE makes them, or, where they"
             raise UnreadableFileError(Problem("invalid_json", f"{detail} are a list within, jq -c '.NAME[]' FILE"))
         good, lines = _good_lines(lines, limits, layout)
@@ -44,7 +44,18 @@ def jsonl_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> 
             if line.length > limits.line_bytes:
                 yield too_long(line.number, line.data, line.length, limits)
             elif line.data and not line.data.isspace():
-                yield _json_row(line.number, line.data, limits)
+                yield json_row(line.number, line.data, limits)
+
+
+def _is_spread(lines: list[bytes]) -> bool:
+    """Whether a file is one object over several lines: the first opens it, and at most half of those after are rows."""
+    if not lines or not _OPENED.fullmatch(lines[0]):
+        return False
+    rows = 0
+    for line in lines[1:]:
+        with suppress(ValueError, RecursionError):
+            rows += isinstance(DECODER.decode(line.decode("utf-8")), dict)
+    return 2 * rows <= len(lines) - 1
 
 
 def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
@@ -67,22 +78,47 @@ def _batches(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
 def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[GoodRows | None, list[Line]]:
     """Rows that ``layout.good`` takes out, and the lines of all others.
 
-    Arrow's reader refuses what `_json_row` refuses, for the whole batch; but for three things, which are looked for
-    here: several objects on a line, numbers that JSON does not have, bytes that are no UTF-8.
+    Arrow's reader refuses what `json_row` refuses, for the whole batch; but for four things, which are looked for
+    here: several objects on a line, numbers that JSON does not have, bytes that are no UTF-8, and what is so deep or so
+    long that only `json_row` knows whether it is refused.
     """
     if layout.good is None or layout.known is None or not lines:
         return None, lines
     if not all(line.data[:1] == b"{" and line.data[-1:] == b"}" for line in lines):
         return None, lines
+    longest = max(line.length for line in lines)
+    if longest > limits.line_bytes:
+        return None, lines
+    plain: list[Line] = lines
+    huge: list[Line] = []
+    if longest > 2 * DEEP:
+        plain = []
+        for line in lines:
+            (huge if line.length > 2 * DEEP and _is_huge(line.data) else plain).append(line)
+    good, rest = _good_among(plain, limits, layout, layout.good) if plain else (None, [])
+    return good, [*rest, *huge]
+
+
+def _is_huge(data: bytes) -> bool:
+    """Whether a line may hold what Python refuses to nest so deep, or a number that it refuses as too long."""
+    if data.count(b"[") + data.count(b"{") > DEEP:
+        return True
+    # Twice as many digits in a row fill such a piece.
+    return any(data[at : at + DIGITS].isdigit() for at in range(0, len(data), DIGITS))
+
+
+def _good_among(
+    lines: list[Line], limits: Limits, layout: Layout, taker: GoodEvents
+) -> tuple[GoodRows | None, list[Line]]:
     data = b"\n".join(line.data for line in lines)
-    if b"NaN" in data or b"Inf" in data or max(line.length for line in lines) > limits.line_bytes:
+    if b"NaN" in data or b"Inf" in data:
         return None, lines
     try:
         texts = pa.array([line.data for line in lines], pa.binary()).cast(pa.string())
         table = pj.read_json(
             pa.BufferReader(data),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            parse_options=pj.ParseOptions(explicit_schema=layout.good.types(json.loads(lines[0].data))),
+            parse_options=pj.ParseOptions(explicit_schema=taker.types(json.loads(lines[0].data))),
         )
     except (pa.ArrowException, UnicodeDecodeError, ValueError, RecursionError):
         return None, lines
@@ -90,7 +126,7 @@ def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[Good
     if table.num_rows != len(lines):
         return None, lines
     table = table.select([name for name in table.column_names if layout.wants(name)]).combine_chunks()
-    found = layout.good.of(table.to_batches()[0])
+    found = taker.of(table.to_batches()[0])
     if found is None:
         return None, lines
     good, rows = found
@@ -101,11 +137,12 @@ def _good_lines(lines: list[Line], limits: Limits, layout: Layout) -> tuple[Good
     return GoodRows(numbers.filter(good), rows, texts.filter(good)), rest
 
 
-def _json_row(number: int, data: bytes, limits: Limits) -> RawRow:
+def json_row(number: int, data: bytes, limits: Limits) -> RawRow:
+    """The row of one JSON object, by its line or its number."""
     raw_text = clipped(data, limits.raw_text)
     try:
         text = data.decode("utf-8")
-        value = _DECODER.decode(text)
+        value = DECODER.decode(text)
         if isinstance(value, dict) and len(_KEY.findall(text)) != len(value):
             # A key may be there twice, or an object stands within: slower, and only then, is looked who it is.
             json.loads(text, object_pairs_hook=_no_key_twice)
@@ -113,60 +150,24 @@ def _json_row(number: int, data: bytes, limits: Limits) -> RawRow:
         return RawRow(number, None, raw_text, not_utf8(error))
     except _RepeatedKeyError as error:
         return RawRow(number, None, raw_text, Problem("repeated_field", str(error)))
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        return RawRow(number, None, raw_text, Problem("invalid_json", "not one JSON object: it is nested too deep"))
+    except ValueError as error:
         return RawRow(number, None, raw_text, Problem("invalid_json", f"not one JSON object: {str(error)[:200]}"))
     if not isinstance(value, dict):
         return RawRow(number, None, raw_text, Problem("wrong_type", f"a {_json_type(value)}, not a JSON object"))
     return RawRow(number, value, raw_text)
 
 
-def json_rows(path: Path, limits: Limits, layout: Layout, reading: Reading) -> Iterator[RawRow]:
-    """The elements of one JSON array, which may be spread over lines in any way."""
-    decoder, held, line, opened = codecs.getincrementaldecoder("utf-8")(), "", 1, False
-    pieces = text_chunks(path, reading)
-
-    def broken(reason: str, what: str) -> BrokenOffError:
-        return BrokenOffError(Problem(reason, f"line {line}: {what}"), held[:SHOWN].encode())
-
-    for piece in chain(pieces, [None]):
-        try:
-            held += decoder.decode(piece or b"", final=piece is None)
-        except UnicodeDecodeError as error:
-            raise broken(*not_utf8(error)) from error
-        at = 0
-        while True:
-            begin = _BETWEEN.match(held, at).end() if opened else len(held) - len(held.lstrip())  # type: ignore[union-attr]
-            line, at = line + held.count("\n", at, begin), begin
-            if at == len(held):
-                if piece is None:
-                    raise broken("truncated_file", "the array is not closed")
-                break
-            if not opened:
-                opened, at = True, at + 1
-                continue
-            if held[at] == "]":
-                if held[at + 1 :].strip() or any(more.strip() for more in pieces):
-                    raise broken("invalid_json", "the array is closed, and more follows")
-                return
-            try:
-                _, end = _DECODER.raw_decode(held, at)
-                is_whole = end < len(held) or piece is None  # a number may go on
-            except (ValueError, RecursionError) as error:
-                if piece is None or len(held) - at > limits.line_bytes:
-                    raise broken("truncated_file", f"no JSON value that ends: {str(error)[:200]}") from error
-                is_whole = False
-            if not is_whole:
-                break
-            yield _json_row(line, held[at:end].encode(), limits)
-            line, at = line + held.count("\n", at, end), end
-        held = held[at:]
-
-
-_DECODER = json.JSONDecoder(parse_constant=lambda name: _no_constant(name))
+DEEP = 600
+"""Brackets that a line may open before it is looked at by itself: Python gives up somewhere below 1,000 within each
+other, by how deep it stands itself."""
+DIGITS = 2000
+"""Python reads numbers of 4,300 digits, and no longer ones."""
+DECODER = json.JSONDecoder(parse_constant=lambda name: _no_constant(name))
 _OPENED = re.compile(rb'\s*\{\s*(?:"[^"]*"\s*:\s*[\[{]\s*)?')
 """A first line that only opens an object, or also the list within."""
 _KEY = re.compile(r'"\s*:')
-_BETWEEN = re.compile(r"[\s,]*")
 
 
 class _RepeatedKeyError(ValueError):

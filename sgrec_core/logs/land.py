@@ -12,7 +12,7 @@ import re
 import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,13 +22,13 @@ from sgrec_core.logs.fields import Fields, InvalidRowError
 from sgrec_core.logs.landing import DANGLING, DELTA_LOG, FOLDERS, MANIFEST, RawFile, Record, day_folder, walk
 from sgrec_core.logs.mapper import Mapper, MappingError, mapper_of
 from sgrec_core.logs.parsing import LAYOUTS, Options
-from sgrec_core.logs.readers import read_rows
-from sgrec_core.logs.rows import Limits, Problem, RawRow, Reading
+from sgrec_core.logs.readers import kind_of, read_rows
+from sgrec_core.logs.rows import Layout, Limits, Problem, RawRow, Reading, UnreadableFileError
 from sgrec_core.logs.streams import COMPRESSIONS
+from sgrec_core.logs.table_rows import of_database, of_delta
 from sgrec_core.logs.text import row_json
 
 OPEN_FILES = 64
-BATCH = 4096
 UNPLACED = "unplaced"
 """Folder beside the days, for rows of which no day is known."""
 GUESSES: dict[Record, tuple[str, ...]] = {"item": ("catalog", "item", "product"), "user": ("profile", "user")}
@@ -130,7 +130,7 @@ def _raws(source: str, options: Options, found: LandedFiles) -> Iterator[Raw]:
         return
     path = Path(source)
     if (path / DELTA_LOG).is_dir():
-        yield Raw(path.name, _record(path.name, options) or "event", None, lambda: _of_delta(path), str(path.resolve()))
+        yield Raw(path.name, _record(path.name, options) or "event", None, lambda: of_delta(path), str(path.resolve()))
         return
     if not path.exists():
         raise InputError(f"{source}: no such file or folder")
@@ -174,34 +174,12 @@ def _record(name: str, options: Options, folder: str = "") -> Record | None:
     return None if "event" in mapped else "event"
 
 
-def _of_delta(path: Path) -> Iterator[dict[str, Any]]:
-    from deltalake import DeltaTable
-
-    for batch in DeltaTable(path).to_pyarrow_dataset().to_batches(batch_size=BATCH):
-        yield from batch.to_pylist()
-
-
 def _of_database(source: str) -> Raw:
     url, _, table = source.partition("#")
     if not table:
         raise InputError(f"{source}: name the table, as in sqlite:///shop.db#events")
     table = table.strip()
-
-    def rows() -> Iterator[dict[str, Any]]:
-        import sqlalchemy
-
-        try:
-            engine = sqlalchemy.create_engine(url)
-            columns = sqlalchemy.Table(table, sqlalchemy.MetaData(), autoload_with=engine)
-            with engine.connect().execution_options(yield_per=BATCH) as connection:
-                for row in connection.execute(sqlalchemy.select(columns)):
-                    yield dict(row._mapping)
-        except sqlalchemy.exc.NoSuchTableError as error:
-            raise InputError(f"{url}: there is no table {error}") from error
-        except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-            raise InputError(f"{url}: {' '.join(str(error).split())[:300]}") from error
-
-    return Raw(table, "event", None, rows, re.sub("//[^/]*@", "//", url))
+    return Raw(table, "event", None, lambda: of_database(url, table), re.sub("//[^/]*@", "//", url))
 
 
 def _landed_name(raw: Raw) -> str:
@@ -257,7 +235,8 @@ def _split(raw: Raw, name: str, options: Options, to: Path, found: LandedFiles) 
                 files.write(day, _text(row, reading), reading.header)
                 found.rows[day] += 1
             if not days and problem is not None:
-                found.unplaced[f"{problem.reason}: {problem.detail}"] += 1
+                cut = "; only its beginning is kept" if problem.reason == "too_long" else ""
+                found.unplaced[f"{problem.reason}: {problem.detail}{cut}"] += 1
                 files.write(None, _text(row, reading), reading.header)
     if reading.ended not in ("complete", "left_out"):
         found.broken.append(f"{raw.name}: {reading.detail}")
@@ -286,13 +265,22 @@ def _rows(raw: Raw, options: Options, mapper: Mapper | None, reading: Reading) -
     if raw.path is not None:
         # The whole text of a row goes on, however long it may be.
         limits = Limits(line_bytes=options.limits.line_bytes, raw_text=options.limits.line_bytes)
-        layout = mapper.layout if mapper is not None else LAYOUTS["event"]
-        yield from read_rows(raw.path, raw.name, limits, layout, reading)
+        yield from read_rows(raw.path, raw.name, limits, _layout(raw.path, raw.name, mapper), reading)
         return
     assert raw.rows is not None
     reading.format = "jsonl"
     for number, fields in enumerate(raw.rows(), start=1):
         yield RawRow(number, fields, row_json(fields))
+
+
+def _layout(path: Path, name: str, mapper: Mapper | None) -> Layout:
+    layout = mapper.layout if mapper is not None else LAYOUTS["event"]
+    try:
+        is_parquet = kind_of(path, name)[0] == "parquet"
+    except (UnreadableFileError, OSError):  # whoever reads it will tell
+        is_parquet = False
+    # Of text the whole row goes on; of Parquet only those columns that are read.
+    return replace(layout, known=None) if is_parquet else layout
 
 
 def _days(row: RawRow, mapper: Mapper | None, options: Options) -> tuple[Problem | None, set[str]]:
@@ -311,7 +299,7 @@ def _days(row: RawRow, mapper: Mapper | None, options: Options) -> tuple[Problem
 def _text(row: RawRow, reading: Reading) -> str:
     text = row.raw_text or ""
     # Elements of an array may be spread over lines; a quoted value of delimited text may as well, and stays so.
-    return json.dumps(json.loads(text), ensure_ascii=False) if reading.format == "json" and "\n" in text else text
+    return re.sub(r"\s*[\r\n]\s*", " ", text) if reading.format == "json" else text
 
 
 def _digest(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sgrec_core.lake.contracts import load_contract
+from sgrec_core.logs.adaptors import FILES as LEAVE_ONE_OUT
 from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.fields import Fields, InvalidRowError, checked_text, shown
 from sgrec_core.logs.landing import FOLDERS, MANIFEST, Landed, LeftOut, RawFile, Record, day_folder
@@ -22,14 +23,14 @@ from sgrec_core.logs.mapper import UPDATED, MappingError, mapper_of
 from sgrec_core.logs.mapping import TARGETS, LogMapping
 from sgrec_core.logs.readers import read_in_batches
 from sgrec_core.logs.rows import GoodRows, Layout, Limits, Problem, Reading
-from sgrec_core.logs.text import canonical_json, storable
+from sgrec_core.logs.text import canonical_json, plain_json, storable
 from sgrec_core.settings import IngestSettings, Settings
 
 TABLES: dict[Record, str] = {"event": "events", "item": "items", "user": "users"}
 LAYOUTS: Mapping[Record, Layout] = {
     "event": Layout(
         required=("event_id", "event_time", "user_id", "item_id", "event_type", "request_id"),
-        known=tuple(column.name for column in load_contract("events").columns if column.name != "day"),
+        known=tuple(column.name for column in load_contract("events").columns if column.name not in ("day", "role")),
     ),
     "item": Layout(
         required=("item_id",),
@@ -85,6 +86,8 @@ class Options:
     nulls: frozenset[str] = frozenset(IngestSettings().null_words)
     """Texts that stand for no id and no number."""
     mapping: LogMapping | None = None
+    with_roles: bool = False
+    """Whether the column ``role`` says which events are labels, as it does in days that an adaptor has made."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Options":
@@ -93,6 +96,7 @@ class Options:
             limits=Limits(line_bytes=ingest.max_line_bytes, raw_text=ingest.max_raw_text),
             nulls=frozenset(ingest.null_words),
             mapping=LogMapping.read(mapping) if mapping is not None else None,
+            with_roles=settings.input.partition(":")[0] in LEAVE_ONE_OUT,
         )
 
 
@@ -113,7 +117,7 @@ def parse_file_in_batches(
     file: RawFile, day: str, options: "Options", reading: Reading, good: GoodEvents | None
 ) -> Iterator[Accepted | Rejected | GoodRows]:
     """Like `parse_file`; ``good`` takes batches of good rows out of JSON Lines and Parquet that no mapping changes."""
-    parse = _parsers(day)[file.record]
+    parse = _parsers(day, options.with_roles)[file.record]
     try:
         mapper = mapper_of(options.mapping, file)
     except LookupError as error:
@@ -121,7 +125,8 @@ def parse_file_in_batches(
         return
     layout = LAYOUTS[file.record] if mapper is None else mapper.layout
     if mapper is None and file.record == "event":
-        layout = replace(layout, good=good)
+        known = (*(layout.known or ()), *(["role"] if options.with_roles else []))
+        layout = replace(layout, known=known, good=good)
 
     def rejected(problem: Problem, line: int, raw_text: str | None, part: int = 0) -> Rejected:
         return Rejected(file.record, problem.reason, storable(problem.detail), file.name, line, raw_text, part)
@@ -130,8 +135,9 @@ def parse_file_in_batches(
     nowhere, has_fields = set(layout.required), False
     for row in read_in_batches(file.path, file.name, options.limits, layout, reading):
         if isinstance(row, GoodRows):
-            nowhere.clear()
-            yield row
+            if len(row.lines):
+                nowhere.clear()
+                yield row
             continue
         problem = row.problem
         if row.fields is not None:
@@ -155,6 +161,7 @@ def parse_file_in_batches(
         yield rejected(problem, row.line, row.raw_text)
     if reading.ended == "complete" and has_fields and nowhere:
         reading.ended, reading.detail = "unreadable", f"no row has {', '.join(sorted(nowhere))}"
+        reading.bytes_consumed = 0
         yield rejected(Problem("missing_field", reading.detail), 0, None)
 
 
@@ -202,12 +209,12 @@ def item_hash(title: str | None, description: str | None, brand: str | None, cat
 
 
 @cache
-def _parsers(day: str) -> dict[Record, Callable[["Fields"], dict[str, Any]]]:
+def _parsers(day: str, with_roles: bool) -> dict[Record, Callable[["Fields"], dict[str, Any]]]:
     start = datetime.combine(date.fromisoformat(day), datetime.min.time(), UTC)
-    return {"event": lambda fields: _event(fields, start), "item": _item, "user": _user}
+    return {"event": lambda fields: _event(fields, start, with_roles), "item": _item, "user": _user}
 
 
-def _event(fields: "Fields", start: datetime) -> dict[str, Any]:
+def _event(fields: "Fields", start: datetime, with_roles: bool) -> dict[str, Any]:
     event_time = fields.time("event_time")
     if event_time > start + NIGHT_RUNS_AT:
         latest = (start + NIGHT_RUNS_AT).strftime("%Y-%m-%d %H:%M")
@@ -218,7 +225,7 @@ def _event(fields: "Fields", start: datetime) -> dict[str, Any]:
         detail = f"event of {other} in the logs of {start.date()}: put it with that day's logs and re-run night {other}"
         raise InvalidRowError("other_day", detail)
     return {
-        "role": fields.one_of("role", "events", default="logged"),
+        "role": fields.one_of("role", "events", default="logged") if with_roles else "logged",
         "event_id": fields.event_id(),
         "event_time": event_time,
         "user_id": fields.identifier("user_id", "events", absent="anonymous"),
@@ -245,20 +252,28 @@ def _item(fields: "Fields") -> dict[str, Any]:
 
 
 def _user(fields: "Fields") -> dict[str, Any]:
-    """A profile is everything that a row says beside the user's id, or what its ``profile`` holds."""
+    """A profile is what the row's ``profile`` holds and everything that the row says beside it."""
     user_id = fields.identifier("user_id", "users")
-    profile = fields.get("profile")
-    if profile is None:
-        profile = {name: value for name, value in fields.items() if name != "user_id"}
-    elif isinstance(profile, str):
+    inner = fields.get("profile")
+    if isinstance(inner, str):
         try:
-            profile = json.loads(profile)
+            inner = json.loads(inner)
         except (ValueError, RecursionError) as error:
             raise InvalidRowError("invalid_json", f"column profile: {str(error)[:200]}") from error
-    if not isinstance(profile, dict):
-        raise InvalidRowError("wrong_type", f"column profile: {shown(profile)} is not a JSON object")
+    elif inner is None:
+        inner = {}
+    if not isinstance(inner, dict):
+        raise InvalidRowError("wrong_type", f"column profile: {shown(inner)} is not a JSON object")
     try:
-        text = canonical_json({str(name): value for name, value in profile.items() if value not in (None, "")})
+        profile = {name: value for name, value in plain_json(inner).items() if value is not None}
+        beside = plain_json({name: value for name, value in fields.items() if name not in ("user_id", "profile")})
+        for name, value in beside.items():
+            if value not in (None, "") and profile.setdefault(name, value) != value:
+                detail = (
+                    f"column {name} says {shown(value)}, and profile {shown(profile[name])}; which one counts is not"
+                )
+                raise InvalidRowError("repeated_field", f"{detail} known")
+        text = canonical_json(profile)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRowError("wrong_type", f"column profile: cannot be told as JSON: {str(error)[:200]}") from error
     return {"user_id": user_id, "profile": checked_text("profile", text, "users")}

@@ -8,8 +8,9 @@ How the file ended, and how much of it was read, is left in its `Reading`.
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from sgrec_core.logs.array_reader import json_rows
 from sgrec_core.logs.csv_reader import csv_rows
-from sgrec_core.logs.json_reader import json_rows, jsonl_rows
+from sgrec_core.logs.json_reader import jsonl_rows
 from sgrec_core.logs.parquet_reader import parquet_rows
 from sgrec_core.logs.rows import (
     BrokenOffError,
@@ -22,7 +23,7 @@ from sgrec_core.logs.rows import (
     UnreadableFileError,
     clipped,
 )
-from sgrec_core.logs.streams import COMPRESSIONS, chunks, compression_of
+from sgrec_core.logs.streams import CHUNK, COMPRESSIONS, chunks, compression_of
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -78,7 +79,7 @@ def _read(path: Path, name: str, limits: Limits, layout: Layout, reading: Readin
     except FileNotFoundError:
         yield ended("missing", Problem("missing_file", "the file vanished before it was read"))
     except UnreadableFileError as error:
-        reading.rows_unread = error.rows
+        reading.rows_unread, reading.bytes_consumed = error.rows, 0
         of = f"; its {error.rows:,} rows are not read" if error.rows else ""
         yield ended("unreadable", error.problem._replace(detail=error.problem.detail + of))
     except BrokenOffError as end:
@@ -107,22 +108,37 @@ def kind_of(path: Path, name: str) -> tuple[str, str | None]:
         endings = ", ".join(filter(None, FORMATS))
         valid = f"{endings}, the text formats also with {', '.join(COMPRESSIONS)}"
         raise UnreadableFileError(Problem("unreadable_file", f"unknown kind of file; valid endings are {valid}"))
-    return FORMATS[ending] or _format_of(path, compression), compression
+    format = FORMATS[ending]
+    if format is None:
+        format = _format_of(_head(path, compression, 4), compression)
+    elif format == "jsonl" and _is_array(_head(path, compression, CHUNK)):
+        format = "json"
+    return format, compression
 
 
-def _format_of(path: Path, compression: str | None) -> str:
+def _head(path: Path, compression: str | None, size: int) -> bytes:
+    """The first bytes that are not blank, ``size`` of them or a chunk more."""
     head = b""
     try:
         for chunk in chunks(path, compression, Reading()):
-            head += chunk
-            if len(head.strip()) >= 4:
+            head = (head + chunk).lstrip()
+            if len(head) >= size or (head and not head.startswith(b"[")):
                 break
     except BrokenOffError:
         pass  # whoever reads it will tell
-    begin = head.lstrip()
+    return head
+
+
+def _format_of(begin: bytes, compression: str | None) -> str:
     if begin.startswith(b"PAR1") and not compression:
         return "parquet"
     return {b"[": "json", b"{": "jsonl"}.get(begin[:1], "csv")
+
+
+def _is_array(begin: bytes) -> bool:
+    """Whether a file of JSON Lines by its name is one array: of objects, and more than a first line of others."""
+    first, _, more = begin.partition(b"\n")
+    return begin[:1] == b"[" and begin[1:].lstrip()[:1] == b"{" and not (first.rstrip().endswith(b"]") and more.strip())
 
 
 _READERS: Mapping[str, Callable[[Path, Limits, Layout, Reading], Iterator[RawRow | GoodRows]]] = {

@@ -21,7 +21,8 @@ class Reading:
 
     bytes: int = 0
     bytes_consumed: int = 0
-    """Of the file as it lies on disk."""
+    """Of the file as it lies on disk, up to where rows were lost: 0 of an unreadable file and of a compressed array
+    that breaks off, of other compressed files what stands before the stream that does."""
     format: str | None = None
     compression: str | None = None
     header: str | None = None
@@ -87,7 +88,8 @@ class RawRow(NamedTuple):
     """One row as read, before anyone asked whether it makes sense."""
 
     line: int
-    """Physical line where the row begins, or row number of a Parquet file, from 1; 0: the file as a whole."""
+    """Physical line where the row begins, or which element of a JSON array or row of a Parquet file it is, from 1; 0:
+    the file as a whole. No two rows of a file have the same."""
     fields: dict[str, Any] | None
     raw_text: str | None
     problem: Problem | None = None

@@ -124,7 +124,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of files as Arrow, `BATCH_ROWS` at a time."""
     rows: list[dict[str, object]] = []
-    good = GoodEvents(day, options.nulls)
+    good = GoodEvents(day, options.nulls, with_roles=options.with_roles)
     for file in files:
         reading = Reading()
         for row in parsing.parse_file_in_batches(file, day, options, reading, good):

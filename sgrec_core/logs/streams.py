@@ -115,6 +115,7 @@ def _decompressed(stream: BinaryIO, compression: str, reading: Reading) -> Itera
             rescued = _rescue(stream, compression, begin, fed, decoded)
             if rescued:
                 yield rescued
+            reading.bytes_consumed = begin
             raise _broken_off(compression, total + len(rescued), str(error)) from error
         fed, decoded, total = fed + len(data), decoded + len(found), total + len(found)
         data, reading.bytes_consumed = b"", stream.tell()
@@ -124,6 +125,7 @@ def _decompressed(stream: BinaryIO, compression: str, reading: Reading) -> Itera
         if found:
             yield found
     if is_open:
+        reading.bytes_consumed = begin  # how much it lacks nobody knows
         raise _broken_off(compression, total, "the last stream has no end")
 
 
@@ -159,7 +161,9 @@ class Line(NamedTuple):
 
 
 def lines_of(path: Path, line_bytes: int, reading: Reading) -> Iterator[Line]:
-    """Physical lines; at most ``line_bytes`` bytes of each, plus one chunk, are held.
+    """Physical lines, by ``\\n``, or by ``\\r`` where the first `CHUNK` bytes have no ``\\n``.
+
+    At most ``line_bytes`` bytes of each, plus two chunks, are held.
 
     Raises:
         BrokenOffError: the compressed bytes end early or are damaged.
@@ -168,7 +172,7 @@ def lines_of(path: Path, line_bytes: int, reading: Reading) -> Iterator[Line]:
     parts: list[bytes] = []
     length = 0
     try:
-        for chunk in text_chunks(path, reading):
+        for chunk in _with_line_feeds(text_chunks(path, reading)):
             *complete, rest = chunk.split(b"\n")
             for data in complete:
                 if parts:
@@ -189,6 +193,28 @@ def lines_of(path: Path, line_bytes: int, reading: Reading) -> Iterator[Line]:
         raise BrokenOffError(end.problem, b"".join(parts)) from end
     if length:
         yield Line(number, b"".join(parts), length)
+
+
+def _with_line_feeds(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The bytes; ``\\r`` is a line feed where it alone ends the lines, as some programs write them."""
+    head = b""
+    try:
+        for piece in pieces:
+            head += piece
+            if b"\n" in piece or len(head) >= CHUNK:
+                break
+    except BrokenOffError:
+        yield _feeds(head) if b"\n" not in head else head
+        raise
+    if b"\n" in head or b"\r" not in head[:-1]:
+        yield from chain([head], pieces)
+    else:
+        yield _feeds(head)
+        yield from map(_feeds, pieces)
+
+
+def _feeds(piece: bytes) -> bytes:
+    return piece.replace(b"\r", b"\n")
 
 
 def text_chunks(path: Path, reading: Reading) -> Iterator[bytes]:

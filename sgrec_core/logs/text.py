@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -9,6 +10,29 @@ from typing import Any
 def canonical_json(values: dict[str, Any]) -> str:
     """JSON whose text depends on the content alone: sorted keys, no spaces, characters as they are."""
     return json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def plain_json(value: Any) -> Any:
+    """A value of any table as JSON has it: times as ISO 8601, decimals and bytes as text, no number for NaN or endless.
+
+    Raises:
+        TypeError: it is of another kind.
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): plain_json(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(inner) for inner in value]
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, (Decimal, timedelta)):
+        return str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    raise TypeError(f"a value of the type {type(value).__name__}")
 
 
 def storable(text: str) -> str:

@@ -185,6 +185,9 @@ def findings(evidence: Evidence) -> Iterator[Finding]:
     if stop is not None and (stop.kind in STANDS_FIRST or (at_input and not evidence.step.is_gate)):
         yield stop
         return
+    if at_input and stop is not None and _is_of_a_folder(evidence):
+        yield stop  # of which the day's rows together, and what is usual among them, tell nothing
+        return
     if at_input:
         # What a gate says of the tables themselves no raw row explains.
         yield from () if _are_tables_wrong(evidence) else raw_findings(evidence)
@@ -203,6 +206,12 @@ def _are_tables_wrong(evidence: Evidence) -> bool:
     ]
     of_rows = {name for table, name in failed if table == RAW_LOGS} - {"nothing lost", "nothing lost in a file"}
     return not of_rows and any(name != "not empty" for _, name in failed)
+
+
+def _is_of_a_folder(evidence: Evidence) -> bool:
+    """Whether nothing but the share of rejected rows of one kind of record stops the night."""
+    failed = [check.name for one in evidence.results for check in one.failures if check.severity == "critical"]
+    return bool(failed) and all(name.startswith("rejected share of ") for name in failed)
 
 
 def _of_rows(evidence: Evidence) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +23,7 @@ from sgrec_core.lake.conditions import files
 from sgrec_core.lake.contracts import Contract, load_contract
 from sgrec_core.lake.queries import item_hashes
 from sgrec_core.quality.alarms import Alarm
+from sgrec_core.quality.balance import RAW_LOGS, balance_of_rows
 from sgrec_core.quality.evidence import damage_before
 from sgrec_core.quality.night_metrics import write_metrics
 from sgrec_core.quality.validation import (
@@ -39,11 +39,6 @@ from sgrec_core.runtime.runs import Run, last_done, record
 from sgrec_core.runtime.stages import BY_NAME
 from sgrec_core.settings import Settings
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-RAW_LOGS = "raw_logs"
-"""Name of the result that balances rows in against rows accepted and rejected; no table."""
 JUDGE_CALLS = "judge_calls"
 """Name of the result that counts the judge's failed calls; no table."""
 EARLIER_NIGHTS = "earlier_nights"
@@ -175,111 +170,6 @@ def identity_of_rows(lake: Lake, contract: Contract, day: str) -> str:
     return digest(code, contract.table, day, lake.version(contract.table), contract, length=32)
 
 
-def balance_of_rows(settings: Settings, lake: Lake, day: str) -> TableResult:
-    """Nothing is lost, in any file; every file was read to its end; not too much is rejected or without a user.
-
-    What was seen comes from ``ingest_files``, accepted and rejected rows are counted in the lake.
-
-    Raises:
-        GateError: the day was not ingested.
-    """
-    owner, runbook = owner_and_runbook("ingest_files", day)
-    read = lake.read("ingest_files", where={"day": day}).to_pandas()
-    if not len(read):
-        raise GateError(f"no count of raw rows for {day}: run `python -m jobs.ingest_events --day {day}` first")
-    rejected = lake.read(
-        "events_rejected", where={"day": day}, columns=["file", "record", "line", "reason"]
-    ).to_pandas()
-    rejected = rejected[rejected["line"] > 0]
-    ingested = last_done(lake, day, "ingest_events")
-    tables = {"event": "events", "item": "items", "user": "users"}
-    if ingested is not None and ingested.facts.get("items_merged"):
-        del tables["item"]  # rows of properties, or of events, make them
-    accepted = sum(lake.count(table, where={"day": day}) for table in tables.values())
-    told_accepted = int(read.loc[read["record"].isin(list(tables)), "rows_accepted"].sum())
-    rows_in, unread = int(read["rows_seen"].sum()), int(read["rows_unread"].sum())
-
-    in_lake = rejected.groupby(["record", "file"]).size()
-    of_files = read.set_index(["record", "path"])
-    counted = in_lake.reindex(of_files.index, fill_value=0)
-    told = of_files["rows_used"] + of_files["rows_empty"] + of_files["rows_unread"]
-    wrong = of_files[(of_files["rows_seen"] != told) | (of_files["rows_rejected"] != counted)]
-    strangers = in_lake.index.difference(of_files.index)
-
-    broken = read[~read["ended"].isin(["complete", "left_out"])]
-    lost_bytes = int(broken["bytes"].sum() - broken["bytes_consumed"].sum())
-    unread_share = max(lost_bytes / max(int(read["bytes"].sum()), 1), unread / max(rows_in, 1))
-    anonymous = int((rejected["reason"] == "anonymous").sum())
-    of_events = read[read["record"] == "event"]
-    events = int(of_events["rows_accepted"].sum() + of_events["rows_rejected"].sum())
-    bad = len(rejected) - anonymous + unread
-    made = int(read["rows_accepted"].sum()) + len(rejected) + unread
-    share, limit = max(bad / max(made, 1), unread_share), settings.ingest.max_rejected_share
-    worst = broken.sort_values("bytes", ascending=False).iloc[0] if len(broken) else None
-    checks = [
-        Check(
-            name="rows in",
-            column=None,
-            severity="critical",
-            success=rows_in > 0,
-            observed=f"{rows_in:,} raw rows",
-            expected="at least one raw row",
-        ),
-        Check(
-            name="nothing lost",
-            column=None,
-            severity="critical",
-            success=(accepted, len(rejected)) == (told_accepted, int(read["rows_rejected"].sum())),
-            observed=f"{accepted:,} rows in {', '.join(tables.values())}, {len(rejected):,} in events_rejected",
-            expected=f"{told_accepted:,} accepted and {read['rows_rejected'].sum():,} rejected, as ingest_files has it",
-        ),
-        Check(
-            name="nothing lost in a file",
-            column=None,
-            severity="critical",
-            success=not len(wrong) and not len(strangers),
-            observed=f"{wrong.index[0][1]}: {_counts(wrong.iloc[0])}, {counted[wrong.index[0]]:,} in events_rejected"
-            if len(wrong)
-            else f"rejected rows of {strangers[0][1]}, which is no file of the day"
-            if len(strangers)
-            else f"{len(read):,} files",
-            expected="rows seen = rows used + rows empty + rows unread",
-        ),
-        Check(
-            name="files read to their end",
-            column=None,
-            severity="critical",
-            success=worst is None or unread_share <= settings.ingest.max_unread_share > 0,
-            observed=f"{len(broken):,} of {len(read):,} files, e.g. {worst['path']}: {worst['detail']}"
-            if worst is not None
-            else f"{len(read):,} files",
-            expected="every file is read to its end; at most"
-            f" {settings.ingest.max_unread_share:.2%} of the bytes unread (SGREC_INGEST__MAX_UNREAD_SHARE)",
-        ),
-        Check(
-            name="rejected share",
-            column=None,
-            severity="critical",
-            success=share <= limit,
-            observed=f"mostly {_most_frequent_reason(rejected, read)}" if share > limit else f"{share:.2%} rejected",
-            expected=f"at most {limit:.2%} rejected (SGREC_INGEST__MAX_REJECTED_SHARE)",
-            unexpected_count=bad,
-            unexpected_share=share,
-        ),
-        Check(
-            name="events without a user",
-            column="user_id",
-            severity="critical",
-            success=anonymous <= settings.ingest.max_anonymous_share * max(events, 1),
-            observed=f"{anonymous:,} of {events:,} events have no user_id",
-            expected=f"at most {settings.ingest.max_anonymous_share:.0%} (SGREC_INGEST__MAX_ANONYMOUS_SHARE)",
-            unexpected_count=anonymous,
-            unexpected_share=anonymous / max(events, 1),
-        ),
-    ]
-    return TableResult(table=RAW_LOGS, day=day, rows=rows_in, owner=owner, runbook=runbook, checks=checks)
-
-
 def failures_of_judge(settings: Settings, lake: Lake, day: str) -> TableResult:
     """Not too many calls of the day's judge failed: scores of what is left would be of a chosen few."""
     owner, runbook = owner_and_runbook("aspect_scores", day)
@@ -369,19 +259,3 @@ def _earlier(path: Path) -> TableResult | None:
         return TableResult.read(path)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _counts(of_file: "pd.Series") -> str:
-    """The counts of a row of ``ingest_files``."""
-    return ", ".join(f"{of_file[name]:,} {name[5:]}" for name in of_file.index if name.startswith("rows_"))
-
-
-def _most_frequent_reason(rejected: "pd.DataFrame", read: "pd.DataFrame") -> str:
-    """The reason of most rejected or unread rows with its file, for the one line that on-call sees first."""
-    counted = rejected[rejected["reason"] != "anonymous"].groupby(["reason", "file"]).size()
-    found = [(int(rows), str(reason), str(file)) for (reason, file), rows in counted.items()]
-    found += [(row.rows_unread, str(row.detail), row.path) for row in read.itertuples() if row.rows_unread]
-    if not found:
-        return "in files that could not be read"
-    rows, reason, file = max(found)
-    return f"{reason} ({rows:,} rows in {file})"

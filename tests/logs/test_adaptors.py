@@ -28,7 +28,8 @@ def scientific(folder: Path, inter: object = None) -> str:
 def rows(home: Path, source: str, day: str = FIRST_DAY, days: int = 1) -> tuple[list[dict], list[dict]]:
     """Events and items of a day, as the night would accept them."""
     root = prepare_landing(Settings(home=home, input=source, adaptor={"days": days}), day)
-    parsed = [row for file in landing.raw_files(root, day) for row in parse_file(file, day, Options(), Reading())]
+    options = Options.of(Settings(home=home, input=source))
+    parsed = [row for file in landing.raw_files(root, day) for row in parse_file(file, day, options, Reading())]
     assert all(isinstance(row, Accepted) for row in parsed)
     values = [row.values for row in parsed]
     return [v for v in values if "event_id" in v], [v for v in values if "item_hash" in v]

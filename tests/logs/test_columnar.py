@@ -44,19 +44,21 @@ TYPES = pa.schema(
 CLICK = {"event_id": "e", "user_id": "u", "item_id": "i", "request_id": "r", "event_type": "click", "event_time": NOON}
 
 
-def both(path: Path) -> tuple[dict, dict, int]:
+def both(path: Path, with_roles: bool = False) -> tuple[dict, dict, int]:
     """Line -> accepted values or the reason of the rejection, by either way, and rows that were taken out together."""
     file = RawFile(record="event", name=f"events/{path.name}", path=path)
+    options = Options(with_roles=with_roles)
+    good = GoodEvents(DAY, options.nulls, with_roles=with_roles)
     readings = Reading(), Reading()
     rows: dict[int, object] = {}
     raw_texts: dict[int, str | None] = {}
-    for row in parse_file(file, DAY, Options(), readings[0]):
+    for row in parse_file(file, DAY, options, readings[0]):
         rows[row.line] = row.values if isinstance(row, Accepted) else row.detail
         raw_texts[row.line] = row.raw_text
     columns: dict[int, object] = {}
     texts: dict[int, str] = {}
     together = 0
-    for found in parse_file_in_batches(file, DAY, Options(), readings[1], GoodEvents(DAY, Options().nulls)):
+    for found in parse_file_in_batches(file, DAY, options, readings[1], good):
         if isinstance(found, GoodRows):
             together += len(found.lines)
             columns |= dict(zip(found.lines.to_pylist(), found.table.to_pylist(), strict=True))
@@ -73,11 +75,12 @@ def both(path: Path) -> tuple[dict, dict, int]:
 @given(
     rows=st.lists(ROW, min_size=1, max_size=12),
     left=st.sets(st.sampled_from(["role", "placement", "bid", "propensity"])),
+    with_roles=st.booleans(),
 )
-def test_columns_and_rows_agree(tmp_path: Path, rows: list[dict], left: set[str]) -> None:
+def test_columns_and_rows_agree(tmp_path: Path, rows: list[dict], left: set[str], with_roles: bool) -> None:
     table = pa.Table.from_pylist(rows, schema=TYPES).drop_columns(list(left))
     pq.write_table(table, tmp_path / "a.parquet")
-    one, other, _ = both(tmp_path / "a.parquet")
+    one, other, _ = both(tmp_path / "a.parquet", with_roles)
     assert one == other
 
 
@@ -171,6 +174,11 @@ ODD_LINES = st.sampled_from(
         json.dumps(PLAIN).encode()[:-1] + b', "x": "\xff"}',
         json.dumps(PLAIN).encode()[:-1] + b', "x": "\x01"}',
         json.dumps(PLAIN).encode()[:-1] + b', "x": "' + b"y" * 3000 + b'"}',
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b'{"a":[' * 600 + b"]}" * 600 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b"1" * 5000 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": ' + b"1" * 4000 + b"}",
+        json.dumps(PLAIN).encode()[:-1] + b', "x": [' + b"[],{}," * 700 + b"1]}",
         json.dumps(PLAIN).encode()[:-1],
         json.dumps(PLAIN).encode().replace(b"1.5", b"01.5"),
         json.dumps(PLAIN).encode() + b"\r",
@@ -185,20 +193,58 @@ ODD_LINES = st.sampled_from(
     odd=st.lists(ODD_LINES, max_size=2),
     ids=st.sampled_from(["e", 7]),
     order=st.randoms(use_true_random=False),
+    with_roles=st.booleans(),
 )
-def test_lines_at_once_and_one_by_one_agree(tmp_path, rows, plain, odd, ids, order) -> None:  # type: ignore[no-untyped-def]
+def test_lines_at_once_and_one_by_one_agree(  # type: ignore[no-untyped-def]
+    tmp_path, rows, plain, odd, ids, order, with_roles
+) -> None:
     lines = [json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") for row in rows]
     lines += [json.dumps({**PLAIN, "event_id": ids}).encode()] * plain + odd
     order.shuffle(lines)
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    one, other, _ = both(tmp_path / "a.jsonl")
+    one, other, _ = both(tmp_path / "a.jsonl", with_roles)
     assert one == other
+
+
+@pytest.mark.parametrize("value", ["[" * 1500 + "]" * 1500, '{"a":[' * 800 + "]}" * 800, "1" * 5000, "-" + "7" * 4301])
+@pytest.mark.parametrize("beside", [[], ["oops"]])
+def test_what_python_cannot_read_costs_its_row_whatever_stands_beside_it(
+    tmp_path: Path, value: str, beside: list[str]
+) -> None:
+    rows = [json.dumps({**PLAIN, "event_id": f"e{n}"}) for n in range(4)]
+    rows[2] = rows[2][:-1] + f', "x": {value}}}'
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows, *beside]))
+    one, other, taken = both(tmp_path / "a.jsonl")
+    assert one == other
+    assert str(one[3]).startswith("not one JSON object")
+    assert taken == (0 if beside else 3)
+
+
+@pytest.mark.parametrize("role", ["buyer", "test", "validation", 5, None])
+@pytest.mark.parametrize("together", [True, False])
+def test_a_column_of_the_shop_that_is_called_role_is_not_read(tmp_path: Path, role: object, together: bool) -> None:
+    rows = [{**PLAIN, "event_id": f"e{n}", "role": role} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*map(json.dumps, rows), *([] if together else ["oops"])]))
+    one, other, taken = both(tmp_path / "a.jsonl")
+    assert one == other
+    assert [one[line]["role"] for line in (1, 2, 3)] == ["logged"] * 3
+    assert taken == 3 * together
+
+
+def test_the_role_counts_where_an_adaptor_has_written_it(tmp_path: Path) -> None:
+    rows = [{**PLAIN, "event_id": f"e{n}", "role": role} for n, role in enumerate(["logged", "test", "holdout"])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    one, other, taken = both(tmp_path / "a.jsonl", with_roles=True)
+    assert one == other
+    assert ([one[line]["role"] for line in (1, 2)], taken) == (["logged", "test"], 2)
+    assert "logged, validation, test" in one[3]
 
 
 @pytest.mark.parametrize(
     "other",
     [
         {},
+        {"role": "buyer"},
         {"event_time": "2026-01-05 12:00:00.25"},
         {"event_time": "2026-01-05T12:00:00+01:00"},
         {"event_time": 1_767_607_200_000},

@@ -294,20 +294,21 @@ def test_many_small_files_are_read_many_a_task(tmp_path: Path) -> None:
 @pytest.mark.spark
 def test_what_only_the_whole_day_shows_is_settled_over_all_formats(tmp_path: Path) -> None:
     folder = landing.day_folder(tmp_path / "logs", DAY)
-    landing.write_jsonl(folder / "catalogue" / "c.jsonl", [{"item_id": f"i{n}"} for n in range(5)])
+    landing.write_lines(folder / "catalogue" / "c.json", [json.dumps([{"item_id": f"i{n}"} for n in range(5)])])
     draws = random.Random(0)
     rows = {
         name: [
             event(draws.randrange(400), item_id=f"i{draws.randrange(6)}", user_id=f"{name} {line}")
             for line in range(1, 301)
         ]
-        for name in ("a.parquet", "b.jsonl", "c.csv")
+        for name in ("a.parquet", "b.jsonl", "c.csv", "d.json")
     }
     (folder / "events").mkdir()
     times = [{**row, "event_time": datetime(2026, 1, 5, 10, tzinfo=UTC)} for row in rows["a.parquet"]]
     pq.write_table(pa.Table.from_pylist(times), folder / "events" / "a.parquet")
     landing.write_jsonl(folder / "events" / "b.jsonl", rows["b.jsonl"])
     landing.write_csv(folder / "events" / "c.csv", rows["c.csv"])
+    landing.write_lines(folder / "events" / "d.json", [json.dumps(rows["d.json"])])  # all on one line
     seen: dict[object, object] = {}
     reasons: Counter[str] = Counter()
     for row in (row for of_file in rows.values() for row in of_file):

@@ -3,11 +3,13 @@
 import gzip
 import json
 import sqlite3
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from sgrec_core.logs.land import LandedFiles, land
@@ -107,6 +109,47 @@ def test_values_of_parquet_are_landed_as_they_would_be_read(tmp_path: Path) -> N
         '{"at": 1767607200.0, "who": 12, "what": null}',
         '{"at": 1767607200.5, "who": 9.5, "what": "inf"}',
     ]
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_columns_of_parquet_that_nobody_reads_are_landed_too(tmp_path: Path, mapped: bool) -> None:
+    kept = {"app": [{"version": 2}], "born": [date(1990, 1, 2)], "weight": [float("nan")], "what": ["i1"]}
+    own = {"at": [1767607200], "who": ["u1"]}
+    if not mapped:
+        own = dict.fromkeys(("event_id", "user_id", "item_id", "event_type", "request_id"), ["x"])
+        own["event_time"] = ["2026-01-05T10:00:00Z"]
+    pq.write_table(pa.table({**own, **kept}), tmp_path / "ev.parquet")
+    if mapped:
+        landed(tmp_path, tmp_path / "ev.parquet")
+    else:
+        land([str(tmp_path / "ev.parquet")], Options(), tmp_path / "to", lambda name: None)
+    (row,) = (json.loads(row) for row in rows(tmp_path))
+    told = {"app": {"version": 2}, "born": "1990-01-02", "weight": None, "what": "i1"}
+    assert row == {**{name: values[0] for name, values in own.items()}, **told}
+
+
+def test_elements_of_an_array_are_landed_as_they_are_each_on_a_line(tmp_path: Path) -> None:
+    good = {"at": 1767607200, "who": "u1", "what": "i1", "x": [1, {"y": 2}]}
+    array = json.dumps([good, {**good, "who": "u2"}, {**good, "x": float("nan")}], indent=2)
+    put(tmp_path / "ev.json", array.replace("1767607200", "1767607200.10", 1).replace("\n", "\r\n"))
+    found = landed(tmp_path, tmp_path / "ev.json")
+    assert rows(tmp_path) == [
+        '{ "at": 1767607200.10, "who": "u1", "what": "i1", "x": [ 1, { "y": 2 } ] }',
+        '{ "at": 1767607200, "who": "u2", "what": "i1", "x": [ 1, { "y": 2 } ] }',
+    ]
+    (lost,) = (tmp_path / "to" / "unplaced" / "events").iterdir()
+    text = '{ "at": 1767607200, "who": "u1", "what": "i1", "x": NaN }\n'
+    assert gzip.decompress(lost.read_bytes()).decode() == text
+    assert [why.partition(":")[0] for why in found.unplaced] == ["invalid_json"]
+
+
+def test_of_a_line_that_is_too_long_it_is_said_that_it_is_cut(tmp_path: Path) -> None:
+    put(tmp_path / "ev.csv", HEADER + f"1767607200,u1,i1\n1767607200,u2,{'x' * 1_000_001}\n")
+    found = landed(tmp_path, tmp_path / "ev.csv")
+    (why,) = found.unplaced
+    assert why.startswith("too_long: the row has 1,000,015 bytes")
+    assert why.endswith("; only its beginning is kept")
+    assert found.rows == {"2026-01-05": 1}
 
 
 def test_without_a_mapping_names_say_who_is_who_and_deeds_are_events(tmp_path: Path) -> None:

@@ -96,7 +96,6 @@ def test_a_good_event_keeps_every_column(tmp_path: Path) -> None:
         ({"position": 2**31}, "invalid_value", "2147483648"),
         ({"event_time": "yesterday"}, "invalid_value", "ISO 8601"),
         ({"event_time": 10**30}, "invalid_value", "event_time"),
-        ({"role": "holdout"}, "invalid_value", "logged, validation, test"),
         ({"item_id": "i\n1"}, "invalid_value", "control"),
         ({"event_type": "hover"}, "unknown_event_type", "impression, click"),
         ({"event_id": "e" * 257}, "too_long", "257"),
@@ -361,8 +360,11 @@ def test_any_bytes_are_accounted_for(tmp_path: Path, content: bytes, prefix: byt
     is_plain = not (prefix + content).startswith(tuple(MAGIC)) and all(
         row.reason != "invalid_encoding" for row in rejected
     )
-    if ending == "jsonl" and is_plain:
-        rows = [line for line in (prefix + content).split(b"\n") if line.strip(b"\r") and not line.isspace()]
+    is_array = (prefix + content).strip().startswith(b"[")
+    if ending == "jsonl" and is_plain and not is_array:
+        text = prefix + content
+        text = text if b"\n" in text else text.replace(b"\r", b"\n")
+        rows = [line for line in text.split(b"\n") if line.strip(b"\r") and not line.isspace()]
         assert len(accepted) + sum(row.line > 0 for row in rejected) == len(rows)
 
 

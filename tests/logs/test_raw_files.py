@@ -8,7 +8,9 @@ import lzma
 import os
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,8 +22,9 @@ from hypothesis import strategies as st
 
 from sgrec_core.errors import NotReadyError
 from sgrec_core.logs import landing
+from sgrec_core.logs.columnar import GoodEvents
 from sgrec_core.logs.landing import RawFile
-from sgrec_core.logs.parsing import Accepted, Options, Rejected, parse_file
+from sgrec_core.logs.parsing import Accepted, Options, Rejected, parse_file, parse_file_in_batches
 from sgrec_core.logs.rows import Reading
 
 DAY = "2026-01-05"
@@ -41,6 +44,13 @@ def jsonl(rows: list[dict]) -> bytes:
 
 def delimited(rows: list[dict], by: str = ",") -> bytes:
     return "".join(by.join(map(str, line)) + "\n" for line in [list(rows[0]), *(row.values() for row in rows)]).encode()
+
+
+def profiles(path: Path) -> dict[str, object]:
+    """What becomes of a file of profiles, by user; none is rejected."""
+    rows = list(parse_file(RawFile(record="user", name=f"profiles/{path.name}", path=path), DAY, Options(), Reading()))
+    assert not [row for row in rows if isinstance(row, Rejected)]
+    return {row.values["user_id"]: json.loads(row.values["profile"]) for row in rows if isinstance(row, Accepted)}
 
 
 def read(path: Path, content: bytes | None = None, **options: object) -> tuple[list[Accepted], list[Rejected], Reading]:
@@ -103,6 +113,11 @@ def test_zeros_behind_a_stream_are_padding_only_where_the_format_says_so(tmp_pat
         ("000000_0", delimited(events(10), "\x01"), "csv"),
         ("part-00000", gzip.compress(jsonl(events(10))), "jsonl"),
         ("zipped.jsonl", zstd.compress(jsonl(events(10))), "jsonl"),
+        ("array.jsonl", b"\n " + json.dumps(events(10)).encode() + b"\n", "json"),
+        ("array.ndjson.gz", gzip.compress(json.dumps(events(10), indent=0).encode()), "json"),
+        ("returns.jsonl", jsonl(events(10)).replace(b"\n", b"\r"), "jsonl"),
+        ("returns.jsonl.gz", gzip.compress(jsonl(events(10)).replace(b"\n", b"\r")), "jsonl"),
+        ("returns.csv", delimited(events(10)).replace(b"\n", b"\r"), "csv"),
     ],
 )
 def test_what_a_file_holds_is_known_by_its_content(tmp_path: Path, name: str, content: bytes, format: str) -> None:
@@ -127,11 +142,98 @@ def test_a_damaged_array_keeps_the_rows_before_it(tmp_path: Path, content: bytes
         assert words in rejected[-1].detail
 
 
+GOOD_ROW = json.dumps(events(1)[0]).encode()
+ELEMENTS = [
+    GOOD_ROW,
+    GOOD_ROW[:-1] + b', "price": NaN}',
+    GOOD_ROW[:-1] + b', "x": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+    GOOD_ROW[:-1] + b', "x": ' + b"1" * 5000 + b"}",
+    GOOD_ROW[:-1] + b', "x": "\xff\\" ]},{"}',
+    GOOD_ROW[:-1] + b', "user_id": "u2"}',
+    GOOD_ROW.replace(b"u1", "caf\u00e9".encode()),
+    b"NaN",
+    b"oops",
+    b"[1, {}]",
+    b'"text"',
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    elements=st.lists(st.sampled_from(ELEMENTS), min_size=1, max_size=30),
+    between=st.sampled_from([b",", b",\n", b" ,\r\n "]),
+    padding=st.integers(0, 70_000),
+)
+def test_an_element_of_an_array_costs_what_a_line_costs(
+    tmp_path: Path, elements: list[bytes], between: bytes, padding: int
+) -> None:
+    """Wherever the pieces end that a file is read in."""
+    array = b"[" + b" " * padding + between.join(elements) + b"]\n"
+    found = [read(tmp_path / "a.json", array), read(tmp_path / "a.jsonl", b"{}\n" + b"\n".join(elements))]
+    (good, bad, reading), (good_lines, bad_lines, _) = found
+    assert [row.line + 1 for row in good] == [row.line for row in good_lines]
+    bad_rows = [(row.line + 1, row.reason) for row in bad if row.line]
+    assert bad_rows == [(row.line, row.reason) for row in bad_lines if row.line > 1]
+    assert reading.rows == len(elements)
+    if good:
+        assert (reading.ended, reading.bytes_consumed) == ("complete", len(array))
+
+
+@pytest.mark.parametrize("count", [2, 3000])
+@pytest.mark.parametrize("cut", [b", ", b', {"event', b', {"event_id": "caf\xc3', b']\n{"x": 1}'])
+def test_what_was_read_of_an_array_ends_where_its_rows_do(tmp_path: Path, count: int, cut: bytes) -> None:
+    whole = json.dumps(events(count))[:-1].encode()
+    accepted, rejected, reading = read(tmp_path / "a.json", whole + cut)
+    assert (len(accepted), len(rejected), reading.ended) == (count, 1, "broken_off")
+    assert reading.bytes - reading.bytes_consumed == len(cut.removeprefix(b", ").removeprefix(b"]"))
+    _, _, reading = read(tmp_path / "a.json.gz", gzip.compress(whole + cut))
+    assert (reading.ended, reading.bytes_consumed) == ("broken_off", 0)
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_of_a_compressed_file_that_is_cut_no_byte_of_the_cut_stream_counts(tmp_path: Path, kind: str) -> None:
+    first, second = (COMPRESS[kind](jsonl(events(count))) for count in (5, 500))
+    for before in (b"", first):
+        accepted, _, reading = read(tmp_path / f"a.jsonl.{kind}", before + second[: len(second) // 2])
+        assert (reading.ended, reading.bytes_consumed) == ("broken_off", len(before))
+        assert len(accepted) >= 5 * bool(before)
+
+
 def test_an_array_is_read_a_piece_at_a_time(tmp_path: Path) -> None:
     rows = [{**row, "placement": "x" * 200} for row in events(2000)]
     accepted, rejected, reading = read(tmp_path / "a.json", json.dumps(rows, indent=1).encode())
     assert (len(accepted), rejected, reading.rows) == (2000, [], 2000)
-    assert [row.line for row in accepted[:3]] == [2, 11, 20]
+    assert [row.line for row in accepted[:3]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [10, 1000])
+def test_any_end_of_lines_gives_the_same_rows(tmp_path: Path, end: bytes, size: int) -> None:
+    rows = events(size)
+    rows[1]["placement"] = "list\r"  # JSON writes it out
+    accepted, rejected, _ = read(tmp_path / "a.jsonl", jsonl(rows).replace(b"\n", end))
+    assert [(row.line, row.values["event_id"]) for row in accepted] == [(n + 1, f"e{n}") for n in range(size)]
+    assert rejected == []
+
+
+def test_a_return_within_a_line_is_a_space_where_lines_have_feeds(tmp_path: Path) -> None:
+    accepted, rejected, _ = read(tmp_path / "a.jsonl", jsonl(events(2)).replace(b", ", b",\r"))
+    assert (len(accepted), rejected) == (2, [])
+
+
+def test_a_first_line_that_is_an_array_costs_itself_alone(tmp_path: Path) -> None:
+    accepted, rejected, reading = read(tmp_path / "a.jsonl", b'[{"event_id": "e"}]\n' + jsonl(events(3)))
+    assert (len(accepted), [(row.line, row.reason) for row in rejected]) == (3, [(1, "wrong_type")])
+    assert reading.format == "jsonl"
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (",\n", ": "), (",\n\n\n", ":")])
+def test_no_two_elements_of_an_array_have_one_place(tmp_path: Path, separators: tuple[str, str]) -> None:
+    rows = events(5)
+    rows[2]["user_id"] = None
+    accepted, rejected, _ = read(tmp_path / "a.json", json.dumps(rows, separators=separators).encode())
+    assert [row.line for row in accepted] == [1, 2, 4, 5]
+    assert [row.line for row in rejected] == [3]
 
 
 @pytest.mark.parametrize(
@@ -164,12 +266,30 @@ def test_a_header_that_cannot_count_is_one_sentence_and_a_count(
         json.dumps({"events": events(3)}, indent=1),
         json.dumps(events(1)[0], indent=2),
         '{"events": [\n' + json.dumps(events(1)[0]) + "]}",
+        '{"events": [\n' + json.dumps(events(1)[0]) + "\n]}",
+        "\n{\n" + json.dumps(events(1)[0])[1:],
     ],
 )
 def test_an_object_over_several_lines_is_one_sentence_with_its_mend(tmp_path: Path, content: str) -> None:
     accepted, (rejected,), reading = read(tmp_path / "a.json", content.encode())
     assert (accepted, reading.ended, rejected.line) == ([], "unreadable", 0)
     assert "jq -c '.NAME[]' FILE" in rejected.detail
+
+
+@pytest.mark.parametrize("opened", ["{", '{"event_id": {', '\n {"x": ['])
+@pytest.mark.parametrize("count", [1, 50])
+@pytest.mark.parametrize("good", [GoodEvents(DAY, Options().nulls), None])
+def test_a_damaged_first_line_costs_itself_where_rows_follow(
+    tmp_path: Path, opened: str, count: int, good: GoodEvents | None
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(opened.encode() + b"\n" + jsonl(events(count)))
+    reading = Reading()
+    file = RawFile(record="event", name="events/a.jsonl", path=path)
+    rows = list(parse_file_in_batches(file, DAY, Options(), reading, good))
+    rejected = [(row.line, row.reason) for row in rows if isinstance(row, Rejected)]
+    assert rejected == [(1 + opened.count("\n"), "invalid_json")]
+    assert (reading.rows, reading.ended) == (count + 1, "complete")
 
 
 def test_tabs_with_quoted_names_have_quoted_values(tmp_path: Path) -> None:
@@ -288,6 +408,57 @@ def test_a_value_of_parquet_costs_its_row_at_most(
     assert (reading.ended, reading.bytes_consumed) == ("complete", reading.bytes)
     if "user_id" not in columns and accepted:
         assert found[0].values["event_time"] == datetime(2026, 1, 5, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"age": 4, "profile": {"q": 1}}, {"age": 4, "q": 1}),
+        ({"age": 4, "profile": '{"q": 1}'}, {"age": 4, "q": 1}),
+        ({"age": 4, "profile": {"age": 4}}, {"age": 4}),
+        ({"age": 4, "profile": {}}, {"age": 4}),
+        ({"age": 4, "profile": None}, {"age": 4}),
+        ({"age": "", "city": None, "profile": {"age": 4}}, {"age": 4}),
+        ({"age": ""}, {}),
+        ({"profile": {"a": "", "b": None, "c": [""], "d": 0, "e": False, "f": {}}},
+         {"a": "", "c": [""], "d": 0, "e": False, "f": {}}),
+    ],
+)  # fmt: skip
+def test_a_profile_is_all_that_a_row_says(tmp_path: Path, row: dict, told: dict) -> None:
+    (tmp_path / "p.jsonl").write_bytes(jsonl([{"user_id": "u1", **row}]))
+    assert profiles(tmp_path / "p.jsonl") == {"u1": told}
+
+
+def test_two_answers_of_a_profile_are_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(jsonl([{"user_id": "u1", "age": 4, "profile": {"age": 5}}]))
+    file = RawFile(record="user", name="profiles/p.jsonl", path=tmp_path / "p.jsonl")
+    (row,) = parse_file(file, DAY, Options(), Reading())
+    assert isinstance(row, Rejected)
+    assert (row.reason, row.detail) == (
+        "repeated_field", "column age says 4, and profile 5; which one counts is not known"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (pa.array([date(1990, 1, 2), None]), "1990-01-02"),
+        (pa.array([1767607200123456, None], pa.timestamp("us", "UTC")), "2026-01-05T10:00:00.123456+00:00"),
+        (pa.array([1767607200123456789, None], pa.timestamp("ns")), "2026-01-05T10:00:00.123456"),
+        (pa.array([clock(10, 30), None]), "10:30:00"),
+        (pa.array([timedelta(minutes=90), None]), "1:30:00"),
+        (pa.array([Decimal("12345678901234567890.10"), None]), "12345678901234567890.10"),
+        (pa.array([b"caf\xe9", None]), "caf\\xe9"),
+        (pa.array([0.5, float("nan")]), 0.5),
+        (pa.array([0.5, float("inf")]), 0.5),
+        (pa.array([[1.0, float("nan")], None]), [1.0, None]),
+        (pa.array([{"born": date(1990, 1, 2)}, None]), {"born": "1990-01-02"}),
+        (pa.array([[("a", Decimal(1))], None], pa.map_(pa.string(), pa.decimal128(3, 1))), [["a", "1.0"]]),
+    ],
+)  # fmt: skip
+def test_a_profile_of_parquet_is_told_in_json(tmp_path: Path, values: pa.Array, told: object) -> None:
+    pq.write_table(pa.table({"user_id": ["u1", "u2"], "a": values, "b": [1, 2]}), tmp_path / "p.parquet")
+    assert profiles(tmp_path / "p.parquet") == {"u1": {"a": told, "b": 1}, "u2": {"b": 2}}
 
 
 def test_parquet_with_one_name_for_two_columns_is_not_guessed(tmp_path: Path) -> None:

@@ -182,6 +182,10 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
         {"results": [failed("nothing lost")], "rejects": UNKNOWN},
         "broken_contract", "its owner", "table raw_logs, check 'nothing lost': much; valid is little",
     ),
+    "a small folder, beside what is usual among many events": (
+        {"results": [failed("rejected share of users")], "rejects": UNKNOWN},
+        "broken_contract", "its owner", "table raw_logs, check 'rejected share of users': much; valid is little",
+    ),
     "weights": (
         {"step": step("generate_candidates", NOT_FINITE),
          "events": NO_CHOICE},

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from small_night import DAY, damage, rows_of, run_night, table_of
 
 from sgrec_core.errors import ContractError, GateError
 from sgrec_core.lake import Lake, load_contract, table_names
+from sgrec_core.quality.balance import rejected_rows, rejected_shares
 from sgrec_core.quality.gates import RAW_LOGS, check_stage, failure_in_words, rows_of_day, stop_on_critical
 from sgrec_core.quality.table_docs import TABLE_DOCS, table_docs
 from sgrec_core.quality.validation import Check, TableResult, result_path, validate
@@ -180,6 +182,8 @@ EVENTS = "events/part-0.jsonl"
         ("ingest_files", of_file(EVENTS, rows_unread=10, rows_seen=42, detail="no header"), "rejected share",
          "12 of 84 rows (14.29%), e.g. mostly no header (10 rows in events/part-0.jsonl)"),
         ("ingest_files", of_file(EVENTS, ended="unreadable", bytes=90_000), "rejected share", "rejected"),
+        ("events_rejected", change(0, raw_text="{" * 2000 + "... [1,500 bytes in all]"), "rejected share",
+         "20.76% of the bytes, mostly invalid_json (1,536 of the 3,200 bytes of events/part-0.jsonl)"),
     ],
 )  # fmt: skip
 def test_rows_and_files_must_balance(
@@ -195,6 +199,69 @@ def test_rows_and_files_must_balance(
     assert words in failure_in_words(balance, found)
     with pytest.raises(GateError, match="table raw_logs"):
         stop_on_critical(gate)
+
+
+def shares(files: Rows, bad: Rows) -> dict[str, float]:
+    """Rejected shares above the limit of files of 100 bytes a row, by check."""
+    nothing = {"rows_accepted": 0, "rows_rejected": 0, "rows_unread": 0, "format": "jsonl", "compression": None,
+               "detail": None}  # fmt: skip
+    read = [
+        {**nothing, "ended": "complete", "bytes": 100 * one["rows_used"], "bytes_consumed": 100 * one["rows_used"],
+         "path": one["record"], **one}
+        for one in files
+    ]  # fmt: skip
+    columns = ["record", "file", "reason", "rows", "length"]
+    rejected = pd.DataFrame([{"file": one["record"], **one} for one in bad], columns=columns)
+    checks = rejected_shares(pd.DataFrame(read), rejected, Settings().ingest)
+    return {check.name: round(check.unexpected_share, 3) for check in checks if not check.success}
+
+
+MANY = {"record": "event", "rows_used": 3000, "rows_accepted": 3000}
+
+
+@pytest.mark.parametrize(
+    ("of_file", "bad", "share"),
+    [
+        ({}, {"reason": "wrong_type"}, 0.2),
+        ({}, {"reason": "duplicate_key"}, None),
+        ({"rows_unread": 20, "rows_rejected": 0}, {"rows": 0}, 0.2),
+        ({"rows_rejected": 1}, {"rows": 1, "length": 2000}, 0.2),
+        ({"rows_rejected": 1, "compression": "gzip"}, {"rows": 1, "length": 40_000}, 0.2),
+        ({"rows_rejected": 1, "compression": "gzip"}, {"rows": 1, "length": 2000}, None),
+        ({"ended": "broken_off", "bytes_consumed": 5000, "rows_rejected": 0}, {"rows": 0, "length": 0}, 0.5),
+        # A mapping makes 100 rows of each line.
+        ({"rows_accepted": 9900, "rows_rejected": 100}, {"rows": 100, "length": 10_000}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["item", "user"])
+def test_a_small_folder_that_is_lost_is_not_lost_among_many_events(
+    kind: str, of_file: dict[str, object], bad: dict[str, object], share: float | None
+) -> None:
+    lost = {"rows_used": 100, "rows_accepted": 80, "rows_rejected": 20, **of_file}
+    reject = {"record": kind, "reason": "wrong_type", "rows": 20, "length": 200, **bad}
+    name = {"item": "rejected share of items", "user": "rejected share of users"}[kind]
+    assert shares([MANY, {"record": kind, **lost}], [reject]) == ({} if share is None else {name: share})
+
+
+def test_a_day_without_a_reject_has_no_rejected_share(tmp_path: Path) -> None:
+    none = rejected_rows(Lake(str(tmp_path)), DAY)
+    assert len(none) == 0
+    file = {"rows_rejected": 0, "rows_unread": 0, "format": "jsonl", "compression": None, "ended": "complete",
+            "bytes": 9, "bytes_consumed": 9, "path": "a", "detail": None}  # fmt: skip
+    read = pd.DataFrame([{**MANY, **file}])
+    checks = list(rejected_shares(read, none, Settings().ingest))
+    assert [check.success for check in checks] == [True] * 3
+    assert {check.unexpected_share for check in checks} == {0.0}
+
+
+def test_a_row_that_is_half_of_the_bytes_is_half_of_what_is_lost() -> None:
+    half = {"record": "event", "rows_used": 3001, "rows_accepted": 3000, "rows_rejected": 1, "bytes": 600_000,
+            "bytes_consumed": 600_000}  # fmt: skip
+    row = {"record": "event", "reason": "invalid_json", "rows": 1, "length": 300_000}
+    assert shares([half], [row]) == {"rejected share": 0.5}
+    assert shares([half], [{**row, "reason": "anonymous"}]) == {}, "has a check of its own"
+    parquet = {**half, "format": "parquet", "rows_accepted": 2000, "rows_rejected": 1000, "rows_used": 3000}
+    assert shares([parquet], [{**row, "rows": 1000, "length": 10}]) == {"rejected share": 0.333}
 
 
 def test_events_without_a_user_stay_outside_of_the_share_until_they_are_too_many(home: Path) -> None:
