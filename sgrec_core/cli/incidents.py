@@ -4,8 +4,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from sgrec_core.cli.app import app, console
 from sgrec_core.cli.homes import existing_home
@@ -36,16 +34,23 @@ def show(everything: All = False) -> None:
     if not found:
         console.print("no incident" if everything else "no incident is open")
         return
-    table = Table(box=None)
-    for name in ("number", "severity", "owner", "nights", "cause", "who knows", "over"):
-        table.add_column(name, no_wrap=name in ("number", "severity"))
     for one in found:
-        nights = one.first_night if one.nights == 1 else f"{one.first_night} to {one.last_night} ({one.nights})"
-        knows = f"{one.acknowledged_by}: {one.acknowledged_why}" if one.acknowledged_at else ""
-        over = "" if one.is_open else f"{one.resolved_by}: {one.resolved_why}"
-        cells = (str(one.incident), one.severity, one.owner, nights, f"{one.kind}: {one.cause}", knows, over)
-        table.add_row(*map(escape, cells))
-    console.print(table)
+        for line in lines_of(one):
+            console.print(line, soft_wrap=True, markup=False)
+
+
+def lines_of(one: "Incident") -> list[str]:
+    """What is known of an incident."""
+    nights = one.first_night if one.nights == 1 else f"{one.first_night} to {one.last_night} ({one.nights} nights)"
+    lines = [
+        f"{one.incident}: {one.severity}, {one.owner}, {nights}; last good night: {one.last_good or 'none'}",
+        f"   {one.kind}: {one.cause}",
+    ]
+    if one.acknowledged_at:
+        lines.append(f"   {one.acknowledged_by} knows: {one.acknowledged_why}")
+    if not one.is_open:
+        return [*lines, f"   over by {one.resolved_by}: {one.resolved_why}"]
+    return [*lines, *(f"   could not be told: {problem}" for problem in one.problems), f"   {one.command}"]
 
 
 @commands.command("ack")

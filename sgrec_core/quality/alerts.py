@@ -54,7 +54,8 @@ def parts(secrets: Sequence[str]) -> list[str]:
 
 
 def _begun(incident: Incident, reports: Path) -> Message:
-    verdict = "late" if incident.kind == LATE else "red" if incident.severity == CRITICAL else "amber"
+    is_late = incident.kind == LATE
+    verdict = "late" if is_late else "red" if incident.severity == CRITICAL else "amber"
     nights = "" if incident.nights == 1 else f"; {incident.nights} nights since {incident.first_night}"
     return Message(
         f"sgrec: night {incident.last_night} is {verdict}: {incident.kind}, {incident.owner}",
@@ -62,7 +63,7 @@ def _begun(incident: Incident, reports: Path) -> Message:
             f"Night {incident.last_night} is {verdict}: {_short(incident.cause)}",
             f"owner: {incident.owner}",
             f"last good night: {incident.last_good or 'none'}{nights}",
-            f"page: {reports / incident.last_night / 'index.html'}",
+            *([] if is_late else [f"page: {reports / incident.last_night / 'index.html'}"]),
             f"incident {incident.incident}: no more is told until it is over. Whoever takes it says so:"
             f" sgrec incidents ack {incident.incident} --reason WHY",
         ),
