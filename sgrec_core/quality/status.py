@@ -95,7 +95,6 @@ def status_of_home(
         **_why(settings, lake, judged),
         "last_good": last_good(settings, lake, days, running),
         "promotion": {**_promotion(settings, judged), "hold": None if hold is None else str(hold)},
-        "incidents": _open_incidents(lake, problems),
         "champion": champion and {**_of(champion), "age_days": _days_between(champion.day, newest)},
         "challenger": challenger and _of(challenger),
         "judge": _judge(settings, problems),
@@ -114,6 +113,7 @@ def status_of_home(
             }
             for night in listed
         ],
+        "incidents": _open_incidents(lake, problems),
         "problems": problems,
         "exit_code": 1 if late else code,
     }

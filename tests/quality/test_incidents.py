@@ -33,6 +33,7 @@ from sgrec_core.quality.incidents import (
     due,
     resolve,
 )
+from sgrec_core.quality.status import status_of_home
 from sgrec_core.runtime.job import Job, read_settings
 from sgrec_core.runtime.layout import LAYOUT
 from sgrec_core.settings import Settings
@@ -359,6 +360,9 @@ def test_a_lost_table_of_incidents_stops_no_night(home: Path) -> None:
     run = last_run(settings, DAY, "report_quality")
     assert run["state"] == "finished"
     assert any(note.startswith("incidents were not written: ") for note in run["notes"])
+    found = status_of_home(settings)
+    assert found["incidents"] == []
+    assert any(problem.startswith("table incidents could not be read") for problem in found["problems"])
 
 
 # Settings
