@@ -54,7 +54,7 @@ def tell() -> None:
         except Exception as error:  # whatever a server or the network does; the others are told all the same
             problem = hidden(f"{type(error).__name__}: {error}", secrets)
             problems.append(f"{one.destination}: {problem}")
-        table.change(lambda now, one=one, problem=problem: after_message(now, one, problem))  # type: ignore[misc]
+        table.change(lambda now, one=one, problem=problem: after_message(now, one, problem))
     if problems:
         raise AirflowException("; ".join(problems))
 
@@ -149,7 +149,7 @@ def night_is_late(context: Mapping[str, Any]) -> None:
     if run["state"] in ("success", "failed"):
         return
     day = day_of_night(run["partition_key"], (run["conf"] or {}).get("day"))
-    here, tables = settings.model_copy(update={"home": home, "lake": lake}), Lake(lake)
+    here, tables = settings.model_copy(update={"home": home, "lake": settings.lake and lake}), Lake(lake)
     try:
         at = state_of_night(here, tables, day)
         before = last_good(here, tables, [one for one in days_with_runs(tables) if one < day])

@@ -1,8 +1,10 @@
 """Write the Data Docs, the on-call page and the summary of the night, whether it succeeded or stopped."""
 
+from dataclasses import replace
 from typing import Any
 
 from sgrec_core.night.changes import remember_night
+from sgrec_core.quality.alarms import GREEN
 from sgrec_core.quality.incidents import Incidents, after_night, met_by
 from sgrec_core.quality.report import below, write_report
 from sgrec_core.quality.status import UNREADABLE, last_good
@@ -38,8 +40,10 @@ def run(job: Job) -> None:
 def note_incidents(job: Job, summary: dict[str, Any]) -> None:
     """What the night makes of the incidents; whom they are told is a task's of its own."""
     try:
-        earlier = [day for day in days_with_runs(job.lake) if day < job.day]
-        met = met_by(summary, last_good(job.settings, job.lake, earlier))
+        met = met_by(summary)
+        if met.verdict != GREEN:
+            earlier = [day for day in days_with_runs(job.lake) if day < job.day]
+            met = replace(met, last_good=last_good(job.settings, job.lake, earlier))
         incidents = Incidents(job.lake).change(lambda before: after_night(before, met))
     except UNREADABLE as error:  # a night is what it is without them; no message is due of what is not written down
         job.note(f"incidents were not written: {type(error).__name__}: {error}")

@@ -37,12 +37,12 @@ def table_versions(lake: Lake, tables: tuple[str, ...]) -> dict[str, int | None]
     return {table: lake.version(table) for table in tables}
 
 
-def ask(lake: Lake, table: str, question: str, *, version: int | None = None) -> list[dict[str, Any]]:
-    """Rows that SQL makes of ``rows``, the table (as of Delta ``version``); none while nothing was published.
+def ask(lake: Lake, table: str, question: str) -> list[dict[str, Any]]:
+    """Rows that SQL makes of ``rows``, the table; none while nothing was published.
 
     Not `Lake.read`: Arrow's dataset imports pandas, which takes longer than all that a glance does.
     """
-    delta = lake.open(table, version)
+    delta = lake.open(table)
     if delta is None:
         return []
     found = QueryBuilder().register("rows", delta).execute(question)

@@ -50,7 +50,7 @@ class Met:
         return WARNING if self.verdict == AMBER else CRITICAL
 
 
-def met_by(summary: dict[str, Any], last_good: str | None) -> Met:
+def met_by(summary: dict[str, Any]) -> Met:
     """What a night's summary says (`sgrec_core.quality.report.summary_of_night`)."""
     cause = summary["cause"] or {}
     return Met(
@@ -62,7 +62,6 @@ def met_by(summary: dict[str, Any], last_good: str | None) -> Met:
         owner=cause.get("owner") or load_contract(TABLE).owner,
         command=cause.get("command") or "sgrec status",
         of_day=cause.get("day"),
-        last_good=last_good,
     )
 
 
@@ -139,7 +138,8 @@ def after_night(incidents: Sequence[Incident], met: Met) -> list[Incident]:
 def _is_same(incident: Incident, met: Met) -> bool:
     if met.verdict == GREEN or (met.severity == CRITICAL and incident.severity == WARNING):
         return False  # what begins to stop nights is news
-    if met.kind == LEARNS and met.of_day and incident.first_night <= met.of_day <= incident.last_night:
+    is_of_its_day = met.of_day is not None and incident.first_night <= met.of_day <= incident.last_night
+    if met.kind == LEARNS and is_of_its_day and incident.severity == WARNING:
         return True
     return (incident.kind, incident.owner, incident.cause_table) == (met.kind, met.owner, met.cause_table)
 
@@ -156,7 +156,7 @@ def _is_over(incident: Incident, met: Met) -> bool:
 
 
 def _resolved(incident: Incident, by: str, why: str) -> Incident:
-    return replace(incident, resolved_at=_now(), resolved_by=by, resolved_why=why)
+    return replace(incident, resolved_at=_now(), resolved_by=by, resolved_why=why, problems=())
 
 
 def _going_on(incident: Incident, met: Met) -> Incident:
@@ -201,8 +201,10 @@ def acknowledge(incidents: Sequence[Incident], number: int, who: str, reason: st
     one = _open(incidents, number)
     if one.acknowledged_at is not None:
         raise SgrecError(f"incident {number} is acknowledged by {one.acknowledged_by}: {one.acknowledged_why}")
-    said = replace(one, acknowledged_at=_now(), acknowledged_by=who, acknowledged_why=_line(reason))
-    return _with(incidents, said)
+    why = _line(reason)
+    return _with(
+        incidents, replace(one, acknowledged_at=_now(), acknowledged_by=who, acknowledged_why=why, problems=())
+    )
 
 
 def resolve(incidents: Sequence[Incident], number: int, who: str, reason: str) -> list[Incident]:
@@ -280,10 +282,10 @@ class Incidents:
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
 
-    def read(self, version: int | None = None) -> list[Incident]:
+    def read(self) -> list[Incident]:
         """All incidents, the first first; none in a home that has no such table yet."""
         names = ", ".join(f'"{one.name}"' for one in fields(Incident))
-        rows = ask(self._lake, TABLE, f"SELECT {names} FROM rows ORDER BY incident", version=version)
+        rows = ask(self._lake, TABLE, f"SELECT {names} FROM rows ORDER BY incident")
         return [_of_row(row) for row in rows]
 
     def change(self, choose: Callable[[list[Incident]], list[Incident]]) -> list[Incident]:
@@ -295,18 +297,16 @@ class Incidents:
             SgrecError: other writers came first `TRIES` times.
         """
         for _ in range(TRIES):
-            version = self._lake.version(TABLE)
-            before = [] if version is None else self.read(version)
+            before = self.read()
             after = choose(before)
             if after == before:
                 return after
-            if version is None:
-                try:
-                    version = self._lake.create(TABLE).version()
-                except CommitFailedError:  # another writer makes the table at this moment
-                    continue
-                if self.read(version):
-                    continue
+            try:
+                version = self._lake.create(TABLE).version()
+            except CommitFailedError:  # another writer makes the table at this moment
+                continue
+            if self.read() != before:  # another came between; from here on the commit notices it
+                continue
             rows = pa.Table.from_pylist([_row(one) for one in after], schema=load_contract(TABLE).arrow_schema)
             if self._lake.write_after(TABLE, rows, version, "overwrite"):
                 return after

@@ -134,6 +134,8 @@ def test_nights_that_learn_from_an_amber_one_are_its_incident() -> None:
     incidents = nights(amber(DAYS[1]), amber(DAYS[2], **learns), amber(DAYS[3], **learns))
     assert in_short(incidents) == [("renamed_field", DAYS[1], DAYS[3], 3, None)]
     assert incidents[0].cause == "price is cost", "what began it"
+    stopped = nights(amber(DAYS[0]), red(DAYS[1], **CATALOGUE))
+    assert [one.nights for one in nights(amber(DAYS[2], **learns), before=stopped)] == [1, 1, 1], "it was red"
     other = nights(amber(DAYS[4], **{**learns, "of_day": DAYS[0]}), before=incidents)
     assert [one.kind for one in other] == ["renamed_field", LEARNS], "of a day that it did not meet"
 
@@ -214,6 +216,12 @@ def test_a_problem_stands_until_the_message_was_sent() -> None:
     webhook, mail = due(incidents, ["webhook", "mail"])
     (one,) = after_message(after_message(incidents, webhook, "away"), mail, None)
     assert (one.told, one.problems) == (("mail",), ("webhook: away",))
+    for moot in (
+        acknowledge([one], 1, "ann", "on it"),
+        resolve([one], 1, "ann", "mended"),
+        nights(green(DAYS[1]), before=[one]),
+    ):
+        assert moot[0].problems == ()
 
 
 def test_words_without_secrets(tmp_path: Path) -> None:
@@ -315,7 +323,7 @@ def test_the_command(settings: Settings) -> None:
         "last_night": DAYS[1],
         "nights": 1,
         "acknowledged": {"by": "ann", "at": told["acknowledged"]["at"], "why": "on it"},
-        "problems": ["webhook: away", "mail: away"],
+        "problems": [],
     }
     shown = sgrec("status")
     assert f"incident 2: shrunken_catalogue, catalogue, since night {DAYS[1]}; ann knows: on it" in shown
