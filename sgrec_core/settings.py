@@ -478,7 +478,10 @@ class Settings(BaseSettings):
         pydantic.ValidationError: a value is of the wrong type or out of range (the command line words it).
     """
 
-    model_config = SettingsConfigDict(env_prefix="SGREC_", env_nested_delimiter="__", frozen=True, extra="ignore")
+    # A wrong value may be a secret, and Airflow shows the errors of a DAG's import; `read_settings` tells others.
+    model_config = SettingsConfigDict(
+        env_prefix="SGREC_", env_nested_delimiter="__", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     home: Path = Path(".sgrec")
     lake: str | None = Field(None, description="path or URI of the tables (s3://...); by default SGREC_HOME/lake")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 from typer.testing import CliRunner
 
 from sgrec_core.cli import app
@@ -91,13 +92,37 @@ class Mails:
 
 
 @pytest.fixture
-def mails() -> Iterator[tuple[Mails, int]]:
+def mails() -> Iterator[tuple[Mails, dict[str, Any]]]:
+    """A mail server that wants a password, and the settings that it is reached by."""
     handler = Mails()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    controller = Controller(handler, hostname="127.0.0.1", port=port)
+
+    def authenticate(*arguments: Any) -> AuthResult:
+        login = arguments[-1]
+        return AuthResult(success=(login.login, login.password) == (b"ann", PASSWORD.encode()))
+
+    controller = Controller(
+        handler,
+        hostname="127.0.0.1",
+        port=port,
+        authenticator=authenticate,
+        auth_required=True,
+        auth_require_tls=False,
+    )
     controller.start()
-    yield handler, port
+    yield (
+        handler,
+        {
+            "smtp_host": "127.0.0.1",
+            "smtp_port": port,
+            "smtp_encryption": "none",
+            "smtp_user": "ann",
+            "smtp_password": PASSWORD,
+            "smtp_from": "sgrec@example.org",
+            "smtp_to": "ann@example.org, bob@example.org",
+        },
+    )
     controller.stop()
 
 
@@ -188,15 +213,9 @@ def test_a_webhook_hears_of_the_first_night_and_of_recovery(
     ]
 
 
-def test_a_mail_says_the_same(wiring: ModuleType, with_alerts: Setting, mails: tuple[Mails, int]) -> None:
-    received, port = mails
-    settings = with_alerts(
-        smtp_host="127.0.0.1",
-        smtp_port=port,
-        smtp_encryption="none",
-        smtp_from="sgrec@example.org",
-        smtp_to="ann@example.org,bob@example.org",
-    )
+def test_a_mail_says_the_same(wiring: ModuleType, with_alerts: Setting, mails: tuple[Mails, dict[str, Any]]) -> None:
+    received, reached_by = mails
+    settings = with_alerts(**reached_by)
     night(settings, DAYS[1], "amber")
     wiring.tell()
     wiring.tell()
@@ -207,6 +226,20 @@ def test_a_mail_says_the_same(wiring: ModuleType, with_alerts: Setting, mails: t
     assert f"<pre>SGREC_HOME=/home sgrec nightly --day {DAYS[1]}</pre>" in body
     (envelope,) = received.envelopes
     assert (envelope.mail_from, envelope.rcpt_tos) == ("sgrec@example.org", ["ann@example.org", "bob@example.org"])
+
+
+@pytest.mark.parametrize("encryption", ["starttls", "tls"])
+def test_no_mail_leaves_without_the_encryption_that_was_asked_for(
+    wiring: ModuleType, with_alerts: Setting, mails: tuple[Mails, dict[str, Any]], encryption: str
+) -> None:
+    from airflow.sdk.exceptions import AirflowException
+
+    received, reached_by = mails
+    settings = with_alerts(**{**reached_by, "smtp_encryption": encryption})
+    night(settings, DAYS[1])
+    with pytest.raises(AirflowException, match="^mail: "):
+        wiring.tell()
+    assert received.envelopes == []
 
 
 def test_nobody_is_told_by_default(wiring: ModuleType, with_alerts: Setting) -> None:
@@ -233,19 +266,12 @@ def test_nothing_is_told_of_what_somebody_knows(wiring: ModuleType, with_alerts:
 
 
 def test_a_message_that_was_not_sent_is_due_again(
-    wiring: ModuleType, with_alerts: Setting, webhook: Webhook, mails: tuple[Mails, int]
+    wiring: ModuleType, with_alerts: Setting, webhook: Webhook, mails: tuple[Mails, dict[str, Any]]
 ) -> None:
     from airflow.sdk.exceptions import AirflowException
 
-    received, port = mails
-    settings = with_alerts(
-        webhook=webhook.url,
-        smtp_host="127.0.0.1",
-        smtp_port=port,
-        smtp_encryption="none",
-        smtp_from="sgrec@example.org",
-        smtp_to="ann@example.org",
-    )
+    received, reached_by = mails
+    settings = with_alerts(webhook=webhook.url, **reached_by)
     night(settings, DAYS[1])
     webhook.answer = 500
     with pytest.raises(AirflowException, match="^webhook: ") as failed:
@@ -268,23 +294,15 @@ def test_no_message_holds_a_secret(
     wiring: ModuleType,
     with_alerts: Setting,
     webhook: Webhook,
-    mails: tuple[Mails, int],
+    mails: tuple[Mails, dict[str, Any]],
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     from airflow.sdk.exceptions import AirflowException
     from airflow.sdk.log import redact
 
-    received, port = mails
-    settings = with_alerts(
-        webhook=webhook.url,
-        smtp_host="127.0.0.1",
-        smtp_port=port,
-        smtp_encryption="none",
-        smtp_password=PASSWORD,
-        smtp_from="sgrec@example.org",
-        smtp_to="ann@example.org",
-    )
+    received, reached_by = mails
+    settings = with_alerts(webhook=webhook.url, **reached_by)
     quoted = [webhook.url, f"services/{TOKEN}", PASSWORD, KEY, "s3://ann:dbpassword@host/x?sig=signature"]
     night(settings, DAYS[1], cause=f"cannot read {' '.join(quoted)}", command=f"X={quoted[-1]} {KEY} sgrec nightly")
     wiring.tell()

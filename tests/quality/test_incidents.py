@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 from small_night import DAY, run_night
 from stage_runs import last_run
@@ -382,6 +383,9 @@ def test_no_error_shows_a_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SgrecError, match="SGREC_ALERTS__WEBHOOK: .*valid is a URL that begins with https://") as wrong:
         read_settings()
     assert "hush" not in str(wrong.value)
+    with pytest.raises(ValidationError) as raw:
+        Settings()
+    assert "hush" not in str(raw.value), "as Airflow shows it"
     monkeypatch.setenv("SGREC_ALERTS__WEBHOOK", "https://hooks.slack.com/hush")
     with pytest.raises(SgrecError, match="needs smtp_from and smtp_to") as wrong:
         read_settings()
