@@ -52,7 +52,7 @@ def tell() -> None:
         try:
             SENDERS[one.destination](alerts, message(one, home / "reports", secrets))
         except Exception as error:  # whatever a server or the network does; the others are told all the same
-            problem = hidden(f"{type(error).__name__}: {error}", secrets)
+            problem = hidden(" ".join(f"{type(error).__name__}: {error}".split()), secrets)
             problems.append(f"{one.destination}: {problem}")
         table.change(lambda now, one=one, problem=problem: after_message(now, one, problem))
     if problems:

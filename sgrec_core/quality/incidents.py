@@ -17,7 +17,7 @@ from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake, load_contract
 from sgrec_core.lake.queries import ask
 from sgrec_core.lake.tables import TRIES
-from sgrec_core.quality.alarms import AMBER, GREEN, RED
+from sgrec_core.quality.alarms import AMBER, GREEN
 
 TABLE = "incidents"
 LATE = "late"
@@ -123,7 +123,7 @@ _NIGHT = "night "
 def after_night(incidents: Sequence[Incident], met: Met) -> list[Incident]:
     """What a night makes of the incidents so far; the same night once more makes nothing new of them."""
     same = [one for one in incidents if _is_same(one, met)]
-    goes_on = next((one for one in reversed(same) if one.is_open), None)
+    goes_on = next((one for one in same if one.is_open), None)
     over = [one for one in incidents if one is not goes_on and _is_over(one, met)]
     kept = [_resolved(one, f"{_NIGHT}{met.day}", f"it is {met.verdict}") if one in over else one for one in incidents]
     if met.verdict == GREEN:
@@ -148,10 +148,8 @@ def _is_over(incident: Incident, met: Met) -> bool:
     """Whether the night tells that the incident is over: an older one does not, nor one with a verdict no better."""
     if not incident.is_open or met.day < incident.last_night:
         return False
-    if met.verdict == GREEN:
-        return True
-    if incident.kind == LATE:
-        return met.verdict in (AMBER, RED)  # it has ended
+    if met.verdict == GREEN or incident.kind == LATE:
+        return True  # what is late goes on while the next is late, and ends in whatever way
     return met.verdict == AMBER and incident.severity == CRITICAL
 
 

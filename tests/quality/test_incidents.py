@@ -96,6 +96,7 @@ def test_a_night_that_runs_again_opens_nothing() -> None:
 
 @pytest.mark.parametrize("other", [{"kind": "empty_field"}, {"owner": "catalogue"}, {"cause_table": "items"}])
 def test_another_kind_owner_or_table_is_another_incident(other: dict[str, str]) -> None:
+    assert all(one.is_open for one in nights(amber(DAYS[0]), amber(DAYS[1], **other))), "later nights learn from both"
     incidents = nights(red(DAYS[0]), red(DAYS[1], **other))
     assert [(one.incident, one.last_night, one.is_open) for one in incidents] == [
         (1, DAYS[0], True),
@@ -118,6 +119,9 @@ def test_a_night_that_stops_is_worse_than_an_amber_one() -> None:
         ("warning", 2, True),
         ("critical", 1, True),
     ]
+    warning, critical = nights(amber(DAYS[3]), before=incidents)
+    assert (warning.is_open, warning.last_night) == (True, DAYS[3]), "back to where it was"
+    assert critical.resolved_by == f"night {DAYS[3]}"
     milder = nights(red(DAYS[0]), amber(DAYS[1]))
     assert [(one.severity, one.nights) for one in milder] == [("critical", 2)], "but the same goes on in a milder one"
 
@@ -131,7 +135,13 @@ def test_a_night_that_came_to_its_end_resolves_what_stopped_those_before() -> No
 
 
 def test_nights_that_learn_from_an_amber_one_are_its_incident() -> None:
-    learns = {"kind": LEARNS, "owner": "data-platform", "cause_table": "night_metrics", "of_day": DAYS[1]}
+    learns = {
+        "kind": LEARNS,
+        "owner": "data-platform",
+        "cause_table": "night_metrics",
+        "of_day": DAYS[1],
+        "cause": "learns",
+    }
     incidents = nights(amber(DAYS[1]), amber(DAYS[2], **learns), amber(DAYS[3], **learns))
     assert in_short(incidents) == [("renamed_field", DAYS[1], DAYS[3], 3, None)]
     assert incidents[0].cause == "price is cost", "what began it"
@@ -230,6 +240,7 @@ def test_words_without_secrets(tmp_path: Path) -> None:
     for text in (url, "/services/T01/B02/abcdefghijkl", "token abcdefghijkl", "s3://ann:secret@host/file"):
         shown = hidden(text, [url])
         assert "abcdefghijkl" not in shown
+        assert "B02" not in shown
         assert "secret" not in shown
     assert hidden("sgrec status", ["https://host/sgrec", "ec"]) == "sgrec status", "what is short is a word"
     (one,) = nights(red(DAYS[0], cause="x" * 5000))
