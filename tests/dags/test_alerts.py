@@ -3,6 +3,7 @@
 import email
 import email.policy
 import json
+import os
 import socket
 import sys
 import threading
@@ -24,6 +25,7 @@ from sgrec_core.lake import Lake
 from sgrec_core.quality.incidents import Incidents, Met, after_night
 from sgrec_core.runtime.layout import LAYOUT
 from sgrec_core.runtime.runs import Run, record
+from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import PROJECT_ROOT, Settings
 
 pytestmark = pytest.mark.airflow
@@ -320,6 +322,7 @@ def test_no_message_holds_a_secret(
     for place in (text, subject, body, str(failed.value), told, logged, repr(settings), str(settings.assignments())):
         for secret in SECRETS:
             assert secret not in place
+    assert not [name for name, value in os.environ.items() if TOKEN in value or PASSWORD in value]
     assert settings.environment()["SGREC_ALERTS__WEBHOOK"] == webhook.url, "a child process is told"
 
 
@@ -330,16 +333,19 @@ def test_a_late_night_is_an_incident_that_its_end_resolves(
     wiring: ModuleType, with_alerts: Setting, webhook: Webhook
 ) -> None:
     settings = with_alerts(webhook=webhook.url, late_hours=9)
+    steps = [name for stage in STAGES for name in (stage.name, *([f"check_{stage.name}"] if stage.publishes else []))]
+    good = [Run(day=DAYS[0], stage=name, input="simulator", git_revision=None) for name in steps]
     run = Run(day=DAYS[1], stage="ingest_events", input="simulator", git_revision=None)
-    record(Lake(settings.lake_root), [run])
+    record(Lake(settings.lake_root), [*good, *(one.ended("finished") for one in good), run])
     for _ in range(2):
         wiring.night_is_late({"dag_run": RUN, "deadline": {}})
     (text,) = webhook.texts
     assert text.startswith(
         f"Night {DAYS[1]} is late: it has not ended 9 hours after it was queued: it is at ingest_events\n"
-        "owner: data-platform\nlast good night: none\n"
+        f"owner: data-platform\nlast good night: {DAYS[0]}\nincident 1: "
     )
-    assert f"SGREC_HOME={settings.home.resolve()}" in text
+    assert f"```SGREC_HOME={settings.home.resolve()} SGREC_INPUT=simulator " in text
+    assert "SGREC_LAKE" not in text, "it is where it is by default"
     wiring.night_is_late({"dag_run": {**RUN, "partition_key": None, "conf": {"day": DAYS[2]}}})
     assert len(webhook.texts) == 1, "the next night waits for it"
     night(settings, DAYS[2], "red")
