@@ -136,7 +136,8 @@ def alerts_task(owner: str) -> PythonOperator:
 def night_is_late(context: Mapping[str, Any]) -> None:
     """What Airflow calls when a run has not succeeded in time: an incident, and its message.
 
-    A run that has ended otherwise is not late: its report has said what was wrong.
+    A run that has ended otherwise is not late: its report has said what was wrong. Those of a backfill wait for each
+    other.
     """
     from sgrec_core.lake import Lake
     from sgrec_core.quality.commands import sgrec
@@ -146,7 +147,7 @@ def night_is_late(context: Mapping[str, Any]) -> None:
     from sgrec_core.runtime.runs import days_with_runs
 
     run = context["dag_run"]
-    if run["state"] in ("success", "failed"):
+    if run["state"] in ("success", "failed") or run["run_type"] == "backfill":
         return
     day = day_of_night(run["partition_key"], (run["conf"] or {}).get("day"))
     here, tables = settings.model_copy(update={"home": home, "lake": settings.lake and lake}), Lake(lake)

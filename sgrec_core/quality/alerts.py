@@ -77,8 +77,8 @@ def _over(incident: Incident) -> Message:
     return Message(
         f"sgrec: over: {incident.kind}, {incident.owner}",
         (
-            f"Incident {incident.incident} is over after {count} ({nights}): {incident.resolved_by},"
-            f" {incident.resolved_why}.",
+            f"Incident {incident.incident} is over after {count} ({nights}): {incident.resolved_by}"
+            f" is {incident.resolved_why}.",
             f"It was: {_short(incident.cause)}",
             f"owner: {incident.owner}",
         ),

@@ -125,7 +125,7 @@ def after_night(incidents: Sequence[Incident], met: Met) -> list[Incident]:
     same = [one for one in incidents if _is_same(one, met)]
     goes_on = next((one for one in same if one.is_open), None)
     over = [one for one in incidents if one is not goes_on and _is_over(one, met)]
-    kept = [_resolved(one, f"{_NIGHT}{met.day}", f"it is {met.verdict}") if one in over else one for one in incidents]
+    kept = [_resolved(one, f"{_NIGHT}{met.day}", met.verdict) if one in over else one for one in incidents]
     if met.verdict == GREEN:
         return kept
     if goes_on is not None:

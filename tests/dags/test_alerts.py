@@ -209,7 +209,7 @@ def test_a_webhook_hears_of_the_first_night_and_of_recovery(
     wiring.tell()
     _, recovery = webhook.texts
     assert recovery.splitlines() == [
-        f"Incident 1 is over after 2 nights ({DAYS[1]} to {DAYS[2]}): night {DAYS[3]}, it is green.",
+        f"Incident 1 is over after 2 nights ({DAYS[1]} to {DAYS[2]}): night {DAYS[3]} is green.",
         f"It was: {escaped}",
         "owner: data-platform",
     ]
@@ -326,7 +326,7 @@ def test_no_message_holds_a_secret(
     assert settings.environment()["SGREC_ALERTS__WEBHOOK"] == webhook.url, "a child process is told"
 
 
-RUN = {"state": "running", "partition_key": DAYS[1], "conf": None, "dag_run_id": "scheduled"}
+RUN = {"state": "running", "partition_key": DAYS[1], "conf": None, "run_type": "scheduled"}
 
 
 def test_a_late_night_is_an_incident_that_its_end_resolves(
@@ -351,16 +351,16 @@ def test_a_late_night_is_an_incident_that_its_end_resolves(
     night(settings, DAYS[2], "red")
     wiring.tell()
     _, over, red = webhook.texts
-    assert over.startswith(f"Incident 1 is over after 2 nights ({DAYS[1]} to {DAYS[2]}): night {DAYS[2]}, it is red.")
+    assert over.startswith(f"Incident 1 is over after 2 nights ({DAYS[1]} to {DAYS[2]}): night {DAYS[2]} is red.")
     assert red.startswith(f"Night {DAYS[2]} is red: field price")
 
 
-@pytest.mark.parametrize("state", ["failed", "success"])
-def test_a_run_that_has_ended_is_not_late(
-    wiring: ModuleType, with_alerts: Setting, webhook: Webhook, state: str
+@pytest.mark.parametrize("run", [{"state": "failed"}, {"state": "success"}, {"run_type": "backfill"}])
+def test_a_run_that_has_ended_or_waits_for_another_is_not_late(
+    wiring: ModuleType, with_alerts: Setting, webhook: Webhook, run: dict[str, str]
 ) -> None:
     settings = with_alerts(webhook=webhook.url)
-    wiring.night_is_late({"dag_run": {**RUN, "state": state}})
+    wiring.night_is_late({"dag_run": {**RUN, **run}})
     assert webhook.texts == []
     assert Incidents(Lake(settings.lake_root)).read() == []
 

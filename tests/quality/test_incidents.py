@@ -77,7 +77,7 @@ def test_a_cause_goes_on_until_a_night_is_green() -> None:
     assert (one.incident, one.severity, one.owner, one.last_good) == (1, "critical", "data-platform", "2025-12-31")
     assert (one.cause, one.command) == ("price is cost", f"again {DAYS[3]}"), "those of the last night"
     (over,) = nights(green(DAYS[4]), before=incidents)
-    assert (over.is_open, over.resolved_by, over.resolved_why) == (False, f"night {DAYS[4]}", "it is green")
+    assert (over.is_open, over.resolved_by, over.resolved_why) == (False, f"night {DAYS[4]}", "green")
     assert (over.last_night, over.nights) == (DAYS[3], 3)
     again = nights(red(DAYS[5]), before=[over])
     assert again[0] == over
@@ -128,7 +128,7 @@ def test_a_night_that_stops_is_worse_than_an_amber_one() -> None:
 
 def test_a_night_that_came_to_its_end_resolves_what_stopped_those_before() -> None:
     stopped, held = nights(red(DAYS[0]), amber(DAYS[1], **CATALOGUE))
-    assert (stopped.resolved_by, stopped.resolved_why) == (f"night {DAYS[1]}", "it is amber")
+    assert (stopped.resolved_by, stopped.resolved_why) == (f"night {DAYS[1]}", "amber")
     assert held.is_open
     _, still = nights(red(DAYS[2]), before=[held])[:2][::-1]
     assert still.is_open, "a night that stopped says nothing of it"
@@ -181,7 +181,7 @@ def test_what_cannot_be_said() -> None:
         acknowledge(incidents, 2, "ann", "on it")
     over = nights(green(DAYS[1]), before=incidents)
     for say in (acknowledge, resolve):
-        with pytest.raises(SgrecError, match=f"incident 1 is over, by night {DAYS[1]}: it is green"):
+        with pytest.raises(SgrecError, match=f"incident 1 is over, by night {DAYS[1]}: green"):
             say(over, 1, "bob", "why")
 
 
