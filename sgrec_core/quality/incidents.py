@@ -254,9 +254,10 @@ def after_message(incidents: Sequence[Incident], message: Due, problem: str | No
     problems = tuple(before for before in one.problems if not before.startswith(of))
     if problem is not None:
         return _with(incidents, replace(one, problems=(*problems, f"{of}{problem}")))
-    name = "told_over" if message.is_over else "told"
-    told = {name: (*getattr(one, name), message.destination)}
-    return _with(incidents, replace(one, problems=problems, **told))
+    one = replace(one, problems=problems)
+    if message.is_over:
+        return _with(incidents, replace(one, told_over=(*one.told_over, message.destination)))
+    return _with(incidents, replace(one, told=(*one.told, message.destination)))
 
 
 def _with(incidents: Sequence[Incident], changed: Incident) -> list[Incident]:
