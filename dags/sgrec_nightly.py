@@ -18,6 +18,7 @@ from datetime import timedelta
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronPartitionTimetable, TriggerRule, chain
+from sgrec_alerts import alerts_task, deadline
 from sgrec_tasks import (
     DAG_OPTIONS,
     DAY_OF_RUN,
@@ -64,6 +65,7 @@ with DAG(
     schedule=CronPartitionTimetable("0 2 * * *", timezone="UTC", run_offset=-1, key_format="%Y-%m-%d"),
     params={"day": PARAM_DAY, "force_from": PARAM_FORCE_FROM},
     tags=["sgrec", "nightly"],
+    deadline=deadline(),
     **DAG_OPTIONS,
 ) as dag:
     *working_stages, reporting_stage = STAGES
@@ -90,3 +92,6 @@ with DAG(
         task_id="night_complete", owner=report.owner, doc_md="Everything ran, every gate passed."
     )
     [line[-1], report] >> night_complete
+
+    if settings.alerts.destinations:
+        report >> alerts_task(report.owner)

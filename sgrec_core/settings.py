@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sgrec_core.wording import without_secrets
@@ -424,6 +424,49 @@ class AirflowSettings(Section):
     )
 
 
+class AlertSettings(Section):
+    """Whom incidents are told; nobody by default. No file of a home, page or command holds these."""
+
+    webhook: SecretStr | None = Field(None, description="https://..., which takes {'text': ...} as Slack's does")
+    smtp_host: str | None = Field(None, description="mail server; needs smtp_from and smtp_to")
+    smtp_port: int = Field(587, ge=1, le=65535)
+    smtp_encryption: Literal["starttls", "tls", "none"] = "starttls"
+    smtp_user: str | None = None
+    smtp_password: SecretStr | None = None
+    smtp_from: str | None = None
+    smtp_to: str | None = Field(None, description="addresses, separated by commas")
+    late_hours: float = Field(
+        20.0, gt=0, description="hours after a night was queued in Airflow from when it is late unless it has ended"
+    )
+
+    @field_serializer("webhook", "smtp_password", when_used="json-unless-none")
+    def _for_child_processes(self, secret: SecretStr) -> str:
+        return secret.get_secret_value()
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_a_url(cls, webhook: SecretStr | None) -> SecretStr | None:
+        if webhook is not None and not webhook.get_secret_value().startswith(("https://", "http://")):
+            raise ValueError("valid is a URL that begins with https://")
+        return webhook
+
+    @model_validator(mode="after")
+    def _mail_has_sender_and_addresses(self) -> Self:
+        if self.smtp_host and not (self.smtp_from and self.smtp_to):
+            raise ValueError("smtp_host needs smtp_from and smtp_to: who sends, and who is told")
+        return self
+
+    @property
+    def destinations(self) -> list[str]:
+        """``webhook`` and ``mail``, where they are set."""
+        return [name for name, is_set in (("webhook", self.webhook), ("mail", self.smtp_host)) if is_set]
+
+    @property
+    def secrets(self) -> list[str]:
+        """What no message may hold."""
+        return [secret.get_secret_value() for secret in (self.webhook, self.smtp_password) if secret]
+
+
 MAPPING = "map.yaml"
 """In a home: the mapping of its raw logs, as ``--map`` gave it last."""
 
@@ -435,7 +478,10 @@ class Settings(BaseSettings):
         pydantic.ValidationError: a value is of the wrong type or out of range (the command line words it).
     """
 
-    model_config = SettingsConfigDict(env_prefix="SGREC_", env_nested_delimiter="__", frozen=True, extra="ignore")
+    # A wrong value may be a secret, and Airflow shows the errors of a DAG's import; `read_settings` tells others.
+    model_config = SettingsConfigDict(
+        env_prefix="SGREC_", env_nested_delimiter="__", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     home: Path = Path(".sgrec")
     lake: str | None = Field(None, description="path or URI of the tables (s3://...); by default SGREC_HOME/lake")
@@ -463,6 +509,7 @@ class Settings(BaseSettings):
     evaluation: EvaluationSettings = EvaluationSettings()
     quality: QualitySettings = QualitySettings()
     airflow: AirflowSettings = AirflowSettings()
+    alerts: AlertSettings = AlertSettings()
 
     def environment(self) -> dict[str, str]:
         """The environment of a child process that is to have these settings: what is not at its default as variables.
@@ -478,13 +525,13 @@ class Settings(BaseSettings):
         return {**inherited, **dict(_variables("SGREC", given))}
 
     def assignments(self) -> dict[str, str | None]:
-        """What is not at its default as variables, but the home; None in place of a value that holds a secret.
+        """What is not at its default as variables, but home and alerts; None in place of a value that holds a secret.
 
         For people who paste it into a shell, in whatever folder: all paths are absolute.
         """
         # A number of threads that nobody gave is that of this machine.
         given = {"threads"} - self.model_fields_set
-        told = _absolute(self.model_dump(exclude_defaults=True, exclude={"home", *given}))
+        told = _absolute(self.model_dump(exclude_defaults=True, exclude={"home", "alerts", *given}))
         kind, colon, path = self.input.partition(":")
         told["input"] = f"{kind}:{Path(path).resolve()}" if colon and "://" not in path else self.input
         if self.lake is not None:

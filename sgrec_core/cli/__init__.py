@@ -9,6 +9,7 @@ import sys
 
 from sgrec_core.cli import (  # noqa: F401 - each adds its commands
     doctor,
+    incidents,
     inputs,
     judges,
     migration,

@@ -110,9 +110,18 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         lines.append(f"{alias}: {_in_words(found[alias], is_known=not found['problems'])}")
     if promotion["hold"]:
         lines.append(f"promotion is {promotion['hold']}")
+    lines += [incident_in_words(incident) for incident in found["incidents"]]
     if found["judge"]:
         lines.append(f"judge accepted last {found['judge']}")
     return lines + [f"problem: {problem}" for problem in found["problems"]]
+
+
+def incident_in_words(incident: dict[str, Any]) -> str:
+    """An open incident in a line."""
+    number, known = incident["incident"], incident["acknowledged"]
+    line = f"incident {number}: {incident['kind']}, {incident['owner']}, since night {incident['first_night']}; "
+    line += f"{known['by']} knows: {known['why']}" if known else f"nobody has said `sgrec incidents ack {number}`"
+    return line + (f"; could not be told: {'; '.join(incident['problems'])}" if incident["problems"] else "")
 
 
 def _in_words(generator: dict[str, Any] | None, *, is_known: bool) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -264,8 +264,8 @@ class Lake:
         assert version is not None
         return version
 
-    def append_after(self, table: str, data: pa.Table, version: int) -> bool:
-        """Add rows that were made from the table as of Delta ``version`` in one commit; False if another came first.
+    def write_after(self, table: str, data: pa.Table, version: int, mode: Literal["append", "overwrite"]) -> bool:
+        """Write rows that were made from the table as of Delta ``version`` in one commit; False if another came first.
 
         Raises:
             ContractError: the rows break the contract.
@@ -275,12 +275,12 @@ class Lake:
         contract.check(rows)
         # Of two writers that have read the same version one conflicts with the other's transaction.
         turn = Transaction(application_id(table, {}), version + 1)
-        with _delta_errors(f"table {table}: rows not added"):
+        with _delta_errors(f"table {table}: rows not written"):
             try:
                 write_deltalake(
                     DeltaTable(self.uri(table), version=version),
                     rows,
-                    mode="append",
+                    mode=mode,
                     commit_properties=CommitProperties(app_transactions=[turn]),
                 )
             except CommitFailedError:

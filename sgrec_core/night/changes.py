@@ -135,7 +135,7 @@ def inputs_of_night(settings: Settings, day: str) -> dict[str, str]:
         if version.day <= day
     ]
     state: dict[str, Any] = {
-        "settings": settings.model_dump(mode="json", exclude={"home", "lake", "airflow"}),
+        "settings": settings.model_dump(mode="json", exclude={"home", "lake", "airflow", "alerts"}),
         "contracts of the raw logs": rules(),
         "raw logs": raw_state(settings, day),
         "tables of this or earlier days": [line for table in tables for line in lake.published_until(table, day)],

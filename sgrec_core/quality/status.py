@@ -22,6 +22,8 @@ from sgrec_core.night.changes import stale_stages
 from sgrec_core.night.display import Tail
 from sgrec_core.quality.alarms import AMBER, EXIT_CODES, GREEN, RED
 from sgrec_core.quality.commands import sgrec
+from sgrec_core.quality.incidents import TABLE as INCIDENTS
+from sgrec_core.quality.incidents import Incidents
 from sgrec_core.quality.night import At, state_of_night, why_red
 from sgrec_core.quality.steps import Step
 from sgrec_core.registry.glance import Known, champion_and_challenger
@@ -90,8 +92,8 @@ def status_of_home(
         "day": judged.day if judged else None,
         "state": judged.state if judged else "unreadable" if is_lost else "none",
         "verdict": judged.verdict if judged else None,
-        **_incident(settings, lake, judged),
-        "last_good": _last_good(settings, lake, days, running),
+        **_why(settings, lake, judged),
+        "last_good": last_good(settings, lake, days, running),
         "promotion": {**_promotion(settings, judged), "hold": None if hold is None else str(hold)},
         "champion": champion and {**_of(champion), "age_days": _days_between(champion.day, newest)},
         "challenger": challenger and _of(challenger),
@@ -111,6 +113,7 @@ def status_of_home(
             }
             for night in listed
         ],
+        "incidents": _open_incidents(lake, problems),
         "problems": problems,
         "exit_code": 1 if late else code,
     }
@@ -187,7 +190,7 @@ def _promotion(settings: Settings, night: NightState | None) -> dict[str, Any]:
     return {name: evaluation.get(name) for name in ("promoted", "serves", "reason")}
 
 
-def _incident(settings: Settings, lake: Lake, night: NightState | None) -> dict[str, Any]:
+def _why(settings: Settings, lake: Lake, night: NightState | None) -> dict[str, Any]:
     """Why the night is not green, since when, whose it is and what to paste; nulls where it is, or runs."""
     told: dict[str, Any] = {}
     if night is not None and night.verdict not in (GREEN, None):
@@ -219,7 +222,8 @@ def _runs_are_lost(settings: Settings, night: NightState) -> dict[str, Any]:
     }
 
 
-def _last_good(settings: Settings, lake: Lake, days: list[str], running: str | None) -> str | None:
+def last_good(settings: Settings, lake: Lake, days: list[str], running: str | None = None) -> str | None:
+    """The first of ``days``, the newest first, whose night was green or amber."""
     nights = _nights(settings, lake, days[:LOOKED_BACK], running)
     return next((night.day for night in nights if night.verdict in (GREEN, AMBER)), None)
 
@@ -229,6 +233,14 @@ def _decisions(lake: Lake, problems: list[str]) -> list[Decision]:
         return Promotions(lake).read()
     except UNREADABLE as error:
         problems.append(_lost(PROMOTIONS, error))
+        return []
+
+
+def _open_incidents(lake: Lake, problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        return [one.as_json() for one in Incidents(lake).read() if one.is_open]
+    except UNREADABLE as error:
+        problems.append(_lost(INCIDENTS, error))
         return []
 
 

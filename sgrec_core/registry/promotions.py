@@ -265,7 +265,7 @@ class Promotions:
                 "decided_at": datetime.now(UTC),
             }
             rows = pa.Table.from_pylist([row], schema=load_contract(TABLE).arrow_schema)
-            if self._lake.append_after(TABLE, rows, version):
+            if self._lake.write_after(TABLE, rows, version, "append"):
                 return decision
         raise SgrecError(f"table {TABLE}: other writers came first {TRIES} times; try again")
 

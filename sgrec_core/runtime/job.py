@@ -353,7 +353,8 @@ def read_settings(**overrides: Any) -> Settings:
         lines = []
         for problem in error.errors():
             variable = "SGREC_" + "__".join(str(part) for part in problem["loc"]).upper()
-            lines.append(f"{variable}={problem['input']!r}: {problem['msg']}")
+            is_secret = problem["loc"][0] == "alerts"
+            lines.append(f"{variable}{'' if is_secret else '=' + repr(problem['input'])}: {problem['msg']}")
         raise SgrecError("; ".join(lines)) from None
 
 

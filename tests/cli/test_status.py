@@ -29,7 +29,7 @@ DAYS = ("2026-01-05", "2026-01-06", "2026-01-09")
 STEPS = [name for stage in STAGES for name in (stage.name, *([f"check_{stage.name}"] if stage.publishes else []))]
 KEYS = """
     home input day state verdict step cause since owner runbook command consequences last_good promotion champion
-    challenger judge running missing late nights problems exit_code
+    challenger judge running missing late nights incidents problems exit_code
 """
 HEAVY = ("torch", "mlflow", "pandas", "sqlalchemy", "great_expectations", "pyspark")
 

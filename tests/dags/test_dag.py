@@ -420,3 +420,48 @@ def test_ruff_airflow_rules() -> None:
         cwd=PROJECT_ROOT,
     )
     assert done.returncode == 0, done.stdout
+
+
+TOLD = """
+import json
+from airflow.serialization.serialized_objects import DagSerialization
+import sgrec_nightly
+dag = sgrec_nightly.dag
+task = dag.get_task("tell_incidents")
+alert, = dag.deadline
+DagSerialization.to_dict(dag)
+print(json.dumps({
+    "upstream": sorted(task.upstream_task_ids),
+    "downstream": sorted(task.downstream_task_ids),
+    "rule": task.trigger_rule,
+    "decides": not task.is_teardown or task.on_failure_fail_dagrun,
+    "callbacks": len(task.on_failure_callback),
+    "deciding": [leaf.task_id for leaf in dag.leaves if not leaf.is_teardown],
+    "late": [alert.reference.reference_name, alert.interval.total_seconds(), alert.callback.path],
+}))
+"""
+
+
+def test_incidents_are_told_behind_the_report_and_decide_nothing(dag: Any, tmp_path: Path) -> None:
+    assert "tell_incidents" not in dag.task_ids, "where nobody is to be told"
+    assert dag.deadline is None
+    variables = {
+        "AIRFLOW_HOME": str(tmp_path),
+        "PYTHONPATH": f"{PROJECT_ROOT}:{DAG_FILE.parent}",
+        "SGREC_ALERTS__WEBHOOK": "https://hooks.example.org/hush",
+        "SGREC_ALERTS__LATE_HOURS": "5",
+    }
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD], capture_output=True, text=True, env=environment, cwd=PROJECT_ROOT, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "upstream": ["report_quality"],
+        "downstream": [],
+        "rule": "all_done_setup_success",  # a teardown's: all is done, and of set-ups there are none
+        "decides": False,
+        "callbacks": 0,
+        "deciding": ["night_complete"],
+        "late": ["DagRunQueuedAtDeadline", 5 * 3600, "sgrec_alerts.night_is_late"],
+    }
+    assert "hush" not in done.stdout + done.stderr

@@ -8,6 +8,7 @@ import pytest
 from sgrec_core.errors import ContractError
 from sgrec_core.lake import all_contracts, load_contract
 from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
+from sgrec_core.quality.incidents import TABLE as INCIDENTS
 from sgrec_core.registry.promotions import TABLE as PROMOTIONS
 from sgrec_core.runtime.stages import ALL_STAGES, STAGE_RUNS
 
@@ -34,7 +35,8 @@ def event(**changes: object) -> pa.Table:
 
 def test_every_published_table_has_a_contract_and_every_contract_a_publisher() -> None:
     published = {table for stage in ALL_STAGES for table in stage.publishes}
-    assert published | {STAGE_RUNS, PROMOTIONS, NIGHT_METRICS} == {contract.table for contract in all_contracts()}
+    beside = {STAGE_RUNS, PROMOTIONS, NIGHT_METRICS, INCIDENTS}
+    assert published | beside == {contract.table for contract in all_contracts()}
 
 
 def test_contracts_name_an_owner_a_runbook_and_describe_every_column() -> None:

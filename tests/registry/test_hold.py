@@ -218,12 +218,12 @@ import os, signal
 from sgrec_core.cli import app
 from sgrec_core.lake import Lake
 
-commit = Lake.append_after
+commit = Lake.write_after
 def kill(*arguments):
     if {after}:
         commit(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
-Lake.append_after = kill
+Lake.write_after = kill
 app({command})
 """
 

@@ -221,7 +221,7 @@ COMMANDS = {
 }
 
 
-BEFORE, BETWEEN = "promotions._lake.append_after", "set_alias_or_none"
+BEFORE, BETWEEN = "promotions._lake.write_after", "set_alias_or_none"
 
 
 @pytest.mark.parametrize(
