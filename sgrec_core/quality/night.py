@@ -14,6 +14,7 @@ from deltalake.exceptions import DeltaError
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake.glance import Glance
 from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
 from sgrec_core.quality.alarms import Alarm, alarms, inherited_alarms, verdict
 from sgrec_core.quality.cause import Cause, cause_of_night, measured_by
@@ -107,7 +108,7 @@ class Night:
 
 def gather_night(settings: Settings, day: str) -> Night:
     """Read everything that is there for ``day``."""
-    reports, lake = settings.reports(day), Lake(settings.lake_root)
+    reports, lake = settings.reports(day), Glance(settings.lake_root)
     failures = read_failures(reports)
     steps = steps_of_night(last_runs(lake, day), failures)
     results = _results_of_run(reports, steps)

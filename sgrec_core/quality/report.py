@@ -1,7 +1,8 @@
 """The on-call page and the summary of a night: ``reports/<day>/index.html`` and ``summary.json``.
 
 The page answers at seven in the morning: did the night succeed, where did it stop and since when, how bad is it, who
-owns it, what to do. It is one file without scripts or outside resources; everything that comes from data is escaped.
+owns it, what to do. It is one file without outside resources, readable without its one script, which copies a command;
+everything that comes from data is escaped. `calendar` writes the page of all nights beside it.
 """
 
 import os
@@ -10,17 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
 from sgrec_core.quality.alarms import TOLD, Alarm
+from sgrec_core.quality.calendar import last_green, neighbours, reported_nights, write_calendar
+from sgrec_core.quality.environment import page_environment
+from sgrec_core.quality.impact import impact_of
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.night_metrics import declared
 from sgrec_core.quality.validation import short
 from sgrec_core.settings import Settings
-from sgrec_core.wording import MOST, duration, fact, metric, number, share, words
+from sgrec_core.wording import MOST, fact, words
 
 TEMPLATE = "report.html.jinja"
 JUDGE_FACTS = (
@@ -56,7 +58,7 @@ ROLLOUT_FACTS = ("target_rate", "held_out_target_rate", "rolled_out_by")
 def write_report(
     settings: Settings, day: str, *, data_docs: Path | None = None, problem: str | None = None
 ) -> tuple[dict[str, Any], Path]:
-    """Write page and summary for whatever the night left behind.
+    """Write page and summary for whatever the night left behind, and the page of all nights.
 
     Args:
         data_docs: index of the Data Docs, if they were built.
@@ -72,6 +74,7 @@ def write_report(
     summary = summary_of_night(night, page, data_docs)
     write_json(page.parent / "summary.json", summary)
     write_text(page, render_page(night, summary))
+    write_calendar(settings)
     return summary, page
 
 
@@ -155,33 +158,22 @@ def below(home: Path, path: Path) -> str:
 def render_page(night: Night, summary: Mapping[str, Any]) -> str:
     """The page as HTML; all text is escaped."""
     paths = summary["paths"]
+    nights = reported_nights(night.home / "reports")
     return (
         page_environment()
         .get_template(TEMPLATE)
         .render(
             night=night,
             summary=summary,
+            impact=impact_of(night),
+            last_green=last_green(nights, night.day),
+            neighbours=neighbours(nights, night.day),
             facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
             plot=interval_plot(summary["evaluation"]),
             written=datetime.now(UTC).replace(microsecond=0),
             data_docs=os.path.relpath(paths["data_docs"], Path(paths["report"]).parent) if paths["data_docs"] else None,
         )
     )
-
-
-def page_environment() -> jinja2.Environment:
-    """The templates beside this file, with filters that put values into words; all text is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number, share=share, duration=duration, clock=clock, words=words, metric=metric, fact=fact
-    )
-    return environment
 
 
 def shown_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -206,11 +198,6 @@ def interval_plot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for role, model in models
     ]
-
-
-def clock(moment: datetime | None) -> str:
-    """A time with its day, in UTC."""
-    return "–" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _row_counts(night: Night) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""The pages of many nights as a person meets them: a folder of files behind a plain web server."""
+
+import functools
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+
+from benchmarks.pages import AT_GATE, CRASHED, GOOD, OUT_OF_BAND, invent_nights
+from sgrec_core.quality.report import write_report
+from sgrec_core.settings import Settings
+
+ATTACK = '</td></script><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
+ENDS = [GOOD, OUT_OF_BAND, AT_GATE, CRASHED]
+CONTRAST = """
+() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = (color) => {
+    const linear = (c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = color.map((one) => linear(one / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const color = parse(getComputedStyle(element).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const bad = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    const element = node.parentElement;
+    if (!node.textContent.trim() || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element);
+    const ink = parse(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
+    const [a, b] = [light(ink.slice(0, 3)), light(behind(element).slice(0, 3))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) bad.add(element.outerHTML.slice(0, 100));
+  }
+  return [...bad];
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Day of each kind of night; the home stands under ``home``."""
+    settings = Settings(home=tmp_path_factory.mktemp("pages") / "home", input="simulator")
+    days = invent_nights(settings, ENDS, groups=8, attack=ATTACK)
+    for day in days:
+        write_report(settings, day)
+    return {"home": str(settings.home), **dict(zip(["first", *ENDS[1:]], days, strict=True))}
+
+
+def page_of(nights: dict[str, str], kind: str) -> str:
+    return (Path(nights["home"]) / "reports" / nights[kind] / "index.html").read_text(encoding="utf-8")
+
+
+def summary_of(nights: dict[str, str], kind: str) -> dict[str, Any]:
+    return json.loads((Path(nights["home"]) / "reports" / nights[kind] / "summary.json").read_text())
+
+
+def test_the_first_screen_says_since_when_how_bad_and_what_it_touches(nights: dict[str, str]) -> None:
+    page = page_of(nights, OUT_OF_BAND)
+    alarm = summary_of(nights, OUT_OF_BAND)["alarms"][0]
+    assert f'last green night <a href="../{nights["first"]}/index.html">' in page
+    assert f"<li>{alarm['metric']} {alarm['dimension']} <b>" in page
+    assert "are made of it (build_states, " in page
+    page = page_of(nights, AT_GATE)
+    assert "user_states.user_id: not null <b>140 of 2,048 rows (6.84%)</b>, valid is a value" in page
+    assert "9 stages did not run: tokenize_items, fit_business_reward, " in page
+    assert f'<a href="../{nights["first"]}/index.html">' in page
+    page = page_of(nights, CRASHED)
+    assert "nothing was measured before the stop" in page
+    assert "4 stages did not run: train_aggregator, " in page
+    assert "How bad" not in page_of(nights, "first")
+
+
+def test_the_calendar_links_nights_and_names_open_problems_by_owner(nights: dict[str, str]) -> None:
+    reports = Path(nights["home"]) / "reports"
+    text = (reports / "index.html").read_text(encoding="utf-8")
+    for kind, verdict in (("first", "green"), (OUT_OF_BAND, "amber"), (AT_GATE, "red"), (CRASHED, "red")):
+        assert f'class="day {verdict}" href="{nights[kind]}/index.html" aria-label="{nights[kind]}: {verdict}' in text
+    problems = text[text.index("Open problems") : text.index('id="nights"')]
+    for kind in (AT_GATE, CRASHED):
+        cause = summary_of(nights, kind)["cause"]
+        row = problems[: problems.index(f">{nights[kind]}</a>")].rpartition("<tr>")[2]
+        assert f'<th scope="row">{cause["owner"]}</th>' in row
+    assert f"url={nights[CRASHED]}/index.html" in (reports / "latest.html").read_text()
+
+
+def test_nothing_is_open_after_a_green_night(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, input="simulator")
+    for day in invent_nights(settings, [CRASHED, GOOD], groups=2):
+        _, page = write_report(settings, day)
+    (page.parent.parent / "2026-02-30").mkdir()
+    (page.parent.parent / "2026-02-01").mkdir()
+    (page.parent.parent / "2026-02-01" / "summary.json").write_text("torn")
+    write_report(settings, "2026-01-06")
+    text = (page.parent.parent / "index.html").read_text()
+    assert "None: the newest night is green." in text
+    assert "2026-02" not in text
+
+
+@pytest.fixture
+def address(nights: dict[str, str]) -> Iterator[str]:
+    """Of the reports behind a plain web server."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(Path(nights["home"]) / "reports"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_page_reads_well_and_asks_nobody(
+    browser: Any, nights: dict[str, str], address: str, scheme: str, width: int
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for path in ("index.html", *(f"{nights[kind]}/index.html" for kind in ("first", *ENDS[1:]))):
+        page.goto(address + path)
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        assert page.title().startswith("sgrec"), path
+        assert page.evaluate("document.documentElement.scrollWidth") == width, path
+        assert page.evaluate(CONTRAST) == [], path
+    assert messages == []
+    assert [url for url in asked if not url.startswith((address, "data:"))] == []
+    context.close()
+
+
+@pytest.mark.browser
+def test_every_link_resolves(browser: Any, address: str) -> None:
+    page = browser.new_page()
+    seen, waiting = set(), [address + "index.html", address + "latest.html"]
+    while waiting:
+        url = waiting.pop()
+        if url in seen:
+            continue
+        seen.add(url)
+        answer = page.request.get(url)
+        assert answer.ok, url
+        if url.endswith("latest.html"):
+            page.goto(url)
+            page.wait_for_url("**/index.html")
+        elif url.endswith(".html") and "data_docs" not in url:
+            page.goto(url)
+            links = page.evaluate("[...document.querySelectorAll('a')].map((one) => one.getAttribute('href'))")
+            waiting += [urljoin(page.url, link) for link in links if not link.startswith("#")]
+    assert len(seen) >= 2 + len(ENDS)
+    page.close()
+
+
+@pytest.mark.browser
+def test_the_command_is_on_the_first_screen_and_is_copied(browser: Any, nights: dict[str, str], address: str) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 844})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{address}{nights[AT_GATE]}/index.html")
+    box = page.locator("#command").bounding_box()
+    assert box["y"] + box["height"] < 844
+    page.get_by_role("button", name="Copy").press("Enter")
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == summary_of(nights, AT_GATE)["cause"]["command"]
+    context.close()
+
+
+@pytest.mark.browser
+def test_without_scripts_the_command_is_selected_by_a_click(browser: Any, nights: dict[str, str], address: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{address}{nights[CRASHED]}/index.html")
+    assert page.get_by_role("button").count() == 0
+    assert page.get_by_text("A click selects all of it.").is_visible()
+    assert page.locator("#command").is_visible()
+    context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("kind", ["first", AT_GATE])
+def test_a_page_prints_on_less_than_four_sheets(browser: Any, nights: dict[str, str], address: str, kind: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}{nights[kind]}/index.html")
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4"))) < 4
+    page.close()
