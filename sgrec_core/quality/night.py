@@ -6,7 +6,7 @@ Every input may be missing: a night that stopped in its first stage has one run 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ from sgrec_core.lake.glance import Glance
 from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
 from sgrec_core.quality.alarms import Alarm, alarms, inherited_alarms, verdict
 from sgrec_core.quality.cause import Cause, cause_of_night, measured_by
+from sgrec_core.quality.charts import Series, read_series
 from sgrec_core.quality.gates import JUDGE_CALLS, RAW_LOGS, rows_of_day
 from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
 from sgrec_core.quality.validation import Check, TableResult, read_results, short
@@ -25,6 +26,7 @@ from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
 
+T = TypeVar("T")
 SAMPLES_PER_REASON = 3
 
 
@@ -56,6 +58,8 @@ class Night:
     """Metrics out of the band of their past, critical ones first."""
     inherited: list[Alarm]
     """Critical ones of the days before that the night learns from."""
+    metrics: list[Series]
+    """Of the last 30 days."""
     rejects: list[RejectReason]
     evaluations: list[dict[str, Any]]
     meaningless: bool | None
@@ -137,6 +141,7 @@ def gather_night(settings: Settings, day: str) -> Night:
         results=results,
         alarms=_readable(lambda: alarms(lake, day, stages=measured), problems),
         inherited=_readable(lambda: inherited_alarms(lake, settings, day), problems),
+        metrics=_readable(lambda: read_series(lake, day, stages=measured), problems),
         rejects=_rejects(rows("events_rejected", "ingest_events")),
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
@@ -232,7 +237,7 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
     return tables
 
 
-def _readable(read: Callable[[], list[Alarm]], problems: list[str]) -> list[Alarm]:
+def _readable(read: Callable[[], list[T]], problems: list[str]) -> list[T]:
     try:
         return read()
     except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:

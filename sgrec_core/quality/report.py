@@ -166,6 +166,7 @@ def render_page(night: Night, summary: Mapping[str, Any]) -> str:
             night=night,
             summary=summary,
             impact=impact_of(night),
+            series={one.name: one for one in night.metrics},
             last_green=last_green(nights, night.day),
             neighbours=neighbours(nights, night.day),
             facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},

@@ -13,8 +13,10 @@ from urllib.parse import urljoin
 import pytest
 
 from benchmarks.pages import AT_GATE, CRASHED, GOOD, OUT_OF_BAND, invent_nights
+from sgrec_core.quality.night_metrics import declared
 from sgrec_core.quality.report import write_report
 from sgrec_core.settings import Settings
+from sgrec_core.wording import number
 
 ATTACK = '</td></script><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
 ENDS = [GOOD, OUT_OF_BAND, AT_GATE, CRASHED]
@@ -93,6 +95,43 @@ def test_the_calendar_links_nights_and_names_open_problems_by_owner(nights: dict
         row = problems[: problems.index(f">{nights[kind]}</a>")].rpartition("<tr>")[2]
         assert f'<th scope="row">{cause["owner"]}</th>' in row
     assert f"url={nights[CRASHED]}/index.html" in (reports / "latest.html").read_text()
+
+
+def chart_of(page: str, name: str) -> tuple[str, str]:
+    """The chart of a metric of the 30 days, and the text beside it."""
+    item = page[page.index('<ul class="sparks">') :].partition(f'<span class="small">{name}</span>')[2]
+    chart, _, text = item.partition("</svg>")
+    return chart, text.partition("</li>")[0]
+
+
+def test_every_metric_has_a_chart_of_its_band_and_the_figures_beside_it(nights: dict[str, str]) -> None:
+    page, day = page_of(nights, OUT_OF_BAND), nights[OUT_OF_BAND]
+    shown = page[page.index('<ul class="sparks">') :]
+    assert shown.count("<svg") == len(declared().figures)
+    assert page.index("<svg") < page.index('id="alarms"'), "under the tiles too"
+    chart, text = chart_of(page, "events click")
+    assert "events click, 2 of 30 days: " in chart
+    assert f"out of its band on {day}" in chart
+    alarm = next(one for one in summary_of(nights, OUT_OF_BAND)["alarms"] if one["dimension"] == "click")
+    assert f"band {number(alarm['low'])} to {number(alarm['high'])}" in text
+    band = [float(point.split(",")[1]) for point in re.findall('points="([^"]*)"', chart)[0].split()]
+    [out] = re.findall('cy="([^"]*)" r="3" class="out"', chart)
+    assert float(out) > max(band), "below it, for y grows downwards"
+    chart, text = chart_of(page, "users")
+    assert "never out of its band" in chart
+    assert 'class="out"' not in chart
+    chart, text = chart_of(page_of(nights, CRASHED), "supervised_ndcg")
+    assert "not measured this night" in text
+    assert "3 of 30 days" in chart, "without what an earlier run of the night had measured"
+
+
+def test_a_page_is_smaller_than_a_megabyte(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, input="simulator")
+    day = invent_nights(settings, [GOOD] * 30, groups=2, attack=ATTACK)[-1]
+    _, page = write_report(settings, day)
+    text = page.read_text(encoding="utf-8")
+    assert "items, 30 of 30 days" in text
+    assert len(text.encode()) < 250_000
 
 
 def test_nothing_is_open_after_a_green_night(tmp_path: Path) -> None:
