@@ -19,8 +19,10 @@ from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
 from sgrec_core.quality.alarms import Alarm, alarms, inherited_alarms, verdict
 from sgrec_core.quality.cause import Cause, cause_of_night, measured_by
 from sgrec_core.quality.charts import Series, read_series
+from sgrec_core.quality.differences import Differences, differences
 from sgrec_core.quality.gates import JUDGE_CALLS, RAW_LOGS, rows_of_day
 from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
+from sgrec_core.quality.timeline import Cost, costs
 from sgrec_core.quality.validation import Check, TableResult, read_results, short
 from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import STAGES
@@ -28,6 +30,8 @@ from sgrec_core.settings import Settings
 
 T = TypeVar("T")
 SAMPLES_PER_REASON = 3
+NO_METRICS = f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics"
+NOT_COMPARED = "the page cannot say what changed since the night before"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,10 @@ class Night:
     """Critical ones of the days before that the night learns from."""
     metrics: list[Series]
     """Of the last 30 days."""
+    changed: Differences | None
+    """From the night before; None where there is none, or where it cannot be read."""
+    costs: list[Cost]
+    """Of the judge."""
     rejects: list[RejectReason]
     evaluations: list[dict[str, Any]]
     meaningless: bool | None
@@ -139,9 +147,11 @@ def gather_night(settings: Settings, day: str) -> Night:
         cause=cause_of_night(settings, lake, day, steps, results, failures),
         steps=steps,
         results=results,
-        alarms=_readable(lambda: alarms(lake, day, stages=measured), problems),
-        inherited=_readable(lambda: inherited_alarms(lake, settings, day), problems),
-        metrics=_readable(lambda: read_series(lake, day, stages=measured), problems),
+        alarms=_readable(lambda: alarms(lake, day, stages=measured), [], NO_METRICS, problems),
+        inherited=_readable(lambda: inherited_alarms(lake, settings, day), [], NO_METRICS, problems),
+        metrics=_readable(lambda: read_series(lake, day, stages=measured), [], NO_METRICS, problems),
+        changed=_readable(lambda: differences(settings, lake, day, steps), None, NOT_COMPARED, problems),
+        costs=_readable(lambda: costs(lake, day), [], "the page cannot say what the judge took", problems),
         rejects=_rejects(rows("events_rejected", "ingest_events")),
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
@@ -237,14 +247,15 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
     return tables
 
 
-def _readable(read: Callable[[], list[T]], problems: list[str]) -> list[T]:
+def _readable(read: Callable[[], T], otherwise: T, lost: str, problems: list[str]) -> T:
+    """What ``read`` gives; ``otherwise`` where a table is damaged, and ``lost`` says what the page lacks for it."""
     try:
         return read()
     except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
-        problem = f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics: {error}"
+        problem = f"{lost}: {error}"
         if problem not in problems:
             problems.append(problem)
-        return []
+        return otherwise
 
 
 def _hold(lake: Lake, problems: list[str]) -> str | None:

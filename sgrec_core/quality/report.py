@@ -20,6 +20,7 @@ from sgrec_core.quality.environment import page_environment
 from sgrec_core.quality.impact import impact_of
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.night_metrics import declared
+from sgrec_core.quality.timeline import timeline
 from sgrec_core.quality.validation import short
 from sgrec_core.settings import Settings
 from sgrec_core.wording import MOST, fact, words
@@ -166,6 +167,7 @@ def render_page(night: Night, summary: Mapping[str, Any]) -> str:
             night=night,
             summary=summary,
             impact=impact_of(night),
+            timeline=timeline(night.stages),
             series={one.name: one for one in night.metrics},
             last_green=last_green(nights, night.day),
             neighbours=neighbours(nights, night.day),

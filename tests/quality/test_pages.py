@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -13,8 +14,11 @@ from urllib.parse import urljoin
 import pytest
 
 from benchmarks.pages import AT_GATE, CRASHED, GOOD, OUT_OF_BAND, invent_nights
+from sgrec_core.files import write_json
+from sgrec_core.lake import Lake
 from sgrec_core.quality.night_metrics import declared
 from sgrec_core.quality.report import write_report
+from sgrec_core.runtime.runs import Run, record
 from sgrec_core.settings import Settings
 from sgrec_core.wording import number
 
@@ -123,6 +127,48 @@ def test_every_metric_has_a_chart_of_its_band_and_the_figures_beside_it(nights: 
     chart, text = chart_of(page_of(nights, CRASHED), "supervised_ndcg")
     assert "not measured this night" in text
     assert "3 of 30 days" in chart, "without what an earlier run of the night had measured"
+
+
+def test_the_page_says_when_stages_ran_and_what_the_judge_took(nights: dict[str, str]) -> None:
+    page = page_of(nights, "first")
+    assert "02:00:00 UTC to 02:02:12: 2 min 12 s, of which 2 min 12 s in stages and gates." in page
+    row = page.partition("<span>train_supervised</span>")[2].partition("</tr>")[0]
+    left, width = (float(one) for one in re.findall(r"left:([\d.]+)%;width:([\d.]+)%", row)[0])
+    assert (round(left), round(width)) == (25, 23), "it began after 33.4 s and took 31 of 132.4"
+    engine = page.partition('<th scope="row">vllm tiny score 1 GPU</th>')[2].partition("</tr>")[0]
+    assert re.findall(">([^<]+)</td>", engine) == ["128", "51,200", "11,520", "1,536", "30 min 00 s", "0.50"]
+    assert "train_aggregator" in page_of(nights, CRASHED)
+    row = page_of(nights, CRASHED).partition("<span>train_aggregator</span>")[2].partition("</tr>")[0]
+    assert "left:" not in row, "it has not run"
+
+
+def test_the_page_says_what_changed_since_the_night_before(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, input="simulator")
+    before, day = invent_nights(settings, [GOOD, GOOD], groups=2)
+    text = write_report(settings, day)[1].read_text()
+    assert f"What changed since {before}</h2>" in text
+    assert "Nothing but the rows" in text
+    assert "Nothing but the rows" not in write_report(settings, before)[1].read_text(), "of the first night"
+    for name, told in ((before, {"SGREC_A": "1", "SGREC_C": None}), (day, {"SGREC_B": ATTACK, "SGREC_C": "now told"})):
+        write_json(settings.reports(name) / "settings.json", told)
+    lake = Lake(settings.lake_root)
+    run = Run(day=before, stage="score_aspects", input="simulator", started=datetime(2026, 1, 7, tzinfo=UTC))
+    record(lake, [run.ended("finished", facts={"judge_version": "j0", "judge_asked": 5}, code_digest="c0")])
+    text = write_report(settings, day)[1].read_text()
+    changed = text.partition('id="changed"')[2].partition("</section>")[0]
+    assert "<code>SGREC_A</code> 1 → <b>default</b>" in changed
+    assert "<code>SGREC_B</code> default → <b>&lt;/td&gt;" in changed
+    assert "<code>SGREC_C</code> a secret → <b>now told</b>" in changed
+    assert "<code>score_aspects: judge_version</code> j0 → <b>j1</b>" in changed
+    assert "<dt>Code of</dt><dd>score_aspects</dd>" in changed
+    assert "judge_asked" not in changed
+    row = text.partition('<th scope="row">items</th>')[2].partition("</tr>")[0]
+    assert "+0.0%" in row
+    lake.publish(
+        "items", lake.read("items", where={"day": day}).slice(0, 100), partition={"day": day}, fingerprint="1" * 32
+    )
+    text = write_report(settings, day)[1].read_text()
+    assert "-75.0%" in text.partition('<th scope="row">items</th>')[2].partition("</tr>")[0]
 
 
 def test_a_page_is_smaller_than_a_megabyte(tmp_path: Path) -> None:
