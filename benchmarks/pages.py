@@ -61,7 +61,7 @@ def _publish(lake: Lake, day: str, tables: dict[str, list[dict[str, Any]]]) -> N
     for name, rows in tables.items():
         contract = load_contract(name)
         table = pa.Table.from_pylist(rows, schema=contract.arrow_schema)
-        if contract.partition_by == ["day"] or contract.partition_by == ("day",):
+        if "day" in contract.partition_by and "judge_version" not in contract.partition_by:
             lake.publish(name, table, partition={"day": day}, fingerprint="0" * 32)
         else:
             lake.upsert(name, table)
@@ -128,6 +128,14 @@ def _rows(day: date, random: np.random.Generator, groups: int, attack: str) -> d
              "aspects": ASPECTS, "scores": of_call, "probabilities": None, "format_mass": None,
              "evidence": f"Fits what the user looked at. {attack}", "failure": None}
             for (state, item, _), of_call in zip(calls, scores, strict=True)
+        ],
+        "rewards": [
+            {"day": day, "reward_version": "v1", "decision_id": state.replace("-s", "-d"), "state_id": state,
+             "rank": rank, "item_id": item, "judged": True, "aspects": ASPECTS, "scores": of_call,
+             "weights": [0.2] * len(ASPECTS), "holistic": sum(of_call) / len(ASPECTS), "business_reward": 1.0,
+             "business_advantage": 0.5, "semantic_advantage": 0.5, "gate": 0.2, "advantage": 0.6,
+             "code_advantages": None}
+            for (state, item, rank), of_call in zip(calls, scores, strict=True)
         ],
         "judge_versions": [{"judge_version": "j1", "facts": "{}", "rubric": "aspects: []"}],
         "judge_ledger": [

@@ -21,6 +21,7 @@ from sgrec_core.quality.cause import Cause, cause_of_night, measured_by
 from sgrec_core.quality.charts import Series, read_series
 from sgrec_core.quality.differences import Differences, differences
 from sgrec_core.quality.gates import JUDGE_CALLS, RAW_LOGS, rows_of_day
+from sgrec_core.quality.judged import Judged, judged
 from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
 from sgrec_core.quality.timeline import Cost, costs
 from sgrec_core.quality.validation import Check, TableResult, read_results, short
@@ -66,6 +67,8 @@ class Night:
     """Of the last 30 days."""
     changed: Differences | None
     """From the night before; None where there is none, or where it cannot be read."""
+    judged: Judged | None
+    """What the judge said; None where the night did not get to its rewards."""
     costs: list[Cost]
     """Of the judge."""
     rejects: list[RejectReason]
@@ -151,6 +154,7 @@ def gather_night(settings: Settings, day: str) -> Night:
         inherited=_readable(lambda: inherited_alarms(lake, settings, day), [], NO_METRICS, problems),
         metrics=_readable(lambda: read_series(lake, day, stages=measured), [], NO_METRICS, problems),
         changed=_readable(lambda: differences(settings, lake, day, steps), None, NOT_COMPARED, problems),
+        judged=_readable(lambda: _judged(lake, day, steps), None, "the page cannot show what the judge said", problems),
         costs=_readable(lambda: costs(lake, day), [], "the page cannot say what the judge took", problems),
         rejects=_rejects(rows("events_rejected", "ingest_events")),
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
@@ -219,6 +223,13 @@ def _rejects(rows: pa.Table) -> list[RejectReason]:
             )
         )
     return reasons
+
+
+def _judged(lake: Lake, day: str, steps: list[Step]) -> Judged | None:
+    facts = {step.name: step.facts for step in steps if step.state in DONE and not step.stale}
+    if not {"score_aspects", "materialize_rewards"} <= {*facts}:
+        return None
+    return judged(lake, day, facts["score_aspects"], facts["materialize_rewards"].get("reward_version"))
 
 
 def _meaningless(settings: Settings, steps: list[Step]) -> bool | None:

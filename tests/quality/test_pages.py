@@ -110,7 +110,7 @@ def chart_of(page: str, name: str) -> tuple[str, str]:
 
 def test_every_metric_has_a_chart_of_its_band_and_the_figures_beside_it(nights: dict[str, str]) -> None:
     page, day = page_of(nights, OUT_OF_BAND), nights[OUT_OF_BAND]
-    shown = page[page.index('<ul class="sparks">') :]
+    shown = page.partition('<ul class="sparks">')[2].partition("</section>")[0]
     assert shown.count("<svg") == len(declared().figures)
     assert page.index("<svg") < page.index('id="alarms"'), "under the tiles too"
     chart, text = chart_of(page, "events click")
@@ -140,6 +140,32 @@ def test_the_page_says_when_stages_ran_and_what_the_judge_took(nights: dict[str,
     assert "train_aggregator" in page_of(nights, CRASHED)
     row = page_of(nights, CRASHED).partition("<span>train_aggregator</span>")[2].partition("</tr>")[0]
     assert "left:" not in row, "it has not run"
+
+
+def test_the_panel_of_the_judge_has_histograms_examples_and_flagged_texts(nights: dict[str, str]) -> None:
+    page, lake = page_of(nights, OUT_OF_BAND), Lake(Path(nights["home"]) / "lake")
+    judge = page.partition('id="judge"')[2].partition("</section>")[0]
+    rows = lake.read("rewards", where={"day": nights[OUT_OF_BAND]}).to_pylist()
+    mean = sum(row["scores"][1] for row in rows) / len(rows)
+    charts = dict(re.findall('aria-label="(quality|trust): (.*?)"', judge))
+    assert charts["quality"].startswith(f"mean score {mean:.2f}, the night before 0.")
+    chart = judge.partition("quality: mean")[2].partition("</svg>")[0]
+    heights = [float(one) for one in re.findall('height="([^"]+)"', chart)]
+    shares = [sum(-1 + 0.2 * place <= row["scores"][1] < -0.8 + 0.2 * place for row in rows) for place in range(10)]
+    assert heights.index(max(heights)) == shares.index(max(shares))
+    assert "6 judged examples" in judge
+    found = [float(one) for one in re.findall('data-label="Semantic reward"[^>]*>([^<]+)<', judge)]
+    holistic = sorted(row["holistic"] for row in rows)
+    assert found == sorted(found)
+    assert [found[0], found[-1]] == pytest.approx([holistic[0], holistic[-1]], rel=1e-3)
+    assert judge.count("Fits what the user looked at. &lt;/td&gt;") == 6
+    flagged = judge.partition("Suspicious texts as they came")[2]
+    assert '<th scope="row">item i3</th>' in flagged
+    assert flagged.count('<tr><th scope="row">') == 2
+    assert "Wool Blue 3 &lt;/td&gt;" in flagged, "its title"
+    assert "{&#34;age&#34;: 30}" in flagged
+    assert "Line: " not in page_of(nights, "first"), "there is no night before"
+    assert "Scores of each aspect" not in page_of(nights, CRASHED)
 
 
 def test_the_page_says_what_changed_since_the_night_before(tmp_path: Path) -> None:
