@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -378,7 +379,7 @@ def test_the_job_writes_page_summary_and_data_docs_and_ends_well_though_the_nigh
     data_docs = home / summary["paths"]["data_docs"]
     assert data_docs.is_file()
     page = (home / "reports" / DAY / "index.html").read_text()
-    [link] = [part.split('"')[0] for part in page.split('href="') if "great_expectations" in part.split('"')[0]]
+    [link] = [part.split('"')[0] for part in page.split('href="') if "data_docs" in part.split('"')[0]]
     assert (home / "reports" / DAY / link).resolve() == data_docs.resolve()
 
 
@@ -391,6 +392,21 @@ def test_data_docs_cover_the_newest_nights_only(good_night: Path) -> None:
         site = build_data_docs(settings).parent
         nights = {path.parent.parent.name for path in site.glob("validations/*/*/*/*.html")}
         assert nights == {"2026-01-06", "2026-01-07"}
+    # Nothing is asked of anybody, nothing runs, and every link leads to a page.
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    for path, text in pages.items():
+        for word in ("http:", "https:", "<script", "<img", "onclick", "url("):
+            assert word not in text, (path, word)
+        for link in re.findall('href="([^"#][^"]*)"', text):
+            assert link in ("data:,", "../index.html") or (path.parent / link).resolve() in pages, (path, link)
+    index = pages[site / "index.html"]
+    assert index.index("Validations of 2026-01-07") < index.index("Validations of 2026-01-06")
+    assert index.count("✓ passed") == len(nights) * len(
+        list((reports / DAY / "quality" / "great_expectations").iterdir())
+    )
+    [states] = [text for path, text in pages.items() if path.match("validations/user_states/2026-01-06/*/*.html")]
+    assert "Successful Expectations" in states
+    assert "values must never be null" in states
 
 
 def test_values_of_bad_rows_are_escaped_in_data_docs(home: Path) -> None:
@@ -402,6 +418,7 @@ def test_values_of_bad_rows_are_escaped_in_data_docs(home: Path) -> None:
 
     run_night(Settings(), until="ingest_events", before_gate=hostile_reason)
     site = build_data_docs(Settings()).parent
+    assert "✗ failed" in (site / "index.html").read_text()
     [page] = site.glob("validations/events_rejected/*/*/*.html")
     assert "owned" in page.read_text()
     assert "<script>document.title" not in page.read_text()
