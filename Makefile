@@ -52,7 +52,7 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-metrics bench-night bench-tokenizers \
+.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-metrics bench-night bench-pages bench-tokenizers \
 	bench-training bench-updates
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
@@ -75,6 +75,8 @@ bench-metrics: env
 	@$(BENCH) benchmarks.night_metrics
 bench-night: java env
 	@$(BENCH) benchmarks.night $(if $(SHORT),--short)
+bench-pages: env
+	@$(BENCH) benchmarks.pages $(if $(SHORT),--short)
 bench-lake: env
 	@$(BENCH) benchmarks.lake $(if $(SHORT),--short)
 bench-tokenizers: env

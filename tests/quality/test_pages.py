@@ -64,8 +64,13 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"home": str(settings.home), **dict(zip(["first", *ENDS[1:]], days, strict=True))}
 
 
+def read(page: Path) -> str:
+    """With spaces as a browser reads them."""
+    return " ".join(page.read_text(encoding="utf-8").split())
+
+
 def page_of(nights: dict[str, str], kind: str) -> str:
-    return (Path(nights["home"]) / "reports" / nights[kind] / "index.html").read_text(encoding="utf-8")
+    return read(Path(nights["home"]) / "reports" / nights[kind] / "index.html")
 
 
 def summary_of(nights: dict[str, str], kind: str) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def test_the_first_screen_says_since_when_how_bad_and_what_it_touches(nights: di
 
 def test_the_calendar_links_nights_and_names_open_problems_by_owner(nights: dict[str, str]) -> None:
     reports = Path(nights["home"]) / "reports"
-    text = (reports / "index.html").read_text(encoding="utf-8")
+    text = read(reports / "index.html")
     for kind, verdict in (("first", "green"), (OUT_OF_BAND, "amber"), (AT_GATE, "red"), (CRASHED, "red")):
         assert f'class="day {verdict}" href="{nights[kind]}/index.html" aria-label="{nights[kind]}: {verdict}' in text
     problems = text[text.index("Open problems") : text.index('id="nights"')]
@@ -171,16 +176,16 @@ def test_the_panel_of_the_judge_has_histograms_examples_and_flagged_texts(nights
 def test_the_page_says_what_changed_since_the_night_before(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, input="simulator")
     before, day = invent_nights(settings, [GOOD, GOOD], groups=2)
-    text = write_report(settings, day)[1].read_text()
+    text = read(write_report(settings, day)[1])
     assert f"What changed since {before}</h2>" in text
     assert "Nothing but the rows" in text
-    assert "Nothing but the rows" not in write_report(settings, before)[1].read_text(), "of the first night"
+    assert "Nothing but the rows" not in read(write_report(settings, before)[1]), "of the first night"
     for name, told in ((before, {"SGREC_A": "1", "SGREC_C": None}), (day, {"SGREC_B": ATTACK, "SGREC_C": "now told"})):
         write_json(settings.reports(name) / "settings.json", told)
     lake = Lake(settings.lake_root)
     run = Run(day=before, stage="score_aspects", input="simulator", started=datetime(2026, 1, 7, tzinfo=UTC))
     record(lake, [run.ended("finished", facts={"judge_version": "j0", "judge_asked": 5}, code_digest="c0")])
-    text = write_report(settings, day)[1].read_text()
+    text = read(write_report(settings, day)[1])
     changed = text.partition('id="changed"')[2].partition("</section>")[0]
     assert "<code>SGREC_A</code> 1 → <b>default</b>" in changed
     assert "<code>SGREC_B</code> default → <b>&lt;/td&gt;" in changed
@@ -193,7 +198,7 @@ def test_the_page_says_what_changed_since_the_night_before(tmp_path: Path) -> No
     lake.publish(
         "items", lake.read("items", where={"day": day}).slice(0, 100), partition={"day": day}, fingerprint="1" * 32
     )
-    text = write_report(settings, day)[1].read_text()
+    text = read(write_report(settings, day)[1])
     assert "-75.0%" in text.partition('<th scope="row">items</th>')[2].partition("</tr>")[0]
 
 

@@ -33,7 +33,8 @@ RULE = "scientific: sequences without time were spread by position over 1 declar
 
 def summary_and_page() -> tuple[dict[str, Any], str]:
     _, page = write_report(Settings(), DAY)
-    return json.loads((page.parent / "summary.json").read_text()), page.read_text(encoding="utf-8")
+    text = " ".join(page.read_text(encoding="utf-8").split())  # as a browser reads it
+    return json.loads((page.parent / "summary.json").read_text()), text
 
 
 def broken_states(settings: Settings, stage: str) -> None:
