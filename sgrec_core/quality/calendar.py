@@ -57,12 +57,14 @@ def reported_nights(reports: Path) -> list[Reported]:
     found = []
     for day in days:
         told = read_json(reports / day / "summary.json", otherwise="the calendar leaves this night out")
-        if told.get("verdict") in ("green", "amber", "red"):
+        # Summaries of before have no verdict.
+        verdict = told.get("verdict") or {"succeeded": "green", "stopped": "red"}.get(str(told.get("status")))
+        if verdict in ("green", "amber", "red"):
             cause = told.get("cause") or {}
             found.append(
                 Reported(
                     day=day,
-                    verdict=told["verdict"],
+                    verdict=verdict,
                     stopped_at=told.get("stopped_at"),
                     owner=cause.get("owner"),
                     reason=cause.get("reason"),

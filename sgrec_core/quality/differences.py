@@ -50,12 +50,13 @@ class Differences:
 
 def differences(settings: Settings, lake: Lake, day: str, steps: Sequence[Step]) -> Differences | None:
     """Of the night of ``day``, as far as ``steps`` came, from the newest earlier one; None where there is none."""
-    before = next((one for one in days_with_runs(lake) if one < day), None)
+    earlier = ((one, last_runs(lake, one)) for one in days_with_runs(lake) if one < day)
+    before, runs_of_before = next(((one, found) for one, found in earlier if found), (None, {}))
     if before is None:
         return None
     ended = {step.name for step in steps if step.state in DONE and not step.stale}
     runs = {name: run for name, run in last_runs(lake, day).items() if name in ended}
-    runs_before = {name: run for name, run in last_runs(lake, before).items() if run.state in DONE}
+    runs_before = {name: run for name, run in runs_of_before.items() if run.state in DONE}
     both = [(runs_before[stage.name], runs[stage.name]) for stage in STAGES if {stage.name} <= {*runs} & {*runs_before}]
     return Differences(
         before=before,

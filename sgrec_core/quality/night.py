@@ -25,12 +25,13 @@ from sgrec_core.quality.judged import Judged, judged
 from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
 from sgrec_core.quality.timeline import Cost, costs
 from sgrec_core.quality.validation import Check, TableResult, read_results, short
+from sgrec_core.registry.promotions import Decision
 from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
 
 T = TypeVar("T")
-SAMPLES_PER_REASON = 3
+SAMPLES_PER_REASON, DECISIONS = 3, 5
 NO_METRICS = f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics"
 NOT_COMPARED = "the page cannot say what changed since the night before"
 
@@ -79,6 +80,8 @@ class Night:
     """Per table: table, version, rows of the day, owner."""
     hold: str | None
     """The hold on promotion that stands, in words."""
+    decisions: list[Decision]
+    """The newest about promotion, the newest first."""
     problems: list[str] = field(default_factory=list)
     """What could not be read for this page, in words."""
 
@@ -130,6 +133,7 @@ def gather_night(settings: Settings, day: str) -> Night:
     ended = {step.name for step in steps if step.state in DONE}
     problems: list[str] = []
     measured = measured_by(steps)
+    decisions = _decisions(lake, problems)
 
     def rows(table: str, stage: str) -> pa.Table:
         """The day's rows as they lie in the lake, if this run published them; the page outlives a damaged table."""
@@ -160,7 +164,8 @@ def gather_night(settings: Settings, day: str) -> Night:
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
         tables=_tables(lake, day, problems),
-        hold=_hold(lake, problems),
+        hold=_hold(decisions),
+        decisions=[one for one in decisions if one.action != "pin"][: -DECISIONS - 1 : -1],
         problems=problems,
     )
 
@@ -269,12 +274,15 @@ def _readable(read: Callable[[], T], otherwise: T, lost: str, problems: list[str
         return otherwise
 
 
-def _hold(lake: Lake, problems: list[str]) -> str | None:
+def _decisions(lake: Lake, problems: list[str]) -> list[Decision]:
     from sgrec_core.registry import promotions
 
-    try:
-        hold = promotions.held(promotions.Promotions(lake).read())
-    except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
-        problems.append(f"table {promotions.TABLE} could not be read: {error}")
-        return None
+    lost = f"table {promotions.TABLE} could not be read"
+    return _readable(lambda: promotions.Promotions(lake).read(), [], lost, problems)
+
+
+def _hold(decisions: list[Decision]) -> str | None:
+    from sgrec_core.registry import promotions
+
+    hold = promotions.held(decisions)
     return None if hold is None else str(hold)

@@ -218,10 +218,13 @@ def test_nothing_is_open_after_a_green_night(tmp_path: Path) -> None:
     (page.parent.parent / "2026-02-30").mkdir()
     (page.parent.parent / "2026-02-01").mkdir()
     (page.parent.parent / "2026-02-01" / "summary.json").write_text("torn")
+    (page.parent.parent / "2025-12-31").mkdir()
+    write_json(page.parent.parent / "2025-12-31" / "summary.json", {"status": "stopped", "stopped_at": "ingest_events"})
     write_report(settings, "2026-01-06")
     text = (page.parent.parent / "index.html").read_text()
     assert "None: the newest night is green." in text
     assert "2026-02" not in text
+    assert 'aria-label="2025-12-31: red, stopped at ingest_events"' in text, "of a summary without a verdict"
 
 
 @pytest.fixture

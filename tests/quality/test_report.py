@@ -307,11 +307,13 @@ def test_page_and_summary_say_that_promotion_is_held(good_night: Path) -> None:
     assert summary["status"] == "succeeded"
     assert summary["hold"].startswith(f"held by {promotions.login()} since ")
     assert summary["hold"].endswith(f": sale {ATTACK}; `sgrec release` lifts it")
+    assert f"hold by {promotions.login()}: sale &lt;/td&gt;" in page
     assert html.escape(summary["hold"]) in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
     table.decide(lambda decisions: promotions.release(decisions, "over"))
     summary, page = summary_and_page()
     assert summary["hold"] is None
     assert "Promotion is held" not in page
+    assert page.index(f" release by {promotions.login()}: over") < page.index(f" hold by {promotions.login()}: sale")
     for file in (good_night / "lake" / "promotions").rglob("*.parquet"):
         file.unlink()
     summary, page = summary_and_page()
