@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_core.files import read_json
-from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake import Lake
 from sgrec_core.quality.steps import Step
 from sgrec_core.quality.validation import short
 from sgrec_core.runtime.runs import DONE, Run, days_with_runs, last_runs
@@ -41,7 +41,7 @@ class Differences:
     facts: list[Difference]
     """Texts that a stage told otherwise: which judge, which champion, what was rolled out by whom."""
     tables: dict[str, dict[str, int | None]] = field(default_factory=dict)
-    """Version and rows of the night before, by table."""
+    """Version and rows that the night before told of, by table."""
 
     @property
     def are_none(self) -> bool:
@@ -64,7 +64,7 @@ def differences(settings: Settings, lake: Lake, day: str, steps: Sequence[Step])
         code=[now.stage for then, now in both if then.code_digest != now.code_digest],
         versions=_of_versions(both),
         facts=[one for then, now in both for one in _of_facts(then, now)],
-        tables=_tables(lake, before, runs_before),
+        tables=_tables(settings.reports(before), runs_before),
     )
 
 
@@ -108,14 +108,13 @@ def _text(facts: Mapping[str, Any], name: str) -> str:
     return NOTHING if facts.get(name) is None else str(short(facts[name]))
 
 
-def _tables(lake: Lake, before: str, runs: Mapping[str, Run]) -> dict[str, dict[str, int | None]]:
-    found: dict[str, dict[str, int | None]] = {}
-    for stage in STAGES:
-        run = runs.get(stage.name)
-        for table in stage.publishes if run else ():
-            is_dated = "day" in load_contract(table).partition_by
-            found[table] = {
-                "version": run.tables_written.get(table) if run else None,
-                "rows": lake.count(table, where={"day": before}) if is_dated else None,
-            }
-    return found
+def _tables(reports: Path, runs: Mapping[str, Run]) -> dict[str, dict[str, int | None]]:
+    rows = (
+        read_json(reports / "summary.json", otherwise="rows of that night are not compared").get("rows_of_tables") or {}
+    )
+    return {
+        table: {"version": runs[stage.name].tables_written.get(table), "rows": rows.get(table)}
+        for stage in STAGES
+        if stage.name in runs
+        for table in stage.publishes
+    }

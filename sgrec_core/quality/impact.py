@@ -81,18 +81,18 @@ def _stopped(night: Night, stopped_at: str) -> str:
 
 
 def _amber(night: Night) -> str:
+    serves = night.facts("evaluate_generator").get("serves")
+    promoted = f"The {serves} policy was promoted before this was measured." if serves else "Nothing is promoted."
     own = [alarm.stage for alarm in night.alarms if alarm.severity == "critical"]
     if not own:
-        return (
-            "All tables are published. Every model of this night has learnt from the day before. Nothing is promoted."
-        )
+        return f"All tables are published. Every model of this night has learnt from the day before. {promoted}"
     behind = stages_behind((own[0],))
+    if not behind:
+        return f"All tables are published; no other stage reads it. {promoted}"
     tables = [table for stage in behind for table in BY_NAME[stage].publishes]
     models = [model for stage in behind for model in BY_NAME[stage].registers]
-    if not behind:
-        return "No other stage reads it. All tables are published. Nothing is promoted."
     made = " and ".join(_count(one, word) for one, word in ((tables, "table"), (models, "model")) if one)
-    return f"All tables are published; {made} of this night are made of it ({', '.join(behind)}). Nothing is promoted."
+    return f"All tables are published; {made} of this night are made of it ({', '.join(behind)}). {promoted}"
 
 
 def _count(found: list[str], word: str) -> str:

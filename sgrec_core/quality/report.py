@@ -94,7 +94,8 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     hr@10, ndcg@10, ecpm, gmv, dislikes, and intervals}, values_by (estimator of the values), differences [{of, minus,
     ndcg@10, and its interval}], promoted, serves (the candidate that was promoted), reason, history (kept in lists, or
     left out of them)}; ``hold`` (that on promotion, in words); ``stages`` [{name, state, seconds, facts, message}];
-    ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
+    ``tables`` {table: version}; ``rows_of_tables`` {table: rows of the day}; ``paths`` {report, data_docs, models,
+    lake}, below the home; ``notes`` [{stage, text}].
     """
     told = night.cause.told() if night.cause else None
     stopped = told if told and night.stopped_at else {"reason": None, "since": None}
@@ -133,6 +134,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
             for step in night.steps
         ],
         "tables": {table["table"]: table["version"] for table in night.tables},
+        "rows_of_tables": {table["table"]: table["rows"] for table in night.tables if table["of_day"]},
         "paths": {
             "report": below(night.home, page),
             "data_docs": below(night.home, data_docs) if data_docs else None,

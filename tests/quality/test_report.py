@@ -321,11 +321,11 @@ def test_page_and_summary_say_that_promotion_is_held(good_night: Path) -> None:
     assert "table promotions could not be read" in page
 
 
-def out_of_band(settings: Settings, **changes: Any) -> None:
-    """A metric behind ingest as it would be after an incident."""
+def out_of_band(settings: Settings, stage: str = "ingest_events", **changes: Any) -> None:
+    """A metric behind a stage as it would be after an incident."""
     row = rows_of("night_metrics")[0] | {"low": 60.0, "high": 140.0, "status": "out", "how": "100, median of 3 nights"}
-    partition = {"day": DAY, "stage": "ingest_events"}
-    table = table_of("night_metrics", [row | changes])
+    partition = {"day": DAY, "stage": stage}
+    table = table_of("night_metrics", [row | {"stage": stage} | changes])
     Lake(settings.lake_root).publish("night_metrics", table, partition=partition, fingerprint="e" * 32)
 
 
@@ -350,6 +350,12 @@ def test_a_night_is_green_or_amber_and_the_page_says_so_first(good_night: Path) 
     found = status_of_home(Settings(), day=None, nights=1, max_age_hours=None)
     assert (found["verdict"], found["exit_code"]) == ("amber", 4)
     assert str(found["cause"]).startswith("events click 30, not 60 to 140")
+
+
+def test_a_metric_that_is_measured_behind_promotion_comes_too_late_and_the_page_says_so(good_night: Path) -> None:
+    out_of_band(Settings(), "evaluate_generator", metric="supervised_ndcg", dimension="")
+    page = summary_and_page()[1]
+    assert "no other stage reads it. The supervised policy was promoted before this was measured." in page
 
 
 def test_metrics_that_cannot_be_read_cost_a_banner_not_the_page(good_night: Path) -> None:
