@@ -6,7 +6,7 @@ Every input may be missing: a night that stopped in its first stage has one run 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,10 +25,12 @@ from sgrec_core.quality.judged import Judged, judged
 from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
 from sgrec_core.quality.timeline import Cost, costs
 from sgrec_core.quality.validation import Check, TableResult, read_results, short
-from sgrec_core.registry.promotions import Decision
 from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
+
+if TYPE_CHECKING:
+    from sgrec_core.registry.promotions import Decision  # imports torch, which `sgrec status` does without
 
 T = TypeVar("T")
 SAMPLES_PER_REASON, DECISIONS = 3, 5
@@ -80,7 +82,7 @@ class Night:
     """Per table: table, version, rows of the day, owner."""
     hold: str | None
     """The hold on promotion that stands, in words."""
-    decisions: list[Decision]
+    decisions: "list[Decision]"
     """The newest about promotion, the newest first."""
     problems: list[str] = field(default_factory=list)
     """What could not be read for this page, in words."""
@@ -274,14 +276,14 @@ def _readable(read: Callable[[], T], otherwise: T, lost: str, problems: list[str
         return otherwise
 
 
-def _decisions(lake: Lake, problems: list[str]) -> list[Decision]:
+def _decisions(lake: Lake, problems: list[str]) -> "list[Decision]":
     from sgrec_core.registry import promotions
 
     lost = f"table {promotions.TABLE} could not be read"
     return _readable(lambda: promotions.Promotions(lake).read(), [], lost, problems)
 
 
-def _hold(decisions: list[Decision]) -> str | None:
+def _hold(decisions: "list[Decision]") -> str | None:
     from sgrec_core.registry import promotions
 
     hold = promotions.held(decisions)
