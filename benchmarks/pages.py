@@ -18,6 +18,7 @@ import pyarrow as pa
 from benchmarks.report import Claim, write
 from sgrec_core.files import write_json
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake.glance import Glance
 from sgrec_core.quality.gates import RAW_LOGS
 from sgrec_core.quality.history import Figure
 from sgrec_core.quality.measures import Measured
@@ -251,16 +252,12 @@ def ends_of_a_month(nights: int = 30) -> list[str]:
     return ends
 
 
-def measured(settings: Settings, days: list[str]) -> tuple[float, float, int]:
+def measured(settings: Settings, days: list[str], lake: Glance | None) -> tuple[float, float, int]:
     """Seconds and processor seconds of all pages of ``days`` and the calendar; bytes of the largest page."""
-    write_report(settings, days[0])  # imports, and templates that are compiled once
     began, worked = time.perf_counter(), time.process_time()
-    pages = [write_report(settings, day)[1] for day in days]
-    return (
-        time.perf_counter() - began,
-        time.process_time() - worked,
-        max(page.stat().st_size for page in pages),
-    )
+    pages = [write_report(settings, day, lake=lake)[1] for day in days]
+    largest = max(page.stat().st_size for page in pages)
+    return time.perf_counter() - began, time.process_time() - worked, largest
 
 
 def main() -> None:
@@ -271,11 +268,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(home=arguments.home or Path(folder), input="simulator")
         days = invent_nights(settings, ends_of_a_month(), groups=64 if arguments.short else 2048)
-        seconds, worked, largest = measured(settings, days)
+        write_report(settings, days[0])  # imports, and templates that are compiled once
+        seconds, worked, largest = measured(settings, days, Glance(settings.lake_root))
+        alone, worked_alone, _ = measured(settings, days, None)
         calendar = (settings.home / "reports" / "index.html").stat().st_size
     claims = [
-        Claim(name="30 nights", value=seconds, interval=None, unit="s", goal="5 s", met=seconds < 5),
+        Claim(
+            name="30 nights, tables opened once", value=seconds, interval=None, unit="s", goal="5 s", met=seconds < 5
+        ),
         Claim(name="of it on processors", value=worked, interval=None, unit="s", goal="", met=None),
+        Claim(name="30 nights, each opens its tables", value=alone, interval=None, unit="s", goal="", met=None),
+        Claim(name="of it on processors, each alone", value=worked_alone, interval=None, unit="s", goal="", met=None),
         Claim(
             name="largest page", value=largest / 1000, interval=None, unit="kB", goal="1 MB", met=largest < 1_000_000
         ),

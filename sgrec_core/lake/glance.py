@@ -1,5 +1,7 @@
 """The tables as they were at one moment, for who only reads."""
 
+from typing import Any
+
 from deltalake import DeltaTable
 
 from sgrec_core.lake.tables import Lake
@@ -14,6 +16,8 @@ class Glance(Lake):
     def __init__(self, root: str):
         super().__init__(root)
         self._opened: dict[str, DeltaTable | None] = {}
+        self.answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        """By table and question: what `queries.ask` has found."""
 
     def open(self, table: str, version: int | None = None) -> DeltaTable | None:
         if version is not None:

@@ -7,6 +7,7 @@ Drawn as inline SVG by a few lines of template. 30 pages have 1,080 of them: 4 s
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from typing import Any
 
 from sgrec_core.lake import Lake
@@ -70,10 +71,10 @@ class Series:
         """``line`` and ``band`` as points of SVG; ``dots`` (x, y, whether out): the newest, and all that are out."""
         ends = [end for point in self.points for end in (point.value, point.low, point.high) if end is not None]
         lowest, highest = min(ends), max(ends)
-        begin = date.fromisoformat(self.last).toordinal() - DAYS + 1
+        begin = _ordinal(self.last) - DAYS + 1
 
         def x(point: Point) -> float:
-            place = date.fromisoformat(point.day).toordinal() - begin
+            place = _ordinal(point.day) - begin
             return round(MARGIN + place * (WIDTH - 2 * MARGIN) / (DAYS - 1), 1)
 
         def y(value: float) -> float:
@@ -116,6 +117,11 @@ def read_series(lake: Lake, day: str, *, stages: Container[str]) -> list[Series]
         )
         for (metric, dimension), rows in found.items()
     ]
+
+
+@cache
+def _ordinal(day: str) -> int:
+    return date.fromisoformat(day).toordinal()
 
 
 def _points(places: Iterable[tuple[float, float]]) -> str:

@@ -126,9 +126,13 @@ class Night:
         return [(step.name, note) for step in self.steps if not step.stale for note in step.notes]
 
 
-def gather_night(settings: Settings, day: str) -> Night:
-    """Read everything that is there for ``day``."""
-    reports, lake = settings.reports(day), Glance(settings.lake_root)
+def gather_night(settings: Settings, day: str, lake: Glance | None = None) -> Night:
+    """Read everything that is there for ``day``.
+
+    Args:
+        lake: the tables, where many nights are gathered from one state of them.
+    """
+    reports, lake = settings.reports(day), lake or Glance(settings.lake_root)
     failures = read_failures(reports)
     steps = steps_of_night(last_runs(lake, day), failures)
     results = _results_of_run(reports, steps)

@@ -14,6 +14,7 @@ from typing import Any
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
+from sgrec_core.lake.glance import Glance
 from sgrec_core.quality.alarms import TOLD, Alarm
 from sgrec_core.quality.calendar import last_green, neighbours, reported_nights, write_calendar
 from sgrec_core.quality.environment import page_environment
@@ -57,18 +58,24 @@ ROLLOUT_FACTS = ("target_rate", "held_out_target_rate", "rolled_out_by")
 
 
 def write_report(
-    settings: Settings, day: str, *, data_docs: Path | None = None, problem: str | None = None
+    settings: Settings,
+    day: str,
+    *,
+    data_docs: Path | None = None,
+    problem: str | None = None,
+    lake: Glance | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Write page and summary for whatever the night left behind, and the page of all nights.
 
     Args:
         data_docs: index of the Data Docs, if they were built.
         problem: something that went wrong with the report itself, in words.
+        lake: the tables, where many nights are written from one state of them.
 
     Returns:
         The summary and the path of the page.
     """
-    night = gather_night(settings, day)
+    night = gather_night(settings, day, lake)
     if problem:
         night.problems.append(problem)
     page = settings.reports(day) / "index.html"
