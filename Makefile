@@ -52,8 +52,8 @@ OPTIONS = $(if $(SHORT),--short) --data $(DATA)
 # there is one.
 DEVICE ?= cpu
 SIZE ?= default
-.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-metrics bench-night bench-oncall \
-	bench-tokenizers bench-training bench-updates
+.PHONY: public-formats bench-a2po bench-decode bench-gate bench-generator bench-ingest bench-judge bench-lake bench-metrics \
+	bench-night bench-oncall bench-pages bench-tokenizers bench-training bench-updates
 bench-a2po: env
 	@$(BENCH) benchmarks.a2po --world scientific $(OPTIONS)
 	@$(BENCH) benchmarks.a2po --world simulator $(OPTIONS)
@@ -78,6 +78,8 @@ bench-night: java env
 # In pieces, as bench-gate. PART=all for the faults that are held out as well.
 bench-oncall: java env
 	@$(BENCH) benchmarks.oncall $(if $(SHORT),--short) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PART),--part $(PART))
+bench-pages: env
+	@$(BENCH) benchmarks.pages $(if $(SHORT),--short)
 bench-lake: env
 	@$(BENCH) benchmarks.lake $(if $(SHORT),--short)
 bench-tokenizers: env

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import QueryBuilder
 
+from sgrec_core.lake.glance import Glance
 from sgrec_core.lake.tables import Lake
 
 
@@ -42,8 +43,12 @@ def ask(lake: Lake, table: str, question: str) -> list[dict[str, Any]]:
 
     Not `Lake.read`: Arrow's dataset imports pandas, which takes longer than all that a glance does.
     """
+    known = lake.answers if isinstance(lake, Glance) else {}
+    if (table, question) in known:
+        return known[(table, question)]
     delta = lake.open(table)
     if delta is None:
         return []
     found = QueryBuilder().register("rows", delta).execute(question)
-    return list(pa.RecordBatchReader.from_stream(found).read_all().to_pylist())
+    known[(table, question)] = list(pa.RecordBatchReader.from_stream(found).read_all().to_pylist())
+    return known[(table, question)]

@@ -13,7 +13,7 @@ from sgrec_core.files import write_text
 from sgrec_core.judge.engines import is_meaningless
 from sgrec_core.judge.versions.accepted import judge_in_words
 from sgrec_core.judge.versions.comparison import Answers, Row
-from sgrec_core.quality.report import page_environment
+from sgrec_core.quality.environment import page_environment
 from sgrec_core.runtime.job import Job
 from sgrec_core.runtime.runs import Run, last_done
 from sgrec_core.settings import Settings

@@ -6,7 +6,7 @@ Every input may be missing: a night that stopped in its first stage has one run 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,17 +14,28 @@ from deltalake.exceptions import DeltaError
 
 from sgrec_core.errors import SgrecError
 from sgrec_core.lake import Lake, load_contract
+from sgrec_core.lake.glance import Glance
 from sgrec_core.quality.alarms import TABLE as NIGHT_METRICS
 from sgrec_core.quality.alarms import Alarm, alarms, inherited_alarms, verdict
 from sgrec_core.quality.cause import Cause, cause_of_night, measured_by
+from sgrec_core.quality.charts import Series, read_series
+from sgrec_core.quality.differences import Differences, differences
 from sgrec_core.quality.gates import EARLIER_NIGHTS, JUDGE_CALLS, RAW_LOGS, rows_of_day
+from sgrec_core.quality.judged import Judged, judged
 from sgrec_core.quality.steps import REPORT, Step, gated, read_failures, step_of_report, steps_of_night
+from sgrec_core.quality.timeline import Cost, costs
 from sgrec_core.quality.validation import Check, TableResult, read_results, short
 from sgrec_core.runtime.runs import DONE, last_runs
 from sgrec_core.runtime.stages import STAGES
 from sgrec_core.settings import Settings
 
-SAMPLES_PER_REASON = 3
+if TYPE_CHECKING:
+    from sgrec_core.registry.promotions import Decision  # imports torch, which `sgrec status` does without
+
+T = TypeVar("T")
+SAMPLES_PER_REASON, DECISIONS = 3, 5
+NO_METRICS = f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics"
+NOT_COMPARED = "the page cannot say what changed since the night before"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,14 @@ class Night:
     """Metrics out of the band of their past, critical ones first."""
     inherited: list[Alarm]
     """Critical ones of the days before that the night learns from."""
+    metrics: list[Series]
+    """Of the last 30 days."""
+    changed: Differences | None
+    """From the night before; None where there is none, or where it cannot be read."""
+    judged: Judged | None
+    """What the judge said; None where the night did not get to its rewards."""
+    costs: list[Cost]
+    """Of the judge."""
     rejects: list[RejectReason]
     evaluations: list[dict[str, Any]]
     meaningless: bool | None
@@ -63,6 +82,8 @@ class Night:
     """Per table: table, version, rows of the day, owner."""
     hold: str | None
     """The hold on promotion that stands, in words."""
+    decisions: "list[Decision]"
+    """The newest about promotion, the newest first."""
     problems: list[str] = field(default_factory=list)
     """What could not be read for this page, in words."""
 
@@ -105,15 +126,20 @@ class Night:
         return [(step.name, note) for step in self.steps if not step.stale for note in step.notes]
 
 
-def gather_night(settings: Settings, day: str) -> Night:
-    """Read everything that is there for ``day``."""
-    reports, lake = settings.reports(day), Lake(settings.lake_root)
+def gather_night(settings: Settings, day: str, lake: Glance | None = None) -> Night:
+    """Read everything that is there for ``day``.
+
+    Args:
+        lake: the tables, where many nights are gathered from one state of them.
+    """
+    reports, lake = settings.reports(day), lake or Glance(settings.lake_root)
     failures = read_failures(reports)
     steps = steps_of_night(last_runs(lake, day), failures)
     results = _results_of_run(reports, steps)
     ended = {step.name for step in steps if step.state in DONE}
     problems: list[str] = []
     measured = measured_by(steps)
+    decisions = _decisions(lake, problems)
 
     def rows(table: str, stage: str) -> pa.Table:
         """The day's rows as they lie in the lake, if this run published them; the page outlives a damaged table."""
@@ -134,13 +160,18 @@ def gather_night(settings: Settings, day: str) -> Night:
         cause=cause_of_night(settings, lake, day, steps, results, failures),
         steps=steps,
         results=results,
-        alarms=_readable(lambda: alarms(lake, day, stages=measured), problems),
-        inherited=_readable(lambda: inherited_alarms(lake, settings, day), problems),
+        alarms=_readable(lambda: alarms(lake, day, stages=measured), [], NO_METRICS, problems),
+        inherited=_readable(lambda: inherited_alarms(lake, settings, day), [], NO_METRICS, problems),
+        metrics=_readable(lambda: read_series(lake, day, stages=measured), [], NO_METRICS, problems),
+        changed=_readable(lambda: differences(settings, lake, day, steps), None, NOT_COMPARED, problems),
+        judged=_readable(lambda: _judged(lake, day, steps), None, "the page cannot show what the judge said", problems),
+        costs=_readable(lambda: costs(lake, day), [], "the page cannot say what the judge took", problems),
         rejects=_rejects(rows("events_rejected", "ingest_events")),
         evaluations=rows("evaluations", "evaluate_generator").to_pylist(),
         meaningless=_meaningless(settings, steps),
         tables=_tables(lake, day, problems),
-        hold=_hold(lake, problems),
+        hold=_hold(decisions),
+        decisions=[one for one in decisions if one.action != "pin"][: -DECISIONS - 1 : -1],
         problems=problems,
     )
 
@@ -207,6 +238,13 @@ def _rejects(rows: pa.Table) -> list[RejectReason]:
     return reasons
 
 
+def _judged(lake: Lake, day: str, steps: list[Step]) -> Judged | None:
+    facts = {step.name: step.facts for step in steps if step.state in DONE and not step.stale}
+    if not {"score_aspects", "materialize_rewards"} <= {*facts}:
+        return None
+    return judged(lake, day, facts["score_aspects"], facts["materialize_rewards"].get("reward_version"))
+
+
 def _meaningless(settings: Settings, steps: list[Step]) -> bool | None:
     """What the judge counted, else what the settings say of it."""
     from sgrec_core.judge.engines import is_meaningless
@@ -233,22 +271,26 @@ def _tables(lake: Lake, day: str, problems: list[str]) -> list[dict[str, Any]]:
     return tables
 
 
-def _readable(read: Callable[[], list[Alarm]], problems: list[str]) -> list[Alarm]:
+def _readable(read: Callable[[], T], otherwise: T, lost: str, problems: list[str]) -> T:
+    """What ``read`` gives; ``otherwise`` where a table is damaged, and ``lost`` says what the page lacks for it."""
     try:
         return read()
     except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
-        problem = f"table {NIGHT_METRICS} could not be read, so the verdict knows no metrics: {error}"
+        problem = f"{lost}: {error}"
         if problem not in problems:
             problems.append(problem)
-        return []
+        return otherwise
 
 
-def _hold(lake: Lake, problems: list[str]) -> str | None:
+def _decisions(lake: Lake, problems: list[str]) -> "list[Decision]":
     from sgrec_core.registry import promotions
 
-    try:
-        hold = promotions.held(promotions.Promotions(lake).read())
-    except (OSError, ValueError, DeltaError, pa.ArrowException, SgrecError) as error:
-        problems.append(f"table {promotions.TABLE} could not be read: {error}")
-        return None
+    lost = f"table {promotions.TABLE} could not be read"
+    return _readable(lambda: promotions.Promotions(lake).read(), [], lost, problems)
+
+
+def _hold(decisions: "list[Decision]") -> str | None:
+    from sgrec_core.registry import promotions
+
+    hold = promotions.held(decisions)
     return None if hold is None else str(hold)

@@ -1,7 +1,8 @@
 """The on-call page and the summary of a night: ``reports/<day>/index.html`` and ``summary.json``.
 
 The page answers at seven in the morning: did the night succeed, where did it stop and since when, how bad is it, who
-owns it, what to do. It is one file without scripts or outside resources; everything that comes from data is escaped.
+owns it, what to do. It is one file without outside resources, readable without its one script, which copies a command;
+everything that comes from data is escaped. `calendar` writes the page of all nights beside it.
 """
 
 import os
@@ -10,17 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from sgrec_core.evaluation.roles import CHAMPION, OPTIMISED, POPULARITY, ROLES, SUPERVISED
 from sgrec_core.evaluation.value import OUTCOMES
 from sgrec_core.files import write_json, write_text
+from sgrec_core.lake.glance import Glance
 from sgrec_core.quality.alarms import TOLD, Alarm
+from sgrec_core.quality.calendar import last_green, neighbours, reported_nights, write_calendar
+from sgrec_core.quality.environment import page_environment
+from sgrec_core.quality.impact import impact_of
 from sgrec_core.quality.night import Night, gather_night
 from sgrec_core.quality.night_metrics import declared
+from sgrec_core.quality.timeline import timeline
 from sgrec_core.quality.validation import short
 from sgrec_core.settings import Settings
-from sgrec_core.wording import MOST, duration, fact, metric, number, share, words
+from sgrec_core.wording import MOST, fact, words
 
 TEMPLATE = "report.html.jinja"
 JUDGE_FACTS = (
@@ -54,24 +58,31 @@ ROLLOUT_FACTS = ("target_rate", "held_out_target_rate", "rolled_out_by")
 
 
 def write_report(
-    settings: Settings, day: str, *, data_docs: Path | None = None, problem: str | None = None
+    settings: Settings,
+    day: str,
+    *,
+    data_docs: Path | None = None,
+    problem: str | None = None,
+    lake: Glance | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Write page and summary for whatever the night left behind.
+    """Write page and summary for whatever the night left behind, and the page of all nights.
 
     Args:
         data_docs: index of the Data Docs, if they were built.
         problem: something that went wrong with the report itself, in words.
+        lake: the tables, where many nights are written from one state of them.
 
     Returns:
         The summary and the path of the page.
     """
-    night = gather_night(settings, day)
+    night = gather_night(settings, day, lake)
     if problem:
         night.problems.append(problem)
     page = settings.reports(day) / "index.html"
     summary = summary_of_night(night, page, data_docs)
     write_json(page.parent / "summary.json", summary)
     write_text(page, render_page(night, summary))
+    write_calendar(settings)
     return summary, page
 
 
@@ -90,7 +101,8 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
     hr@10, ndcg@10, ecpm, gmv, dislikes, and intervals}, values_by (estimator of the values), differences [{of, minus,
     ndcg@10, and its interval}], promoted, serves (the candidate that was promoted), reason, history (kept in lists, or
     left out of them)}; ``hold`` (that on promotion, in words); ``stages`` [{name, state, seconds, facts, message}];
-    ``tables`` {table: version}; ``paths`` {report, data_docs, models, lake}, below the home; ``notes`` [{stage, text}].
+    ``tables`` {table: version}; ``rows_of_tables`` {table: rows of the day}; ``paths`` {report, data_docs, models,
+    lake}, below the home; ``notes`` [{stage, text}].
     """
     told = night.cause.told() if night.cause else None
     stopped = told if told and night.stopped_at else {"reason": None, "since": None}
@@ -129,6 +141,7 @@ def summary_of_night(night: Night, page: Path, data_docs: Path | None) -> dict[s
             for step in night.steps
         ],
         "tables": {table["table"]: table["version"] for table in night.tables},
+        "rows_of_tables": {table["table"]: table["rows"] for table in night.tables if table["of_day"]},
         "paths": {
             "report": below(night.home, page),
             "data_docs": below(night.home, data_docs) if data_docs else None,
@@ -155,33 +168,24 @@ def below(home: Path, path: Path) -> str:
 def render_page(night: Night, summary: Mapping[str, Any]) -> str:
     """The page as HTML; all text is escaped."""
     paths = summary["paths"]
+    nights = reported_nights(night.home / "reports")
     return (
         page_environment()
         .get_template(TEMPLATE)
         .render(
             night=night,
             summary=summary,
+            impact=impact_of(night),
+            timeline=timeline(night.stages),
+            series={one.name: one for one in night.metrics},
+            last_green=last_green(nights, night.day),
+            neighbours=neighbours(nights, night.day),
             facts_of={step.name: shown_facts(step.facts) for step in night.steps if not step.stale},
             plot=interval_plot(summary["evaluation"]),
             written=datetime.now(UTC).replace(microsecond=0),
             data_docs=os.path.relpath(paths["data_docs"], Path(paths["report"]).parent) if paths["data_docs"] else None,
         )
     )
-
-
-def page_environment() -> jinja2.Environment:
-    """The templates beside this file, with filters that put values into words; all text is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=number, share=share, duration=duration, clock=clock, words=words, metric=metric, fact=fact
-    )
-    return environment
 
 
 def shown_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -206,11 +210,6 @@ def interval_plot(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for role, model in models
     ]
-
-
-def clock(moment: datetime | None) -> str:
-    """A time with its day, in UTC."""
-    return "–" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _row_counts(night: Night) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """The on-call page and the summary, for nights that ended well, stopped, were killed, or were damaged."""
 
-import functools
 import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ RULE = "scientific: sequences without time were spread by position over 1 declar
 
 def summary_and_page() -> tuple[dict[str, Any], str]:
     _, page = write_report(Settings(), DAY)
-    return json.loads((page.parent / "summary.json").read_text()), page.read_text(encoding="utf-8")
+    text = " ".join(page.read_text(encoding="utf-8").split())  # as a browser reads it
+    return json.loads((page.parent / "summary.json").read_text()), text
 
 
 def broken_states(settings: Settings, stage: str) -> None:
@@ -284,7 +284,8 @@ def test_all_text_is_escaped(home: Path) -> None:
     damage(Settings(), "events_rejected", rows)
     summary, page = summary_and_page()
     assert "cannot be read" in summary["reason"]
-    assert "<script" not in page
+    assert page.count("<script") == 1, "the one that copies the command"
+    assert "<script>document" not in page
     assert "<img" not in page
     assert html.escape(ATTACK[:40], quote=False) in page.replace("&#34;", '"').replace("&#39;", "'")
 
@@ -306,11 +307,13 @@ def test_page_and_summary_say_that_promotion_is_held(good_night: Path) -> None:
     assert summary["status"] == "succeeded"
     assert summary["hold"].startswith(f"held by {promotions.login()} since ")
     assert summary["hold"].endswith(f": sale {ATTACK}; `sgrec release` lifts it")
+    assert f"hold by {promotions.login()}: sale &lt;/td&gt;" in page
     assert html.escape(summary["hold"]) in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
     table.decide(lambda decisions: promotions.release(decisions, "over"))
     summary, page = summary_and_page()
     assert summary["hold"] is None
     assert "Promotion is held" not in page
+    assert page.index(f" release by {promotions.login()}: over") < page.index(f" hold by {promotions.login()}: sale")
     for file in (good_night / "lake" / "promotions").rglob("*.parquet"):
         file.unlink()
     summary, page = summary_and_page()
@@ -318,11 +321,11 @@ def test_page_and_summary_say_that_promotion_is_held(good_night: Path) -> None:
     assert "table promotions could not be read" in page
 
 
-def out_of_band(settings: Settings, **changes: Any) -> None:
-    """A metric behind ingest as it would be after an incident."""
+def out_of_band(settings: Settings, stage: str = "ingest_events", **changes: Any) -> None:
+    """A metric behind a stage as it would be after an incident."""
     row = rows_of("night_metrics")[0] | {"low": 60.0, "high": 140.0, "status": "out", "how": "100, median of 3 nights"}
-    partition = {"day": DAY, "stage": "ingest_events"}
-    table = table_of("night_metrics", [row | changes])
+    partition = {"day": DAY, "stage": stage}
+    table = table_of("night_metrics", [row | {"stage": stage} | changes])
     Lake(settings.lake_root).publish("night_metrics", table, partition=partition, fingerprint="e" * 32)
 
 
@@ -347,6 +350,12 @@ def test_a_night_is_green_or_amber_and_the_page_says_so_first(good_night: Path) 
     found = status_of_home(Settings(), day=None, nights=1, max_age_hours=None)
     assert (found["verdict"], found["exit_code"]) == ("amber", 4)
     assert str(found["cause"]).startswith("events click 30, not 60 to 140")
+
+
+def test_a_metric_that_is_measured_behind_promotion_comes_too_late_and_the_page_says_so(good_night: Path) -> None:
+    out_of_band(Settings(), "evaluate_generator", metric="supervised_ndcg", dimension="")
+    page = summary_and_page()[1]
+    assert "no other stage reads it. The supervised policy was promoted before this was measured." in page
 
 
 def test_metrics_that_cannot_be_read_cost_a_banner_not_the_page(good_night: Path) -> None:
@@ -379,7 +388,7 @@ def test_the_job_writes_page_summary_and_data_docs_and_ends_well_though_the_nigh
     data_docs = home / summary["paths"]["data_docs"]
     assert data_docs.is_file()
     page = (home / "reports" / DAY / "index.html").read_text()
-    [link] = [part.split('"')[0] for part in page.split('href="') if "great_expectations" in part.split('"')[0]]
+    [link] = [part.split('"')[0] for part in page.split('href="') if "data_docs" in part.split('"')[0]]
     assert (home / "reports" / DAY / link).resolve() == data_docs.resolve()
 
 
@@ -392,6 +401,21 @@ def test_data_docs_cover_the_newest_nights_only(good_night: Path) -> None:
         site = build_data_docs(settings).parent
         nights = {path.parent.parent.name for path in site.glob("validations/*/*/*/*.html")}
         assert nights == {"2026-01-06", "2026-01-07"}
+    # Nothing is asked of anybody, nothing runs, and every link leads to a page.
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    for path, text in pages.items():
+        for word in ("http:", "https:", "<script", "<img", "onclick", "url("):
+            assert word not in text, (path, word)
+        for link in re.findall('href="([^"#][^"]*)"', text):
+            assert link in ("data:,", "../index.html") or (path.parent / link).resolve() in pages, (path, link)
+    index = pages[site / "index.html"]
+    assert index.index("Validations of 2026-01-07") < index.index("Validations of 2026-01-06")
+    assert index.count("✓ passed") == len(nights) * len(
+        list((reports / DAY / "quality" / "great_expectations").iterdir())
+    )
+    [states] = [text for path, text in pages.items() if path.match("validations/user_states/2026-01-06/*/*.html")]
+    assert "Successful Expectations" in states
+    assert "values must never be null" in states
 
 
 def test_values_of_bad_rows_are_escaped_in_data_docs(home: Path) -> None:
@@ -403,6 +427,7 @@ def test_values_of_bad_rows_are_escaped_in_data_docs(home: Path) -> None:
 
     run_night(Settings(), until="ingest_events", before_gate=hostile_reason)
     site = build_data_docs(Settings()).parent
+    assert "✗ failed" in (site / "index.html").read_text()
     [page] = site.glob("validations/events_rejected/*/*/*.html")
     assert "owned" in page.read_text()
     assert "<script>document.title" not in page.read_text()
@@ -414,24 +439,6 @@ def test_a_night_that_was_cut_off_names_the_step_that_is_missing(home: Path) -> 
     summary, _ = summary_and_page()
     assert summary["stopped_at"] == "score_aspects"
     assert summary["reason"] == "it has not run"
-
-
-@functools.cache
-def chromium() -> str | None:
-    return next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-    )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if chromium() is None:
-        pytest.skip("no Chromium on this machine; install it with `apt-get install chromium`")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
