@@ -170,6 +170,13 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
             {"sequence": 2, "day": the_day, "action": "promote", "model": "sgrec-generator", "version": "3",
              "fingerprint": "f3", "who": f"night {day}", "reason": f"better {attack}", "decided_at": noon},
         ],
+        "incidents": [
+            {"incident": 1, "opened": noon, "kind": "renamed_field", "cause": f"price is cost {attack}",
+             "cause_table": "events", "owner": "data-platform", "severity": "critical", "command": "sgrec nightly",
+             "first_night": the_day, "last_night": the_day, "nights": 1, "last_good": None, "acknowledged_at": noon,
+             "acknowledged_by": "ann", "acknowledged_why": "on it", "resolved_at": None, "resolved_by": None,
+             "resolved_why": None, "told": ["webhook"], "told_over": [], "problems": []},
+        ],
         "judge_evaluations": [
             {"day": the_day, "candidate_version": "j2", "judge_version": "j2", "role": "candidate",
              "metric": "point_acc", "aspect": aspect, "bucket": "all", "value": 0.61, "lower": 0.55, "upper": 0.66,
