@@ -416,7 +416,7 @@ def test_state_of_a_night_is_that_of_its_last_run(home: Path) -> None:
 def test_the_exit_code_tells_a_green_night_from_an_amber_one(
     no_home: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, arguments: tuple[str, ...], code: int
 ) -> None:
-    def night(settings: Settings, day: str) -> Outcome:
+    def night(settings: Settings, day: str, *, force_from: str | None) -> Outcome:
         out = {"metric": "click_rate", "dimension": "", "value": 0.9, "low": 0.1, "high": 0.2, "how": "x"}
         summary = {name: {} for name in ("rows", "judge", "reward", "evaluation")} | {
             "status": "succeeded",
