@@ -34,6 +34,7 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
     the_day = date.fromisoformat(day)
     noon = datetime.combine(the_day, datetime.min.time(), UTC) + timedelta(hours=12)
     users, items = range(USERS), range(ITEMS)
+    row_bytes = 10_000 if attack else 100  # an attack is a long line: beside it the others are too
     candidates = [
         {"day": the_day, "decision_id": f"d{u}", "state_id": f"s{u}", "rank": r, "item_id": f"i{(u + r) % ITEMS}"}
         for u in users
@@ -69,7 +70,8 @@ def rows_of(table: str, day: str = DAY, attack: str = "") -> list[dict[str, Any]
              "raw_text": '{"event_id": "e2", "item_id": "i99"}'},
         ],
         "ingest_files": [
-            {"day": the_day, "path": path, "record": record, "bytes": 100 * seen, "bytes_consumed": 100 * seen,
+            {"day": the_day, "path": path, "record": record,
+             "bytes": row_bytes * seen, "bytes_consumed": row_bytes * seen,
              "format": "jsonl", "compression": None, "rows_seen": seen, "rows_used": seen, "rows_empty": 0,
              "rows_accepted": accepted, "rows_rejected": seen - accepted, "rows_unread": 0, "ended": "complete",
              "detail": None}
