@@ -96,15 +96,18 @@ class Display:
         self._progress.update(self._bar, description=text, completed=done, total=total, counts=counts)
 
 
+KILLED_CODES = (137, -9)
+"""Exit codes of a process that was killed; 128 + the signal's number is how a shell reports it."""
+
+
 def how_it_ended(failure: Mapping[str, Any]) -> str:
     """What the scheduler recorded of a process that said nothing itself, in words."""
     code = failure.get("exit_code")
-    # 128 + the signal's number is how a shell reports a killed process.
-    if code in (137, -9):
+    if code in KILLED_CODES:
         return "was killed, most likely for want of memory"
-    return (
-        f"ended with exit code {code}" if code is not None else str(failure.get("exception") or "the task was killed")
-    )
+    if code is not None:
+        return f"ended with exit code {code}"
+    return str(failure.get("exception") or "the task was killed")
 
 
 def why_stopped(failed: Mapping[str, str], failures: list[dict[str, Any]], log: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from sgrec_core.lake.damage import Damage
+from sgrec_core.night.display import KILLED_CODES
 from sgrec_core.quality.evidence import Evidence
 from sgrec_core.quality.findings import Finding, Mend
 from sgrec_core.quality.gates import COUNTED, JUDGE_CALLS, failure_in_words
@@ -60,7 +61,7 @@ def _disk(evidence: Evidence, said: Said) -> Finding | None:
 
 
 def _memory(evidence: Evidence, said: Said) -> Finding | None:
-    is_killed = bool(re.search(KILLED, said)) or evidence.failure.get("exit_code") in (137, -9)
+    is_killed = bool(re.search(KILLED, said)) or evidence.failure.get("exit_code") in KILLED_CODES
     if not re.search(WANTING, said) and not is_killed:
         return None
     what = "it was killed, most likely for want of memory" if is_killed else "memory was not enough"

@@ -62,6 +62,15 @@ def settings(tmp_path_factory: pytest.TempPathFactory, logs: dict[str, Logs]) ->
     return settings
 
 
+@pytest.fixture
+def apart(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a copy of that home, which commands find as well."""
+    home = shutil.copytree(settings.home, tmp_path / "home")
+    (home / "source.json").write_text(json.dumps({"input": settings.input}))
+    monkeypatch.setenv("SGREC_HOME", str(home))
+    return settings.model_copy(update={"home": home})
+
+
 def published(settings: Settings, day: str, logs: Logs) -> Gate:
     """What the gate says of the tables that ingest makes of the logs; rows of items that are not there are lost."""
     known = {row["item_id"] for row in logs["catalogue"]}
@@ -254,44 +263,34 @@ def test_a_table_that_lost_earlier_nights_stops_the_night_that_makes_it_anew(
     assert gate.state == "finished", "each day was run again"
 
 
-def test_a_level_that_a_person_accepts_is_the_past_of_later_nights(
-    settings: Settings, logs: dict[str, Logs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = shutil.copytree(settings.home, tmp_path / "home")
-    (home / "source.json").write_text(json.dumps({"input": settings.input}))
-    monkeypatch.setenv("SGREC_HOME", str(home))
-    settings = settings.model_copy(update={"home": home})
+def test_a_level_that_a_person_accepts_is_the_past_of_later_nights(apart: Settings, logs: dict[str, Logs]) -> None:
     whole, fewer = (change(logs[DAYS[2]], logs[DAYS[1]]) for change in (lambda logs, _: logs, half))
     command = ["accept-night", "--day", DAYS[1], "--reason", "a market was closed"]
-    published(settings, DAYS[1], logs[DAYS[1]])
+    published(apart, DAYS[1], logs[DAYS[1]])
     refused = CliRunner().invoke(app, command)
     assert f"night {DAYS[1]} has no metric out of its band" in str(refused.exception)
-    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms
-    assert published(settings, DAYS[2], fewer).alarms, "the first day is all that it goes by"
+    assert published(apart, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms
+    assert published(apart, DAYS[2], fewer).alarms, "the first day is all that it goes by"
     done = CliRunner().invoke(app, command)
     assert f"night {DAYS[1]} was accepted by {login()}: a market was closed" in done.output, done.exception
-    assert alarms(Lake(settings.lake_root), DAYS[1], stages=["ingest_events"]) == []
-    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == [], "run again"
-    assert published(settings, DAYS[2], fewer).alarms == []
-    assert "events impression" in {alarm.name for alarm in published(settings, DAYS[2], whole).alarms}
+    assert alarms(Lake(apart.lake_root), DAYS[1], stages=["ingest_events"]) == []
+    assert published(apart, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == [], "run again"
+    assert published(apart, DAYS[2], fewer).alarms == []
+    assert "events impression" in {alarm.name for alarm in published(apart, DAYS[2], whole).alarms}
     # These figures were accepted, not whatever the day may hold.
-    others = {alarm.name for alarm in published(settings, DAYS[1], all_clicked(logs[DAYS[1]], logs[DAYS[0]])).alarms}
+    others = {alarm.name for alarm in published(apart, DAYS[1], all_clicked(logs[DAYS[1]], logs[DAYS[0]])).alarms}
     assert {"events impression", "events click"} <= others
-    assert published(settings, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == []
+    assert published(apart, DAYS[1], half(logs[DAYS[1]], logs[DAYS[0]])).alarms == []
 
 
 def test_later_nights_learn_from_an_amber_day_until_it_is_mended_or_accepted(
-    settings: Settings, logs: dict[str, Logs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    apart: Settings, logs: dict[str, Logs]
 ) -> None:
-    home = shutil.copytree(settings.home, tmp_path / "home")
-    (home / "source.json").write_text(json.dumps({"input": settings.input}))
-    monkeypatch.setenv("SGREC_HOME", str(home))
-    settings = settings.model_copy(update={"home": home})
-    lake = Lake(settings.lake_root)
+    lake = Lake(apart.lake_root)
     fewer = half(logs[DAYS[1]], logs[DAYS[0]])
-    published(settings, DAYS[1], fewer)
-    assert published(settings, DAYS[2], logs[DAYS[2]]).alarms == []
-    inherited = inherited_alarms(lake, settings, DAYS[2])
+    published(apart, DAYS[1], fewer)
+    assert published(apart, DAYS[2], logs[DAYS[2]]).alarms == []
+    inherited = inherited_alarms(lake, apart, DAYS[2])
     assert {alarm.day for alarm in inherited} == {DAYS[1]}
     assert {alarm.severity for alarm in inherited} == {"critical"}
     assert verdict(True, inherited) == "amber"
@@ -299,21 +298,21 @@ def test_later_nights_learn_from_an_amber_day_until_it_is_mended_or_accepted(
     assert said is not None
     assert said.startswith(f"learns from {DAYS[1]}, which is amber: raw_rows event ")
     assert said.endswith("; mend or accept that day")
-    assert inherited_alarms(lake, settings, DAYS[1]) == [], "its own"
+    assert inherited_alarms(lake, apart, DAYS[1]) == [], "its own"
     short = StateSettings(history_days=1), BusinessSettings(window_days=1)
-    later = settings.model_copy(update={"states": short[0], "business": short[1]})
+    later = apart.model_copy(update={"states": short[0], "business": short[1]})
     assert inherited_alarms(lake, later, DAYS[2]) == [], "it does not reach so far"
     refused = CliRunner().invoke(app, ["accept-night", "--day", DAYS[2], "--reason", "why"])
     assert f"it learns from {DAYS[1]}, which is amber" in str(refused.exception)
 
-    published(settings, DAYS[1], logs[DAYS[1]])
-    assert inherited_alarms(lake, settings, DAYS[2]) == [], "mended"
-    published(settings, DAYS[1], fewer)
-    assert inherited_alarms(lake, settings, DAYS[2])
+    published(apart, DAYS[1], logs[DAYS[1]])
+    assert inherited_alarms(lake, apart, DAYS[2]) == [], "mended"
+    published(apart, DAYS[1], fewer)
+    assert inherited_alarms(lake, apart, DAYS[2])
     CliRunner().invoke(app, ["accept-night", "--day", DAYS[1], "--reason", "a market was closed"])
-    assert inherited_alarms(lake, settings, DAYS[2]) == [], "accepted"
-    published(settings, DAYS[1], all_clicked(logs[DAYS[1]], logs[DAYS[0]]))
-    assert inherited_alarms(lake, settings, DAYS[2]), "that was not what was accepted"
+    assert inherited_alarms(lake, apart, DAYS[2]) == [], "accepted"
+    published(apart, DAYS[1], all_clicked(logs[DAYS[1]], logs[DAYS[0]]))
+    assert inherited_alarms(lake, apart, DAYS[2]), "that was not what was accepted"
 
 
 @pytest.mark.spark
